@@ -1,0 +1,375 @@
+"""`moesize.plan` and `moesize.show`: names in, typed answers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moesize._version import __version__
+from moesize.catalog import resolve_model
+from moesize.core.checkpoint import StoredEntry, published, with_scheme
+from moesize.core.deployment import Request
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
+from moesize.core.inventory import count_parameters
+from moesize.core.plan import (
+    KvSummary,
+    ModelSummary,
+    Plan,
+    QuantizationSummary,
+    Suggestion,
+    Warning_,
+)
+from moesize.core.quantization import FAMILY_WORDS, Plain, Scheme, find_scheme, resolve_family
+from moesize.core.units import parse_bytes, parse_count
+from moesize.core.verdict import judge
+from moesize.core.vllm import plan_vllm
+from moesize.engines import engine_profile
+from moesize.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from moesize.core.gpu import GpuSpec
+    from moesize.core.model_spec import ModelSpec
+
+# Accepted by the interface, planned by a later release: refused, never ignored.
+_NOT_YET = {
+    "offload_experts": "keeping experts on the host",
+    "cpu_offload_gib": "keeping weights on the host",
+    "draft": "a draft model",
+    "mtp": "speculation by MTP blocks",
+    "lora_rank": "LoRA adapters",
+    "max_loras": "LoRA adapters",
+}
+
+
+def plan(
+    model: str | ModelSpec,
+    *,
+    gpu: str | GpuSpec,
+    gpus: int | None = None,
+    quant: str = "checkpoint",
+    kv_dtype: str | None = None,
+    context: int | str | None = None,
+    concurrency: int | str | None = None,
+    engine: str = "vllm",
+    engine_version: str | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    dp: int | None = None,
+    ep: bool | None = None,
+    gpu_memory_utilization: float | None = None,
+    max_num_seqs: int | str | None = None,
+    max_num_batched_tokens: int | str | None = None,
+    enforce_eager: bool | None = None,
+    block_size: int | None = None,
+    kv_cache_memory: int | str | None = None,
+    engine_args: str | None = None,
+    online: bool = False,
+    suggest: bool = True,
+    **not_yet: Any,
+) -> Plan:
+    """Plan one replica of `model` on `gpus` GPUs; keyword names are the command's options.
+
+    Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
+    "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
+    """
+    _refuse_not_yet(not_yet)
+    spec, source = resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    device, count, notes = _device(gpu, gpus)
+    request = Request(
+        engine=_engine(engine),
+        engine_version=engine_version,
+        num_gpus=count,
+        tensor_parallel_size=tp,
+        pipeline_parallel_size=pp,
+        data_parallel_size=dp,
+        expert_parallel=ep,
+        context_tokens=_count(context),
+        concurrency=_count(concurrency),
+        kv_dtype=kv_dtype,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_num_seqs=_count(max_num_seqs),
+        max_num_batched_tokens=_count(max_num_batched_tokens),
+        enforce_eager=enforce_eager,
+        block_tokens=block_size,
+        kv_cache_bytes=_size(kv_cache_memory),
+    )
+    if engine_args:
+        from moesize.engine_args import apply_vllm_arguments
+
+        request, ignored = apply_vllm_arguments(request, engine_args)
+        notes += ignored
+    scheme, resolved = _scheme(quant, request.engine)
+    answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
+    if suggest and not answer.fits:
+        from moesize.suggestions import suggestions
+
+        found = suggestions(spec, source, scheme, device, request)
+        answer = replace(answer, suggestions=found)
+    return answer
+
+
+def make_plan(
+    spec: ModelSpec,
+    source: str,
+    scheme: Scheme | None,
+    resolved: str,
+    device: GpuSpec,
+    request: Request,
+    *,
+    notes: tuple[Warning_, ...] = (),
+) -> Plan:
+    """Plan with everything already looked up; `scheme` None = as published. Fast enough to sweep."""
+    profile = engine_profile(request.engine, request.engine_version)
+    stored = stored_entries(spec, scheme, request.engine)
+    answer = plan_vllm(spec, stored, device, request, profile.constants, profile.version)
+    warnings = list(notes)
+    if profile.is_newer_than_known:
+        warnings.append(
+            Warning_(
+                code="engine-version",
+                message=f"vLLM {profile.version} is newer than what is known; planned by the newest known rules",
+            )
+        )
+    _check_capability(scheme, device)
+    from moesize.costs import compute_object, performance_object
+
+    compute = compute_object(spec, stored, device, answer)
+    return Plan(
+        model=_model_summary(spec, source),
+        quantization=_quantization_summary(spec, scheme, resolved, stored),
+        deployment=answer.deployment,
+        defaulted=answer.defaulted,
+        gpus=answer.ledgers,
+        kv_cache=answer.kv,
+        compute=compute,
+        performance=performance_object(spec, stored, device, answer, compute),
+        verdict=judge(answer, device),
+        warnings=(*warnings, *answer.warnings),
+        version=__version__,
+    )
+
+
+def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple[StoredEntry, ...]:
+    """Entries with their formats, as published or as a scheme would make them."""
+    if scheme is not None:
+        if scheme.is_gguf:
+            raise UnsupportedError(
+                f"{scheme.name} is a llama.cpp format; {engine} is planned without GGUF",
+                "use --quant 4bit, awq-4bit or fp8 with vLLM; `moesize show MODEL --quant "
+                f"{scheme.name}` gives the file size",
+            )
+        return with_scheme(spec, scheme, engine)
+    if spec.quantization is None and spec.dtype == "float32":
+        # vLLM 0.32.0 config/model.py: a float32 checkpoint is served in bfloat16.
+        return with_scheme(spec, find_scheme("bf16"), engine)
+    return published(spec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """What `moesize show` says."""
+
+    spec: ModelSpec
+    model: ModelSummary
+    quantization: QuantizationSummary
+    kv_bytes_per_token: int
+    kv_window_bytes: int
+    kv_recurrent_bytes: int
+    kv_dtype: str
+    stored_bytes: int
+    stored: tuple[StoredEntry, ...]
+
+    def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
+        """The JSON document `moesize.model/1`."""
+        document: dict[str, Any] = {
+            "schema": "moesize.model/1",
+            "moesize_version": __version__,
+            "model": self.model.to_dict(),
+            "quantization": self.quantization.to_dict(),
+            "kv_cache": {
+                "bytes_per_token": self.kv_bytes_per_token,
+                "state_bytes_per_sequence": self.kv_window_bytes + self.kv_recurrent_bytes,
+                "window_bytes": self.kv_window_bytes,
+                "recurrent_bytes": self.kv_recurrent_bytes,
+                "dtype": self.kv_dtype,
+            },
+            "checkpoint": {"stored_bytes": self.stored_bytes},
+        }
+        if tensors:
+            document["tensors"] = self.tensor_rows()
+        return document
+
+    def tensor_rows(self) -> list[dict[str, Any]]:
+        """One row for each entry of the inventory, as it is stored."""
+        from moesize.core.naming import tensor_name
+
+        return [
+            {
+                "name": item.entry.name
+                or tensor_name(self.spec.naming, item.entry.tensor.role, item.entry.section),
+                "role": item.entry.tensor.role,
+                "section": item.entry.section,
+                "shape": list(item.entry.tensor.shape),
+                "copies_per_layer": item.entry.tensor.copies,
+                "layers": len(item.entry.layers),
+                "elements": item.entry.elements,
+                "format": describe_format(item.weight_format) or item.dtype,
+                "bytes": item.file_bytes,
+            }
+            for item in self.stored
+        ]
+
+
+def show(
+    model: str | ModelSpec,
+    *,
+    quant: str = "checkpoint",
+    kv_dtype: str | None = None,
+    online: bool = False,
+) -> ModelReport:
+    """What a model is, in a quantization and KV dtype. Raises MoesizeError."""
+    from moesize.core.kv_cache import sequence_cost
+
+    spec, source = resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    scheme, resolved = _scheme(quant, "vllm")
+    original = published(spec)
+    if scheme is None:
+        stored = original
+    elif scheme.is_gguf:
+        from moesize.gguf_view import gguf_entries
+
+        stored = gguf_entries(spec, scheme)
+    else:
+        stored = with_scheme(spec, scheme)
+    cost = sequence_cost(spec, kv_dtype or "auto")
+    return ModelReport(
+        spec=spec,
+        model=_model_summary(spec, source),
+        quantization=_quantization_summary(spec, scheme, resolved, stored),
+        kv_bytes_per_token=cost.bytes_per_token,
+        kv_window_bytes=cost.window_bytes,
+        kv_recurrent_bytes=cost.recurrent_bytes,
+        kv_dtype=cost.dtype,
+        stored_bytes=sum(item.file_bytes for item in original),
+        stored=stored,
+    )
+
+
+def describe_format(weight_format: object | None) -> str:
+    """A weight format in a few words; empty for plain elements."""
+    if weight_format is None or isinstance(weight_format, Plain):
+        return ""
+    from dataclasses import fields
+
+    name = type(weight_format).__name__
+    facts = [
+        f"{item.name}={getattr(weight_format, item.name)}"
+        for item in fields(weight_format)  # type: ignore[arg-type]
+        if item.name in ("bits", "group_size", "block_rows", "block_cols", "nested")
+    ]
+    return f"{name}({', '.join(facts)})" if facts else name
+
+
+def _refuse_not_yet(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _NOT_YET:
+            raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
+        if value is not None:
+            raise UnsupportedError(
+                f"--{name.replace('_', '-')}: {_NOT_YET[name]} is not planned yet",
+                "leave the option out; the answer then holds for the model without it",
+            )
+
+
+def _engine(name: str) -> str:
+    known = name.strip().lower()
+    if known in ("sglang", "llama.cpp", "llamacpp", "transformers"):
+        raise UnsupportedError(
+            f"engine {name!r} is not planned yet", "`moesize engines` lists what is"
+        )
+    return known
+
+
+def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[Warning_, ...]]:
+    if not isinstance(gpu, str):
+        return gpu, gpus or 1, ()
+    if gpu.strip().lower() == "local":
+        from moesize.local_gpus import local_gpu
+
+        name, found = local_gpu()
+        match = find_gpu(name, kind="driver")
+        return match.spec, gpus or found, ()
+    match = find_gpu(gpu)
+    notes = (Warning_(code="gpu", message=match.note),) if match.note else ()
+    return match.spec, gpus or match.count or 1, notes
+
+
+def _scheme(quant: str, engine: str) -> tuple[Scheme | None, str]:
+    key = quant.strip().lower()
+    if key in ("checkpoint", "auto", ""):
+        return None, ""
+    if key in FAMILY_WORDS:
+        choice = resolve_family(key, engine)
+        return choice.scheme, choice.reason
+    return find_scheme(quant), ""
+
+
+def _count(value: int | str | None) -> int | None:
+    return parse_count(value) if isinstance(value, str) else value
+
+
+def _size(value: int | str | None) -> int | None:
+    if isinstance(value, str):
+        return int(value) if value.isdigit() else parse_bytes(value)
+    if value is not None and value < 0:
+        raise InvalidInputError(f"a size of {value} bytes makes no sense")
+    return value
+
+
+def _check_capability(scheme: Scheme | None, device: GpuSpec) -> None:
+    if scheme is None or scheme.min_compute_capability is None or not device.compute_capability:
+        return
+    major, _, minor = device.compute_capability.partition(".")
+    if (int(major), int(minor or 0)) < scheme.min_compute_capability:
+        needed = ".".join(map(str, scheme.min_compute_capability))
+        raise InvalidDeploymentError(
+            f"vLLM runs {scheme.name} on compute capability {needed} or later; "
+            f"{device.name} has {device.compute_capability}",
+            "`moesize quants` lists what each scheme needs",
+        )
+
+
+def _model_summary(spec: ModelSpec, source: str) -> ModelSummary:
+    return ModelSummary(
+        id=spec.id,
+        title=spec.title,
+        source=source,
+        params=count_parameters(spec),
+        params_exact=spec.source.total_elements is not None,
+        num_layers=spec.num_layers,
+        max_context=spec.max_context,
+        notes=spec.notes,
+    )
+
+
+def _quantization_summary(
+    spec: ModelSpec, scheme: Scheme | None, resolved: str, stored: tuple[StoredEntry, ...]
+) -> QuantizationSummary:
+    loaded = [item for item in stored if item.entry.section not in ("mtp", "stored")]
+    if scheme is not None:
+        name, words = scheme.name, scheme.title
+    elif spec.quantization is not None:
+        name, words = "checkpoint", f"as published: {spec.quantization.method}"
+    else:
+        name, words = "checkpoint", f"as published: {spec.dtype}"
+    return QuantizationSummary(
+        scheme=name,
+        format=words,
+        weight_bytes=sum(item.file_bytes for item in loaded),
+        scale_bytes=sum(item.scale_bytes for item in loaded),
+        elements=sum(item.entry.elements for item in loaded),
+        resolved=resolved,
+    )
+
+
+__all__ = ["KvSummary", "ModelReport", "Suggestion", "make_plan", "plan", "show"]

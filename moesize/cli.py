@@ -1,0 +1,403 @@
+"""Commands: flags in, exit code out. No arithmetic, and nothing heavy imported before it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from moesize._version import __version__
+from moesize.core.errors import InvalidInputError, MoesizeError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_YES, EXIT_NO, EXIT_WRONG_QUESTION, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line and return its exit code; no traceback for foreseeable trouble."""
+    as_json = _wants_json(argv)
+    try:
+        code = main.main(args=argv, prog_name="moesize", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_YES
+    except MoesizeError as error:
+        return _report(error.kind, error.message, error.hint, error.exit_code, as_json)
+    except click.UsageError as error:
+        hint = error.ctx.command_path + " --help" if error.ctx is not None else "moesize --help"
+        message = error.format_message().rstrip(".")
+        return _report("usage", message, f"see `{hint}`", EXIT_WRONG_QUESTION, as_json)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_YES
+
+
+def _report(kind: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:
+    message, hint = _one_line(message), _one_line(hint)
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}, indent=2))
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"\nhint: {hint}", file=sys.stderr)
+    return exit_code
+
+
+def _one_line(text: str) -> str:
+    # Names and files come from strangers; control characters must not reach a terminal.
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def _wants_json(argv: list[str]) -> bool:
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    return any(a == "--format=json" or (a in ("--format", "-f") and b == "json") for a, b in pairs)
+
+
+class _Group(click.Group):
+    """Suggests near command names, and lists commands in the order of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self.commands, n=2)
+            text = f"no command {name[:60]!r}"
+            raise click.UsageError(
+                text + (f"; did you mean {' or '.join(near)}?" if near else ""), ctx=ctx
+            )
+        return super().resolve_command(ctx, args)
+
+
+class _PanelCommand(click.Command):
+    """Shows its options in panels (Model, GPUs, Workload, ...) and runnable examples last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(param, "panel", "Other")
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+class _Option(click.Option):
+    """An option that knows its help panel."""
+
+    def __init__(self, *args: Any, panel: str = "Other", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.panel = panel
+
+
+def _option(panel: str, *names: str, **kwargs: Any) -> Callable[[Command], Command]:
+    return click.option(*names, cls=_Option, panel=panel, **kwargs)
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(function: Command) -> Command:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS, invoke_without_command=True)
+@click.version_option(__version__, "-V", "--version", message="moesize %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Does this model fit that GPU, what fills the memory, what does a token cost, and what would
+    fit instead.
+
+    \b
+    moesize plan mixtral-8x7b --gpu a10g --quant 4bit
+    moesize show deepseek-v3
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def _format_option(*choices: str) -> Callable[[Command], Command]:
+    return _option(
+        "Output",
+        "--format",
+        "-f",
+        "output",
+        type=click.Choice(choices),
+        default=choices[0],
+        help="How to print the answer.",
+        show_default=True,
+    )
+
+
+_MODEL = click.argument("model")
+_ONLINE = _option("Model", "--online", is_flag=True, help="Ask the hub even for catalogue models.")
+_QUANT = _option(
+    "Model",
+    "--quant",
+    "--quantization",
+    "-q",
+    "quant",
+    default="checkpoint",
+    metavar="Q",
+    help="Scheme (awq-4bit, fp8, ...), 4bit, 8bit, or checkpoint: as published.",
+    show_default=True,
+)
+_KV_DTYPE = _option(
+    "Workload", "--kv-dtype", "--kv-cache-dtype", "kv_dtype", metavar="D", help="auto, fp8, ..."
+)
+
+_PLAN_OPTIONS = _options(
+    _option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", required=True,
+            help="a10g, h100, \"NVIDIA L4\", g5.12xlarge, 24GiB, local, ..."),
+    _option("GPUs", "--gpus", "-n", "gpus", type=click.IntRange(1, 4096), metavar="N",
+            help="How many; default 1, or what an instance has."),
+    _QUANT,
+    _ONLINE,
+    _option("Workload", "--context", "--max-model-len", "-c", "context", metavar="N",
+            help="Tokens of one sequence (32k); default: the model's longest."),
+    _option("Workload", "--concurrency", "concurrency", metavar="N",
+            help="Sequences held at once; default 1."),
+    _KV_DTYPE,
+    _option("Engine", "--engine", "engine", default="vllm", metavar="E", show_default=True,
+            help="Inference engine."),
+    _option("Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."),
+    _option("Engine", "--tp", "--tensor-parallel-size", "tp", type=click.IntRange(1, 1024),
+            metavar="N", help="Tensor parallel; default: all GPUs."),
+    _option("Engine", "--pp", "--pipeline-parallel-size", "pp", type=click.IntRange(1, 1024),
+            metavar="N", help="Pipeline stages."),
+    _option("Engine", "--dp", "--data-parallel-size", "dp", type=click.IntRange(1, 1024),
+            metavar="N", help="Data-parallel replicas."),
+    _option("Engine", "--ep/--no-ep", "--enable-expert-parallel/--no-enable-expert-parallel", "ep",
+            default=None, help="Whole experts per GPU instead of slices."),
+    _option("Engine", "--gpu-memory-utilization", "gpu_memory_utilization", type=float,
+            metavar="F", help="Share of the GPU the engine allows itself."),
+    _option("Engine", "--max-num-seqs", "max_num_seqs", metavar="N", help="Sequences per step."),
+    _option("Engine", "--max-num-batched-tokens", "max_num_batched_tokens", metavar="N",
+            help="Tokens per step."),
+    _option("Engine", "--enforce-eager", "enforce_eager", is_flag=True, default=None,
+            help="No CUDA graphs."),
+    _option("Engine", "--block-size", "block_size", type=click.IntRange(1, 1 << 20), metavar="N",
+            help="Tokens of a KV block."),
+    _option("Engine", "--kv-cache-memory", "kv_cache_memory", metavar="SIZE",
+            help="KV bytes per GPU instead of the budget arithmetic."),
+    _option("Engine", "--offload-experts", "offload_experts", metavar="N|all", help="Experts kept on the host."),
+    _option("Engine", "--cpu-offload-gib", "--cpu-offload-gb", "cpu_offload_gib", type=float, metavar="F",
+            help="Weights kept on the host."),
+    _option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model."),
+    _option("Engine", "--mtp", "mtp", type=click.IntRange(1, 64), metavar="N", help="Guessed tokens by MTP blocks."),
+    _option("Engine", "--lora-rank", "--max-lora-rank", "lora_rank", type=click.IntRange(1, 1024), metavar="R", help="Adapter rank."),
+    _option("Engine", "--max-loras", "max_loras", type=click.IntRange(1, 4096), metavar="N", help="Adapters at once."),
+    _option("Engine", "--engine-args", "engine_args", metavar='"..."',
+            help="The engine's own flags, verbatim."),
+    _format_option("table", "json", "markdown", "csv"),
+    _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
+    _option("Output", "--quiet", is_flag=True, help="The verdict line only."),
+)
+
+
+@main.command(cls=_PanelCommand)
+@_MODEL
+@_PLAN_OPTIONS
+def plan(
+    model: str, output: str, explain: bool, quiet: bool, **options: Any
+) -> int:
+    """Does MODEL fit these GPUs, what uses the memory, and what would fit instead.
+
+    MODEL is a catalogue name, a hub id, a folder, a config.json or a model-spec YAML.
+
+    \b
+    moesize plan mixtral-8x7b --gpu a10g --quant 4bit
+    moesize plan deepseek-v3 --gpu h200 --gpus 8 --context 32k --format json
+    """
+    from moesize.api import plan as make_plan
+
+    answer = make_plan(model, **options)
+    if quiet:
+        from moesize.renderers.text import verdict_line
+
+        print(verdict_line(answer))
+    elif output == "json":
+        print(json.dumps(answer.to_dict(), indent=2))
+    elif output == "markdown":
+        from moesize.renderers.markdown import plan_markdown
+
+        print(plan_markdown(answer, explain=explain))
+    elif output == "csv":
+        from moesize.renderers.text import plan_csv
+
+        print(plan_csv(answer), end="")
+    else:
+        from moesize.renderers.table import print_plan
+
+        print_plan(answer, explain=explain)
+    return EXIT_YES if answer.fits else EXIT_NO
+
+
+@main.command(cls=_PanelCommand)
+@_MODEL
+@_options(
+    _QUANT,
+    _ONLINE,
+    _KV_DTYPE,
+    _format_option("table", "json"),
+    _option("Output", "--tensors", is_flag=True, help="List every tensor."),
+)
+def show(model: str, output: str, tensors: bool, **options: Any) -> int:
+    """What MODEL is: parameters by role, active parameters, KV bytes per token, layers.
+
+    \b
+    moesize show qwen3-30b-a3b
+    moesize show deepseek-v3 --tensors --format json
+    """
+    from moesize.api import show as make_report
+
+    report = make_report(model, **options)
+    if output == "json":
+        print(json.dumps(report.to_dict(tensors=tensors), indent=2))
+    else:
+        from moesize.renderers.table import print_model
+
+        print_model(report, tensors=tensors)
+    return EXIT_YES
+
+
+@main.command(cls=_PanelCommand)
+@click.argument("word", required=False)
+@_format_option("table", "json")
+def models(word: str | None, output: str) -> int:
+    """The models of the catalogue; WORD filters by name.
+
+    \b
+    moesize models
+    moesize models qwen --format json
+    """
+    from moesize.catalog import list_models
+
+    return _print_list("models", list_models(word), word, output)
+
+
+@main.command(cls=_PanelCommand)
+@click.argument("word", required=False)
+@_format_option("table", "json")
+def gpus(word: str | None, output: str) -> int:
+    """The GPUs of the catalogue; WORD filters by name.
+
+    \b
+    moesize gpus
+    moesize gpus h100 --format json
+    """
+    from moesize.listings import gpu_rows
+
+    return _print_list("gpus", gpu_rows(word), word, output)
+
+
+@main.command(cls=_PanelCommand)
+@click.argument("word", required=False)
+@_format_option("table", "json")
+def quants(word: str | None, output: str) -> int:
+    """The quantization schemes, what they leave out, and what they cost.
+
+    \b
+    moesize quants
+    moesize quants Q4 --format json
+    """
+    from moesize.listings import quant_rows
+
+    return _print_list("quants", quant_rows(word), word, output)
+
+
+@main.command(cls=_PanelCommand)
+@_format_option("table", "json")
+def engines(output: str) -> int:
+    """The inference engines that can be planned, and their versions.
+
+    \b
+    moesize engines
+    moesize engines --format json
+    """
+    from moesize.listings import engine_rows
+
+    return _print_list("engines", engine_rows(), None, output)
+
+
+def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output: str) -> int:
+    if output == "json":
+        print(json.dumps({"schema": f"moesize.{what}/1", what: rows}, indent=2))
+        return EXIT_YES if rows else EXIT_NO
+    if not rows:
+        print(f"no {what} match {_one_line(word or '')!r}")
+        return EXIT_NO
+    from moesize.renderers.table import print_rows
+
+    print_rows(what, rows)
+    return EXIT_YES
+
+
+@main.command("import", cls=_PanelCommand)
+@click.argument("source")
+@_options(
+    _option("Output", "--output", "-o", "target", type=click.Path(), help="File to write; default: stdout."),
+    _option("Model", "--id", "spec_id", help="Catalogue id of the new spec."),
+    _ONLINE,
+)
+def import_(source: str, target: str | None, spec_id: str | None, online: bool) -> int:
+    """Write a model spec (YAML) from a hub id, a checkpoint folder or a config.json.
+
+    \b
+    moesize import ./config.json
+    moesize import org/model --output my-model.yaml
+    """
+    from moesize.importer import spec_yaml, write_spec
+
+    text = spec_yaml(source, spec_id=spec_id, online=online)
+    if target is None:
+        print(text, end="")
+    else:
+        write_spec(target, text)
+        print(f"wrote {target}", file=sys.stderr)
+    return EXIT_YES
+
+
+@main.command(cls=_PanelCommand)
+@click.argument("document")
+def schema(document: str) -> int:
+    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines.
+
+    \b
+    moesize schema plan
+    moesize schema spec
+    """
+    from moesize.schemas import find_schema
+
+    print(json.dumps(find_schema(document), indent=2))
+    return EXIT_YES
+
+
+def read_engine_args(text: str) -> list[str]:
+    """Split the text of --engine-args as a shell would. Raises InvalidInputError."""
+    import shlex
+
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error

@@ -1,0 +1,516 @@
+"""Names of tensors in published checkpoints, by family.
+
+Needed to apply a checkpoint's list of unquantized modules, to show tensors to people, and to find
+them in files. `{layer}` and `{expert}` stand for indices. A family overrides what differs from
+the names most families share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+_DEFAULT = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "attention.gate": "self_attn.g_proj",
+    "attention.sinks": "self_attn.sinks",
+    "attention.q_a": "self_attn.q_a_proj",
+    "attention.q_b": "self_attn.q_b_proj",
+    "attention.kv_a": "self_attn.kv_a_proj_with_mqa",
+    "attention.kv_b": "self_attn.kv_b_proj",
+    "attention.indexer.q_b": "self_attn.indexer.wq_b",
+    "attention.indexer.k": "self_attn.indexer.wk",
+    "attention.indexer.weights": "self_attn.indexer.weights_proj",
+    "attention.indexer.q": "self_attn.index_q_proj",
+    "norms.indexer_k": "self_attn.indexer.k_norm",
+    "norms.indexer_q": "self_attn.indexer.q_norm",
+    "norms.q": "self_attn.q_norm",
+    "norms.k": "self_attn.k_norm",
+    "norms.q_a": "self_attn.q_a_layernorm",
+    "norms.kv_a": "self_attn.kv_a_layernorm",
+    "attention.linear.qkv": "linear_attn.in_proj_qkv",
+    "attention.linear.z": "linear_attn.in_proj_z",
+    "attention.linear.a": "linear_attn.in_proj_a",
+    "attention.linear.b": "linear_attn.in_proj_b",
+    "attention.linear.qkvz": "linear_attn.in_proj_qkvz",
+    "attention.linear.ba": "linear_attn.in_proj_ba",
+    "attention.linear.conv": "linear_attn.conv1d",
+    "attention.linear.dt_bias": "linear_attn.dt_bias",
+    "attention.linear.a_log": "linear_attn.A_log",
+    "attention.linear.out": "linear_attn.out_proj",
+    "norms.linear": "linear_attn.norm",
+    "dense_mlp.gate": "mlp.gate_proj",
+    "dense_mlp.up": "mlp.up_proj",
+    "dense_mlp.down": "mlp.down_proj",
+    "router.weight": "mlp.gate",
+    "router.bias": "mlp.gate.e_score_correction_bias",
+    "router.hash": "mlp.gate.tid2eid",
+    "routed_experts.gate": "mlp.experts.{expert}.gate_proj",
+    "routed_experts.up": "mlp.experts.{expert}.up_proj",
+    "routed_experts.down": "mlp.experts.{expert}.down_proj",
+    "shared_experts.gate": "mlp.shared_experts.gate_proj",
+    "shared_experts.up": "mlp.shared_experts.up_proj",
+    "shared_experts.down": "mlp.shared_experts.down_proj",
+    "shared_experts.sigmoid_gate": "mlp.shared_expert_gate",
+    "norms.hidden": "{norm}",
+    "other.mtp_projection": "eh_proj",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """Where a family keeps its tensors.
+
+    layers   prefix of a decoder layer; mtp_layers of an MTP layer (empty = goes on counting)
+    roles    module name by role, relative to the layer, where it differs from the common ones; a
+             leading "/" makes it a full name
+    bare     roles whose tensor has no `.weight` behind the module name
+    norms    the norms over the hidden size of a full layer, in order (role `norms.hidden`)
+    """
+
+    layers: str = "model.layers.{layer}."
+    encoder_layers: str = "encoder.layers.{layer}."
+    mtp_layers: str = ""
+    tokens: str = "model.embed_tokens"
+    head: str = "lm_head"
+    final_norm: str = "model.norm"
+    roles: dict[str, str] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+
+
+_BARE = frozenset(
+    {
+        "attention.sinks",
+        "attention.linear.dt_bias",
+        "attention.linear.a_log",
+        "attention.linear.d",
+        "router.bias",
+        "router.hash",
+    }
+)
+
+def _mamba2_names(module: str) -> dict[str, str]:
+    """Names inside a Mamba or Mamba-2 mixer, which all families share; B and C are part of `in`."""
+    return {
+        "attention.linear.in": f"{module}.in_proj",
+        "attention.linear.in_groups": f"{module}.in_proj",
+        "attention.linear.conv": f"{module}.conv1d",
+        "attention.linear.conv_groups": f"{module}.conv1d",
+        "attention.linear.x": f"{module}.x_proj",
+        "attention.linear.dt": f"{module}.dt_proj",
+        "attention.linear.dt_bias": f"{module}.dt_bias",
+        "attention.linear.a_log": f"{module}.A_log",
+        "attention.linear.d": f"{module}.D",
+        "attention.linear.out": f"{module}.out_proj",
+        "norms.linear": f"{module}.norm",
+    }
+
+
+_QWEN_HYBRID = {
+    "shared_experts.gate": "mlp.shared_expert.gate_proj",
+    "shared_experts.up": "mlp.shared_expert.up_proj",
+    "shared_experts.down": "mlp.shared_expert.down_proj",
+    "other.mtp_projection": "/mtp.fc",
+}
+
+_LFM2 = {
+    "attention.o": "self_attn.out_proj",
+    "norms.q": "self_attn.q_layernorm",
+    "norms.k": "self_attn.k_layernorm",
+    "attention.linear.in": "conv.in_proj",
+    "attention.linear.conv": "conv.conv",
+    "attention.linear.out": "conv.out_proj",
+    "dense_mlp.gate": "feed_forward.w1",
+    "dense_mlp.up": "feed_forward.w3",
+    "dense_mlp.down": "feed_forward.w2",
+}
+
+# One entry per family whose names differ; the reader of the family names it in ModelSpec.naming.
+NAMES: dict[str, Naming] = {
+    "default": Naming(),
+    "mixtral": Naming(
+        roles={
+            "router.weight": "block_sparse_moe.gate",
+            "routed_experts.gate": "block_sparse_moe.experts.{expert}.w1",
+            "routed_experts.up": "block_sparse_moe.experts.{expert}.w3",
+            "routed_experts.down": "block_sparse_moe.experts.{expert}.w2",
+        }
+    ),
+    "qwen2_moe": Naming(
+        roles={
+            "shared_experts.gate": "mlp.shared_expert.gate_proj",
+            "shared_experts.up": "mlp.shared_expert.up_proj",
+            "shared_experts.down": "mlp.shared_expert.down_proj",
+        }
+    ),
+    "granitemoe": Naming(
+        roles={
+            "router.weight": "block_sparse_moe.router.layer",
+            "routed_experts.gate": "block_sparse_moe.input_linear",
+            "routed_experts.up": "block_sparse_moe.input_linear",
+            "routed_experts.down": "block_sparse_moe.output_linear",
+            "shared_experts.gate": "shared_mlp.input_linear",
+            "shared_experts.up": "shared_mlp.input_linear",
+            "shared_experts.down": "shared_mlp.output_linear",
+        }
+    ),
+    "dbrx": Naming(
+        layers="transformer.blocks.{layer}.",
+        tokens="transformer.wte",
+        final_norm="transformer.norm_f",
+        roles={
+            "attention.q": "norm_attn_norm.attn.Wqkv",
+            "attention.k": "norm_attn_norm.attn.Wqkv",
+            "attention.v": "norm_attn_norm.attn.Wqkv",
+            "attention.o": "norm_attn_norm.attn.out_proj",
+            "router.weight": "ffn.router.layer",
+            "routed_experts.gate": "ffn.experts.mlp.w1",
+            "routed_experts.up": "ffn.experts.mlp.v1",
+            "routed_experts.down": "ffn.experts.mlp.w2",
+        },
+        bare=frozenset({"routed_experts.gate", "routed_experts.up", "routed_experts.down"}),
+    ),
+    "minimax_m2": Naming(
+        roles={
+            "router.weight": "block_sparse_moe.gate",
+            "router.bias": "block_sparse_moe.e_score_correction_bias",
+            "routed_experts.gate": "block_sparse_moe.experts.{expert}.w1",
+            "routed_experts.up": "block_sparse_moe.experts.{expert}.w3",
+            "routed_experts.down": "block_sparse_moe.experts.{expert}.w2",
+        }
+    ),
+    "minimax_m3": Naming(
+        layers="language_model.model.layers.{layer}.",
+        tokens="language_model.model.embed_tokens",
+        head="language_model.lm_head",
+        final_norm="language_model.model.norm",
+        roles={
+            "attention.indexer.q": "self_attn.index_q_proj",
+            "attention.indexer.k": "self_attn.index_k_proj",
+            "norms.indexer_q": "self_attn.index_q_norm",
+            "norms.indexer_k": "self_attn.index_k_norm",
+            "router.weight": "block_sparse_moe.gate",
+            "router.bias": "block_sparse_moe.e_score_correction_bias",
+            "routed_experts.gate": "block_sparse_moe.experts.{expert}.w1",
+            "routed_experts.up": "block_sparse_moe.experts.{expert}.w3",
+            "routed_experts.down": "block_sparse_moe.experts.{expert}.w2",
+            "shared_experts.gate": "block_sparse_moe.shared_experts.gate_proj",
+            "shared_experts.up": "block_sparse_moe.shared_experts.up_proj",
+            "shared_experts.down": "block_sparse_moe.shared_experts.down_proj",
+        },
+    ),
+    "minimax": Naming(
+        roles={
+            "attention.linear.qkv": "self_attn.qkv_proj",
+            "attention.linear.g": "self_attn.output_gate",
+            "attention.linear.out": "self_attn.out_proj",
+            "norms.linear": "self_attn.norm",
+            "router.weight": "block_sparse_moe.gate",
+            "routed_experts.gate": "block_sparse_moe.experts.{expert}.w1",
+            "routed_experts.up": "block_sparse_moe.experts.{expert}.w3",
+            "routed_experts.down": "block_sparse_moe.experts.{expert}.w2",
+        }
+    ),
+    "gpt_oss": Naming(
+        roles={
+            "router.weight": "mlp.router",
+            "router.bias": "mlp.router.bias",
+            "routed_experts.gate": "mlp.experts.gate_up_proj",
+            "routed_experts.up": "mlp.experts.gate_up_proj",
+            "routed_experts.down": "mlp.experts.down_proj",
+        },
+        bare=frozenset({"routed_experts.gate", "routed_experts.up", "routed_experts.down"}),
+    ),
+    "llama4": Naming(
+        layers="language_model.model.layers.{layer}.",
+        tokens="language_model.model.embed_tokens",
+        head="language_model.lm_head",
+        final_norm="language_model.model.norm",
+        roles={
+            "router.weight": "feed_forward.router",
+            "routed_experts.gate": "feed_forward.experts.gate_up_proj",
+            "routed_experts.up": "feed_forward.experts.gate_up_proj",
+            "routed_experts.down": "feed_forward.experts.down_proj",
+            "shared_experts.gate": "feed_forward.shared_expert.gate_proj",
+            "shared_experts.up": "feed_forward.shared_expert.up_proj",
+            "shared_experts.down": "feed_forward.shared_expert.down_proj",
+            "dense_mlp.gate": "feed_forward.gate_proj",
+            "dense_mlp.up": "feed_forward.up_proj",
+            "dense_mlp.down": "feed_forward.down_proj",
+        },
+        bare=frozenset({"routed_experts.gate", "routed_experts.up", "routed_experts.down"}),
+    ),
+    "deepseek_v4": Naming(
+        layers="layers.{layer}.",
+        mtp_layers="mtp.{layer}.",
+        tokens="embed",
+        head="head",
+        final_norm="norm",
+        roles={
+            "attention.q_a": "attn.wq_a",
+            "attention.q_b": "attn.wq_b",
+            "attention.kv": "attn.wkv",
+            "attention.o_a": "attn.wo_a",
+            "attention.o_b": "attn.wo_b",
+            "attention.sinks": "attn.attn_sink",
+            "norms.q_a": "attn.q_norm",
+            "norms.kv_a": "attn.kv_norm",
+            "attention.compressor.kv": "attn.compressor.wkv",
+            "attention.compressor.gate": "attn.compressor.wgate",
+            "attention.compressor.ape": "attn.compressor.ape",
+            "norms.compressor": "attn.compressor.norm",
+            "attention.indexer.q_b": "attn.indexer.wq_b",
+            "attention.indexer.weights": "attn.indexer.weights_proj",
+            "attention.indexer.compressor.kv": "attn.indexer.compressor.wkv",
+            "attention.indexer.compressor.gate": "attn.indexer.compressor.wgate",
+            "attention.indexer.compressor.ape": "attn.indexer.compressor.ape",
+            "norms.indexer.compressor": "attn.indexer.compressor.norm",
+            "router.weight": "ffn.gate",
+            "router.bias": "ffn.gate.bias",
+            "router.hash": "ffn.gate.tid2eid",
+            "routed_experts.gate": "ffn.experts.{expert}.w1",
+            "routed_experts.up": "ffn.experts.{expert}.w3",
+            "routed_experts.down": "ffn.experts.{expert}.w2",
+            "shared_experts.gate": "ffn.shared_experts.w1",
+            "shared_experts.up": "ffn.shared_experts.w3",
+            "shared_experts.down": "ffn.shared_experts.w2",
+            "other.hc_attn_fn": "hc_attn_fn",
+            "other.hc_attn_base": "hc_attn_base",
+            "other.hc_attn_scale": "hc_attn_scale",
+            "other.hc_ffn_fn": "hc_ffn_fn",
+            "other.hc_ffn_base": "hc_ffn_base",
+            "other.hc_ffn_scale": "hc_ffn_scale",
+            "other.hc_head_fn": "hc_head_fn",
+            "other.hc_head_base": "hc_head_base",
+            "other.hc_head_scale": "hc_head_scale",
+        },
+        bare=frozenset(
+            {
+                "attention.compressor.ape",
+                "attention.indexer.compressor.ape",
+                "other.hc_attn_fn",
+                "other.hc_attn_base",
+                "other.hc_attn_scale",
+                "other.hc_ffn_fn",
+                "other.hc_ffn_base",
+                "other.hc_ffn_scale",
+                "other.hc_head_fn",
+                "other.hc_head_base",
+                "other.hc_head_scale",
+            }
+        ),
+    ),
+    "kimi_linear": Naming(
+        roles={
+            "attention.linear.q": "self_attn.q_proj",
+            "attention.linear.k": "self_attn.k_proj",
+            "attention.linear.v": "self_attn.v_proj",
+            "attention.linear.q_conv": "self_attn.q_conv1d",
+            "attention.linear.k_conv": "self_attn.k_conv1d",
+            "attention.linear.v_conv": "self_attn.v_conv1d",
+            "attention.linear.f_a": "self_attn.f_a_proj",
+            "attention.linear.f_b": "self_attn.f_b_proj",
+            "attention.linear.dt_bias": "self_attn.dt_bias",
+            "attention.linear.a_log": "self_attn.A_log",
+            "attention.linear.b": "self_attn.b_proj",
+            "attention.linear.g": "self_attn.g_proj",
+            "attention.linear.g_a": "self_attn.g_a_proj",
+            "attention.linear.g_b": "self_attn.g_b_proj",
+            "attention.linear.out": "self_attn.o_proj",
+            "norms.linear": "self_attn.o_norm",
+            "router.weight": "block_sparse_moe.gate",
+            "router.bias": "block_sparse_moe.gate.e_score_correction_bias",
+            "routed_experts.gate": "block_sparse_moe.experts.{expert}.w1",
+            "routed_experts.up": "block_sparse_moe.experts.{expert}.w3",
+            "routed_experts.down": "block_sparse_moe.experts.{expert}.w2",
+            "shared_experts.gate": "block_sparse_moe.shared_experts.gate_proj",
+            "shared_experts.up": "block_sparse_moe.shared_experts.up_proj",
+            "shared_experts.down": "block_sparse_moe.shared_experts.down_proj",
+            "other.latent_in": "block_sparse_moe.routed_expert_down_proj",
+            "other.latent_out": "block_sparse_moe.routed_expert_up_proj",
+            "norms.latent": "block_sparse_moe.routed_expert_norm",
+        }
+    ),
+    "ernie4_5_moe": Naming(
+        roles={"router.bias": "mlp.moe_statics.e_score_correction_bias"},
+    ),
+    # Qwen3-Next, Qwen3.5: the MTP projection stands beside its layers, hence the leading "/".
+    "qwen3_next": Naming(mtp_layers="mtp.layers.{layer}.", roles=_QWEN_HYBRID),
+    # Text-only files of Qwen3.5 keep the names of the multimodal ones.
+    "qwen3_5": Naming(
+        layers="model.language_model.layers.{layer}.",
+        mtp_layers="mtp.layers.{layer}.",
+        tokens="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        roles=_QWEN_HYBRID,
+    ),
+    "olmo_hybrid": Naming(
+        roles={
+            "attention.linear.z": "linear_attn.g_proj",
+            "attention.linear.a": "linear_attn.a_proj",
+            "attention.linear.b": "linear_attn.b_proj",
+            "attention.linear.out": "linear_attn.o_proj",
+            "norms.linear": "linear_attn.o_norm",
+        }
+    ),
+    "nemotron_h": Naming(
+        layers="backbone.layers.{layer}.",
+        mtp_layers="mtp.layers.{layer}.",
+        tokens="backbone.embeddings",
+        final_norm="backbone.norm_f",
+        roles={
+            **_mamba2_names("mixer"),
+            "attention.q": "mixer.q_proj",
+            "attention.k": "mixer.k_proj",
+            "attention.v": "mixer.v_proj",
+            "attention.o": "mixer.o_proj",
+            "dense_mlp.up": "mixer.up_proj",
+            "dense_mlp.down": "mixer.down_proj",
+            "router.weight": "mixer.gate",
+            "router.bias": "mixer.gate.e_score_correction_bias",
+            "routed_experts.up": "mixer.experts.{expert}.up_proj",
+            "routed_experts.down": "mixer.experts.{expert}.down_proj",
+            "shared_experts.up": "mixer.shared_experts.up_proj",
+            "shared_experts.down": "mixer.shared_experts.down_proj",
+            "other.latent_in": "mixer.fc1_latent_proj",
+            "other.latent_out": "mixer.fc2_latent_proj",
+        },
+    ),
+    "bamba": Naming(
+        final_norm="model.final_layernorm",
+        roles={
+            **_mamba2_names("mamba"),
+            "dense_mlp.gate": "feed_forward.gate_proj",
+            "dense_mlp.up": "feed_forward.up_proj",
+            "dense_mlp.down": "feed_forward.down_proj",
+        },
+    ),
+    "falcon_h1": Naming(
+        final_norm="model.final_layernorm",
+        roles={
+            **_mamba2_names("mamba"),
+            "dense_mlp.gate": "feed_forward.gate_proj",
+            "dense_mlp.up": "feed_forward.up_proj",
+            "dense_mlp.down": "feed_forward.down_proj",
+        },
+    ),
+    # Gate and up are one tensor; all experts of a layer are one tensor.
+    "granitemoehybrid": Naming(
+        roles={
+            **_mamba2_names("mamba"),
+            "dense_mlp.gate": "shared_mlp.input_linear",
+            "dense_mlp.up": "shared_mlp.input_linear",
+            "dense_mlp.down": "shared_mlp.output_linear",
+            "shared_experts.gate": "shared_mlp.input_linear",
+            "shared_experts.up": "shared_mlp.input_linear",
+            "shared_experts.down": "shared_mlp.output_linear",
+            "router.weight": "block_sparse_moe.router.layer",
+            "routed_experts.gate": "block_sparse_moe.input_linear",
+            "routed_experts.up": "block_sparse_moe.input_linear",
+            "routed_experts.down": "block_sparse_moe.output_linear",
+        }
+    ),
+    "mamba": Naming(
+        layers="backbone.layers.{layer}.",
+        tokens="backbone.embeddings",
+        final_norm="backbone.norm_f",
+        roles=_mamba2_names("mixer"),
+    ),
+    "jamba": Naming(
+        final_norm="model.final_layernorm",
+        roles={
+            **_mamba2_names("mamba"),
+            "norms.linear_dt": "mamba.dt_layernorm",
+            "norms.linear_b": "mamba.b_layernorm",
+            "norms.linear_c": "mamba.c_layernorm",
+            "router.weight": "feed_forward.router",
+            "dense_mlp.gate": "feed_forward.gate_proj",
+            "dense_mlp.up": "feed_forward.up_proj",
+            "dense_mlp.down": "feed_forward.down_proj",
+            "routed_experts.gate": "feed_forward.experts.{expert}.gate_proj",
+            "routed_experts.up": "feed_forward.experts.{expert}.up_proj",
+            "routed_experts.down": "feed_forward.experts.{expert}.down_proj",
+        },
+    ),
+    "lfm2": Naming(final_norm="model.embedding_norm", roles=_LFM2),
+    "lfm2_moe": Naming(
+        final_norm="model.embedding_norm",
+        roles={
+            **_LFM2,
+            "router.weight": "feed_forward.gate",
+            "router.bias": "feed_forward.expert_bias",
+            "routed_experts.gate": "feed_forward.experts.{expert}.w1",
+            "routed_experts.up": "feed_forward.experts.{expert}.w3",
+            "routed_experts.down": "feed_forward.experts.{expert}.w2",
+        },
+    ),
+}
+
+
+@lru_cache(maxsize=256)
+def names_of(naming: str) -> Naming:
+    """A family's names; `family@prefix` is the family as the text part of a wrapper.
+
+    A prefix that begins with `model.` takes the place of `model.`; any other stands in front of
+    every name: gemma3 has `language_model.model.layers`, qwen3_vl `model.language_model.layers`.
+    """
+    family, _, prefix = naming.partition("@")
+    names = NAMES[family]
+    if not prefix:
+        return names
+    inside = prefix.startswith("model.")
+
+    def outer(name: str) -> str:
+        if inside:
+            return prefix + name.removeprefix("model.")
+        return prefix + name
+
+    return replace(
+        names,
+        layers=outer(names.layers),
+        tokens=outer(names.tokens),
+        final_norm=outer(names.final_norm),
+        head=names.head if inside else outer(names.head),
+    )
+
+
+def module_name(naming: str, role: str, section: str = "layers") -> str:
+    """Checkpoint module of a role, with `{layer}` and `{expert}` left in; no `.weight`.
+
+    A role without a published name is shown by itself, so that nothing is hidden.
+    """
+    names = NAMES[naming]
+    base = role if role == "router.bias" else role.removesuffix(".bias")
+    if section == "stored":
+        section = "embedding" if base == "embedding.tokens" else "final"
+    if base == "embedding.tokens":
+        return names.roles.get(base, names.tokens)
+    if base == "lm_head.weight" or base == "lm_head":
+        return names.head
+    if base == "norms.final":
+        return names.final_norm
+    local = names.roles.get(base) or _DEFAULT.get(base) or base
+    if local.startswith("/"):
+        return local[1:]
+    if section in ("embedding", "final"):
+        return local
+    prefix = names.layers
+    if section == "encoder":
+        prefix = names.encoder_layers
+    elif section == "mtp" and names.mtp_layers:
+        prefix = names.mtp_layers
+    return prefix + local
+
+
+def tensor_name(naming: str, role: str, section: str = "layers") -> str:
+    """Checkpoint name of a role's tensor: its module and `.weight`, `.bias` or nothing."""
+    module = module_name(naming, role, section)
+    if role != "router.bias" and role.endswith(".bias"):
+        return module + ".bias"
+    if role in _BARE or role in names_of(naming).bare:
+        return module
+    return module + ".weight"

@@ -1,0 +1,112 @@
+"""Yes or no, in words, with how sure that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moesize.core.plan import Confidence, Verdict
+from moesize.core.units import format_gib
+
+if TYPE_CHECKING:
+    from moesize.core.gpu import GpuSpec
+    from moesize.core.ledger import GpuLedger
+    from moesize.core.vllm import EngineAnswer
+
+
+def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
+    """The verdict on the limiting rank.
+
+    It fits when the KV cache left by the best estimates holds what was asked for. `certain` says
+    whether it stays so at either end of the estimates and of the card's usable memory. A "no" is
+    exact when weights and KV cache alone, which are counted and not estimated, exceed the budget.
+    """
+    ledger = next(item for item in answer.ledgers if item.rank == answer.limiting_rank)
+    kv = answer.kv
+    spread = gpu.usable_memory()
+    share = ledger.budget_bytes / ledger.usable_bytes
+    low = kv.available_low_bytes - int((spread.best_bytes - spread.low_bytes) * share)
+    high = kv.available_high_bytes + int((spread.high_bytes - spread.best_bytes) * share)
+    if answer.deployment["kv_cache_memory_bytes"] is not None:
+        return _fixed_cache(answer, ledger)
+    fits = kv.needed_bytes <= kv.available_bytes
+    weights = ledger.category_bytes("weights")
+    counted = weights + kv.needed_bytes
+    certain = kv.needed_bytes <= low if fits else kv.needed_bytes > high
+    confidence: Confidence = "calibrated" if certain else "estimated"
+    if not fits and counted > ledger.budget_bytes and spread.basis != "estimated":
+        confidence, certain = "exact", True
+    if spread.basis == "estimated":
+        confidence = "estimated"
+    return Verdict(
+        fits=fits,
+        reason=_reason(answer, ledger, weights, fits, certain),
+        shortfall_bytes=max(0, kv.needed_bytes - kv.available_bytes),
+        limiting_rank=answer.limiting_rank,
+        confidence=confidence,
+        certain=certain,
+    )
+
+
+def _reason(
+    answer: EngineAnswer, ledger: GpuLedger, weights: int, fits: bool, certain: bool
+) -> str:
+    kv, settings = answer.kv, answer.deployment
+    context, sequences = settings["context"], settings["concurrency"]
+    what = f"{sequences} x {context:,} tokens" if sequences > 1 else f"{context:,} tokens"
+    if fits:
+        text = (
+            f"{format_gib(kv.available_bytes)} are left for the KV cache, "
+            f"{format_gib(kv.needed_bytes)} are needed for {what}"
+        )
+        return text if certain else text + " (close: within the estimates' band it may not)"
+    if weights > ledger.budget_bytes:
+        if weights > ledger.usable_bytes:
+            return (
+                f"the weights alone need {format_gib(weights)} per GPU; the card hands out "
+                f"{format_gib(ledger.usable_bytes)}"
+            )
+        return (
+            f"the weights alone need {format_gib(weights)} of a budget of "
+            f"{format_gib(ledger.budget_bytes)} per GPU"
+        )
+    if kv.available_bytes <= 0:
+        return (
+            f"weights ({format_gib(weights)}), activations and runtime leave nothing of the "
+            f"{format_gib(ledger.budget_bytes)} budget for the KV cache"
+        )
+    text = (
+        f"the KV cache for {what} needs {format_gib(kv.needed_bytes)}; "
+        f"{format_gib(kv.available_bytes)} are left after weights and activations"
+    )
+    return text if certain else text + " (close: within the estimates' band it may fit)"
+
+
+def _fixed_cache(answer: EngineAnswer, ledger: GpuLedger) -> Verdict:
+    """With --kv-cache-memory the engine takes what it is told: the card itself is the limit."""
+    kv = answer.kv
+    grabbed = kv.available_bytes - kv.needed_bytes
+    used = ledger.used_bytes + max(0, grabbed)
+    estimated = sum(item.high_bytes - item.size_bytes for item in ledger.items)
+    over = used - ledger.usable_bytes
+    short = max(kv.needed_bytes - kv.available_bytes, over, 0)
+    if over > 0:
+        reason = (
+            f"weights, runtime and the given KV cache need {format_gib(used)}; the card hands out "
+            f"{format_gib(ledger.usable_bytes)}"
+        )
+    elif short:
+        reason = (
+            f"the given KV cache holds {format_gib(kv.available_bytes)}, "
+            f"{format_gib(kv.needed_bytes)} are needed"
+        )
+    else:
+        reason = f"the given KV cache of {format_gib(kv.available_bytes)} and the rest fit the card"
+    certain = over + estimated <= 0 if not short else True
+    return Verdict(
+        fits=not short,
+        reason=reason,
+        shortfall_bytes=short,
+        limiting_rank=answer.limiting_rank,
+        confidence="calibrated" if certain else "estimated",
+        certain=certain,
+    )

@@ -1,0 +1,465 @@
+"""vLLM: from a model, its stored weights, a GPU and a request to ledgers and capacity.
+
+The order is the engine's own: weights are loaded, a profile run takes its peak, what is left of
+the budget becomes KV blocks. Sources are named by each item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moesize.core.attention import LatentAttention
+from moesize.core.checkpoint import StoredEntry
+from moesize.core.deployment import Layout, Request, choose_layout
+from moesize.core.errors import InvalidDeploymentError
+from moesize.core.feed_forward import DenseMlp
+from moesize.core.gpu import GpuSpec
+from moesize.core.inventory import moe_of
+from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
+from moesize.core.model_spec import ModelSpec
+from moesize.core.plan import KvSummary, Warning_
+from moesize.core.quantization import Fp8Block, Mxfp4, Nvfp4, Plain
+from moesize.core.units import ceil_div
+from moesize.core.vllm_budget import (
+    BudgetSettings,
+    BudgetShape,
+    Constant,
+    LatentShape,
+    MoeBackend,
+    MoeShape,
+    VllmBudget,
+    default_batch,
+    max_concurrent_batches,
+    vllm_budget,
+)
+from moesize.core.vllm_kv import KvLayout, KvPlan, KvSettings, group_layers, plan_kv
+from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_weights import (
+    RankWeights,
+    Stage,
+    pipeline_stages,
+    rank_weights,
+    valid_tensor_parallel_sizes,
+)
+
+DEFAULT_UTILIZATION = 0.92  # vLLM >= 0.20, config/cache.py
+# A card that is described by its size only is planned as if it were of this generation.
+_ASSUMED_CAPABILITY = "8.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAnswer:
+    """What an engine does with a request.
+
+    kv_needed_bytes   what the planned sequences need on the limiting stage
+    available         best, low and high KV bytes there
+    """
+
+    deployment: dict[str, Any]
+    defaulted: tuple[str, ...]
+    ledgers: tuple[GpuLedger, ...]
+    kv: KvSummary
+    limiting_rank: int
+    load_peak_bytes: int
+    warnings: tuple[Warning_, ...]
+    weights: tuple[RankWeights, ...]
+    layout: Layout
+
+
+def plan_vllm(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    gpu: GpuSpec,
+    request: Request,
+    constants: Mapping[str, Constant],
+    version: str,
+) -> EngineAnswer:
+    """Plan one replica on equal GPUs.
+
+    Raises InvalidDeploymentError for settings vLLM refuses, UnsupportedError for what is unknown.
+    """
+    layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
+    tp, capability = layout.tensor_parallel_size, _capability(gpu)
+    stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
+    weights = tuple(
+        rank_weights(
+            spec,
+            stored,
+            tensor_parallel_size=tp,
+            expert_parallel_size=layout.expert_parallel_size,
+            compute_capability=gpu.compute_capability or _ASSUMED_CAPABILITY,
+            stage=stage,
+        )
+        for stage in stages
+    )
+    context = request.context_tokens or spec.max_context
+    usable = gpu.usable_memory()
+    batch = default_batch(
+        usable.best_bytes,
+        gpu.name,
+        context,
+        max_num_seqs=request.max_num_seqs,
+        max_num_batched_tokens=request.max_num_batched_tokens,
+    )
+    cache = _cache(spec, request, tp, capability, stages)
+    settings = KvSettings(
+        max_model_len=context,
+        max_num_batched_tokens=batch.max_num_batched_tokens,
+        max_concurrent_batches=max_concurrent_batches(len(stages), "v2"),
+        block_outermost=cache.block_outermost,
+    )
+    kv_layout = group_layers(cache.stages, settings)
+    utilization = request.gpu_memory_utilization or DEFAULT_UTILIZATION
+    budgets = tuple(
+        vllm_budget(
+            _shape(spec, layout),
+            BudgetSettings(
+                total_bytes=usable.best_bytes,
+                gpu_memory_utilization=utilization,
+                compute_capability=capability,
+                max_num_batched_tokens=batch.max_num_batched_tokens,
+                max_num_seqs=batch.max_num_seqs,
+                max_model_len=context,
+                block_tokens=kv_layout.block_tokens or cache.block_tokens,
+                num_kv_groups=max(1, len(kv_layout.groups)),
+                tensor_parallel_size=tp,
+                moe_backend=_moe_backend(stored, capability),
+                attention_backend=cache.backend,
+                enforce_eager=bool(request.enforce_eager),
+                is_last_stage=stage.last,
+            ),
+            constants,
+        )
+        for stage in stages
+    )
+    concurrency = request.concurrency or 1
+    rotary = _rotary_bytes(spec, stored)
+    available = [
+        _available(budget, rank, rotary, request) for budget, rank in zip(budgets, weights, strict=True)
+    ]
+    kv = plan_kv(kv_layout, settings, [best for best, _, _ in available])
+    needed_blocks = kv.blocks_per_request * concurrency + 1
+    needed = [needed_blocks * size for size in kv_layout.stage_block_bytes]
+    shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
+    limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
+    summary = _kv_summary(kv, kv_layout, settings, cache, limiting, available[limiting], needed[limiting], concurrency)
+    ledgers = tuple(
+        GpuLedger(
+            rank=stage.index * tp,
+            pp_stage=stage.index,
+            usable_bytes=usable.best_bytes,
+            budget_bytes=budget.requested_bytes,
+            items=(
+                *_weight_items(rank, rotary, layout),
+                _kv_item(need, kv, concurrency, context, kv_layout.stage_block_bytes[stage.index]),
+                *(_budget_item(item) for item in budget.items),
+            ),
+        )
+        for stage, rank, budget, need in zip(stages, weights, budgets, needed, strict=True)
+    )
+    deployment = {
+        "engine": "vllm",
+        "engine_version": version,
+        "gpu": gpu.id,
+        "gpu_name": gpu.name,
+        "gpu_count": request.num_gpus,
+        "tp": tp,
+        "pp": len(stages),
+        "dp": 1,
+        "ep": layout.expert_parallel,
+        "context": context,
+        "concurrency": concurrency,
+        "kv_dtype": cache.kv_dtype,
+        "gpu_memory_utilization": utilization,
+        "max_num_seqs": batch.max_num_seqs,
+        "max_num_batched_tokens": batch.max_num_batched_tokens,
+        "block_size": kv_layout.block_tokens or cache.block_tokens,
+        "enforce_eager": bool(request.enforce_eager),
+        "kv_cache_memory_bytes": request.kv_cache_bytes,
+        "attention_backend": cache.backend,
+        "moe_backend": _moe_backend(stored, capability) if _has_experts(spec) else None,
+    }
+    return EngineAnswer(
+        deployment=deployment,
+        defaulted=_defaulted(request),
+        ledgers=ledgers,
+        kv=summary,
+        limiting_rank=stages[limiting].index * tp,
+        load_peak_bytes=weights[limiting].resident_bytes
+        + (weights[limiting].largest_module_bytes if weights[limiting].scale_bytes else 0),
+        warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], context)),
+        weights=weights,
+        layout=layout,
+    )
+
+
+def _cache(
+    spec: ModelSpec,
+    request: Request,
+    tp: int,
+    capability: tuple[int, int],
+    stages: tuple[Stage, ...],
+) -> VllmLayers:
+    options = CacheOptions(
+        tensor_parallel_size=tp,
+        compute_capability=capability,
+        kv_dtype=request.kv_dtype or "auto",
+        dtype="bfloat16" if spec.dtype == "float32" else "",
+        block_tokens=request.block_tokens,
+    )
+    return vllm_layers(spec, options, [stage.layers for stage in stages])
+
+
+def _available(
+    budget: VllmBudget, weights: RankWeights, rotary_bytes: int, request: Request
+) -> tuple[int, int, int]:
+    """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
+    if request.kv_cache_bytes is not None:
+        return (request.kv_cache_bytes,) * 3
+    left = budget.requested_bytes - weights.resident_bytes - rotary_bytes
+    charged = [item for item in budget.items if item.in_budget]
+    best = left - sum(item.bytes for item in charged)
+    low = left - sum(item.high_bytes for item in charged)
+    high = left - sum(item.low_bytes for item in charged)
+    return best, low, high
+
+
+def _capability(gpu: GpuSpec) -> tuple[int, int]:
+    text = gpu.compute_capability or _ASSUMED_CAPABILITY
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)
+
+
+def _has_experts(spec: ModelSpec) -> bool:
+    return any(moe_of(block) is not None for block in spec.blocks)
+
+
+def _moe_backend(stored: tuple[StoredEntry, ...], capability: tuple[int, int]) -> MoeBackend:
+    """Kernel that runs the routed experts, by their format and the GPU generation."""
+    formats = [item.weight_format for item in stored if item.entry.tensor.expert]
+    expert = next((f for f in formats if f is not None), None)
+    if expert is None or isinstance(expert, Plain):
+        return "triton"
+    if isinstance(expert, Mxfp4):
+        if capability[0] >= 10:
+            return "flashinfer"
+        return "triton_gpt_oss" if capability[0] == 9 else "marlin"
+    if isinstance(expert, Nvfp4):
+        return "flashinfer" if capability[0] >= 10 else "marlin"
+    if isinstance(expert, Fp8Block):
+        return "deep_gemm" if capability[0] >= 9 else "triton"
+    return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
+
+
+def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
+    """Widths that decide the activation peak, per rank."""
+    tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+    dense = 0
+    moe_shape: MoeShape | None = None
+    latent: LatentShape | None = None
+    for block in spec.blocks:
+        for feed_forward in block.feed_forwards:
+            if isinstance(feed_forward, DenseMlp):
+                dense = max(dense, ceil_div(feed_forward.intermediate_size, tp))
+        moe = moe_of(block)
+        if moe is not None:
+            width = moe.intermediate_size if ep > 1 else ceil_div(moe.intermediate_size, tp)
+            moe_shape = MoeShape(
+                num_local_experts=ceil_div(moe.num_experts, ep),
+                experts_per_token=moe.experts_per_token,
+                intermediate_size=width,
+            )
+            if moe.shared is not None:
+                dense = max(dense, ceil_div(moe.shared.intermediate_size, tp))
+        for mixer in block.mixers:
+            if isinstance(mixer, LatentAttention):
+                latent = LatentShape(
+                    num_heads=mixer.num_heads,
+                    latent_size=mixer.kv_lora_rank + mixer.qk_rope_head_dim,
+                    up_projected_size=mixer.qk_nope_head_dim + mixer.v_head_dim,
+                    sparse=mixer.indexer is not None or mixer.index_shared,
+                )
+    return BudgetShape(
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.embedding.vocab_size,
+        dense_intermediate_size=dense,
+        moe=moe_shape,
+        latent=latent,
+        has_encoder=bool(spec.towers),
+    )
+
+
+def _rotary_bytes(spec: ModelSpec, stored: tuple[StoredEntry, ...]) -> int:
+    """cos/sin tables that stay on every rank."""
+    element = {"float32": 4, "bfloat16": 2, "float16": 2}
+    model = "bfloat16" if spec.dtype == "float32" else spec.dtype
+    return sum(
+        table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
+        for table in spec.rotary
+    )
+
+
+def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> list[MemoryItem]:
+    source = "tensor inventory; vLLM 0.32.0 model_executor/layers"
+    split = f"1/{layout.tensor_parallel_size} of what tensor parallelism splits"
+    if layout.expert_parallel_size > 1:
+        split += f", whole experts on {layout.expert_parallel_size} ranks"
+    rows = [
+        (f"weights.{group}", size, f"elements x element width, {split}")
+        for group, size in weights.by_group.items()
+    ]
+    rows += [
+        ("weights.scales", weights.scale_bytes, "scales, zero points and tables of quantized matrices"),
+        ("weights.padding", weights.padding_bytes, "vocabulary rows to a multiple of 64; MXFP4 experts to kernel tiles"),
+        ("weights.latent_copies", weights.latent_copy_bytes, "absorbed MLA matrices, de-quantized beside a quantized kv_b"),
+        ("weights.allocator_rounding", weights.rounding_bytes, "each tensor rounded as torch's caching allocator does"),
+        ("weights.buffers", rotary_bytes, "rotary tables: positions x rotary size x element width"),
+    ]
+    return [exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size]
+
+
+def _kv_item(
+    needed_bytes: int, kv: KvPlan, concurrency: int, context: int, block_bytes: int
+) -> MemoryItem:
+    formula = (
+        f"({concurrency} x {kv.blocks_per_request:,} blocks for {context:,} tokens + 1 null block) "
+        f"x {block_bytes:,} bytes"
+    )
+    return exact_item(
+        "kv_cache", "kv_cache", needed_bytes, formula, "vLLM 0.32.0 v1/core/kv_cache_utils.py"
+    )
+
+
+def _budget_item(item: Any) -> MemoryItem:
+    return MemoryItem(
+        name=item.name,
+        category=item.category,
+        size_bytes=item.bytes,
+        low_bytes=item.low_bytes,
+        high_bytes=item.high_bytes,
+        formula=item.formula,
+        source=item.source,
+        in_budget=item.in_budget,
+    )
+
+
+def _kv_summary(
+    kv: KvPlan,
+    layout: KvLayout,
+    settings: KvSettings,
+    cache: VllmLayers,
+    stage: int,
+    available: tuple[int, int, int],
+    needed_bytes: int,
+    concurrency: int,
+) -> KvSummary:
+    per_token, per_sequence = _steady_state(cache, stage)
+    usable_blocks = max(kv.num_blocks - 1, 0)
+    return KvSummary(
+        bytes_per_token=per_token,
+        state_bytes_per_sequence=per_sequence,
+        block_tokens=layout.block_tokens or cache.block_tokens,
+        blocks=kv.num_blocks,
+        available_bytes=available[0],
+        available_low_bytes=available[1],
+        available_high_bytes=available[2],
+        needed_bytes=needed_bytes,
+        capacity_tokens=kv.tokens_logged,
+        max_concurrency=kv.max_concurrency,
+        max_context=_longest_context(layout, settings, usable_blocks // concurrency),
+        dtype=cache.kv_dtype,
+        backend=cache.backend,
+        groups=tuple(
+            {
+                "kind": group.kind,
+                "layers": group.num_layers,
+                "block_tokens": group.block_tokens,
+                "page_bytes": group.page_bytes(stage),
+            }
+            for group in layout.groups
+        ),
+    )
+
+
+def _longest_context(layout: KvLayout, settings: KvSettings, usable_blocks: int) -> int:
+    from moesize.core.vllm_kv import max_context_tokens
+
+    return max_context_tokens(layout, settings, usable_blocks)
+
+
+def _steady_state(cache: VllmLayers, stage: int) -> tuple[int, int]:
+    """(bytes per further token, bytes per sequence that do not grow) on one rank of a stage."""
+    per_token = per_sequence = 0
+    for pages in cache.stages[stage]:
+        if pages.kind == "mamba":
+            per_sequence += pages.state_bytes * pages.num_layers
+        elif pages.window_tokens is not None:
+            per_sequence += (
+                pages.state_bytes * pages.num_layers * pages.window_tokens // pages.tokens_per_state
+            )
+        else:
+            per_token += pages.state_bytes * pages.num_layers // pages.tokens_per_state
+    return per_token, per_sequence
+
+
+def _defaulted(request: Request) -> tuple[str, ...]:
+    names = {
+        "engine_version": "engine_version",
+        "tensor_parallel_size": "tp",
+        "pipeline_parallel_size": "pp",
+        "data_parallel_size": "dp",
+        "expert_parallel": "ep",
+        "context_tokens": "context",
+        "concurrency": "concurrency",
+        "kv_dtype": "kv_dtype",
+        "gpu_memory_utilization": "gpu_memory_utilization",
+        "max_num_seqs": "max_num_seqs",
+        "max_num_batched_tokens": "max_num_batched_tokens",
+        "enforce_eager": "enforce_eager",
+        "block_tokens": "block_size",
+    }
+    given = request.given()
+    return tuple(shown for field, shown in names.items() if field not in given)
+
+
+def _warnings(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    request: Request,
+    layout: Layout,
+    ledger: GpuLedger,
+    context: int,
+) -> list[Warning_]:
+    out = []
+    if layout.note:
+        out.append(Warning_(code="layout", message=layout.note))
+    if context > spec.max_context:
+        raise InvalidDeploymentError(
+            f"context {context:,} is longer than the {spec.max_context:,} tokens of {spec.title}",
+            f"use --context {spec.max_context} or less",
+        )
+    if gpu.compute_capability is None:
+        out.append(
+            Warning_(
+                code="gpu-generation-unknown",
+                message=f"{gpu.name}: compute capability unknown; kernels chosen as for Ampere",
+            )
+        )
+    peak = ledger.budget_bytes + ledger.outside_bytes
+    if peak > ledger.usable_bytes:
+        out.append(
+            Warning_(
+                code="device-peak",
+                message=(
+                    "budget plus what lies outside it (context, communication) exceeds the card: "
+                    "lower --gpu-memory-utilization"
+                ),
+            )
+        )
+    if spec.dtype == "float32" and spec.quantization is None:
+        out.append(
+            Warning_(code="dtype", message="the checkpoint is float32; vLLM serves it as bfloat16")
+        )
+    return out

@@ -1,0 +1,266 @@
+"""Weights of one tensor-parallel rank as vLLM creates them.
+
+Follows vLLM 0.32.0 `model_executor/layers`: vocabulary rows padded to 64, fused projections,
+whole experts under expert parallelism, latent projections and routers on every rank. Bytes are
+those of `create_weights`; what loading adds or drops afterwards is an item of its own.
+
+Symbols: t tensor-parallel ranks, ep expert-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+from moesize.core.allocator import allocated_bytes
+from moesize.core.checkpoint import StoredEntry
+from moesize.core.errors import InvalidDeploymentError
+from moesize.core.inventory import Entry
+from moesize.core.model_spec import ModelSpec
+from moesize.core.quantization import Mxfp4, Plain, number_bytes
+from moesize.core.tensors import GROUPS, Tensor
+from moesize.core.units import ceil_div, round_up
+
+_VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
+_VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight", "lm_head.bias")
+
+
+@dataclass(slots=True)
+class RankWeights:
+    """What one rank holds, in bytes.
+
+    by_group     weights proper by parameter group; scale_bytes: scales, zero points, tables
+    padding      rows and columns that only fill kernels' tiles (vocabulary, MXFP4 experts)
+    rounding     what the caching allocator adds to single tensors
+    largest_module_bytes   the largest group of tensors that loading re-packs at once
+    """
+
+    by_group: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GROUPS, 0))
+    scale_bytes: int = 0
+    padding_bytes: int = 0
+    rounding_bytes: int = 0
+    latent_copy_bytes: int = 0
+    largest_module_bytes: int = 0
+
+    @property
+    def parameter_bytes(self) -> int:
+        """All parameters, as the engine would count them (vLLM: `param_bytes`)."""
+        return sum(self.by_group.values()) + self.scale_bytes + self.padding_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Parameters, allocator rounding, and copies made at load."""
+        return self.parameter_bytes + self.rounding_bytes + self.latent_copy_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A pipeline stage: its layers, and whether it holds the embedding or the head."""
+
+    index: int
+    layers: range
+    first: bool
+    last: bool
+
+    def count(self, entry: Entry) -> int:
+        """How many times this stage holds a tensor."""
+        match entry.section:
+            case "layers":
+                return sum(1 for layer in entry.layers if layer in self.layers)
+            case "embedding" | "tower" | "encoder":
+                return entry.count if self.first else 0
+            case "final":
+                return entry.count if self.last else 0
+            case "mtp" | "stored":
+                return 0
+
+
+def pipeline_stages(num_layers: int, pipeline_parallel_size: int) -> tuple[Stage, ...]:
+    """Layers of every stage: L // p each, one more from the last but one backwards.
+
+    vLLM 0.32.0 distributed/utils.py:get_pp_indices. Raises InvalidDeploymentError.
+    """
+    if pipeline_parallel_size > num_layers:
+        raise InvalidDeploymentError(
+            f"pipeline parallel size {pipeline_parallel_size} exceeds the {num_layers} layers"
+        )
+    sizes = [num_layers // pipeline_parallel_size] * pipeline_parallel_size
+    for i in range(num_layers % pipeline_parallel_size):
+        sizes[-(i + 2)] += 1
+    stages, start = [], 0
+    for index, size in enumerate(sizes):
+        layers = range(start, start + size)
+        last = index == pipeline_parallel_size - 1
+        stages.append(Stage(index, layers, first=index == 0, last=last))
+        start += size
+    return tuple(stages)
+
+
+@dataclass(frozen=True, slots=True)
+class MxfpPadding:
+    """Multiples that an MXFP4 kernel rounds expert dimensions up to.
+
+    vLLM 0.32.0 fused_moe/oracle/mxfp4.py: mxfp4_round_up_hidden_size_and_intermediate_size.
+    """
+
+    intermediate: int
+    hidden: int
+    backend: str
+
+
+def mxfp4_padding(compute_capability: str | None) -> MxfpPadding:
+    """Padding by GPU generation: Marlin before Hopper, Triton on Hopper, TRT-LLM kernels after."""
+    major = int(compute_capability.partition(".")[0]) if compute_capability else 9
+    if major >= 10:
+        return MxfpPadding(128, 256, "flashinfer-trtllm")
+    if major == 9:
+        return MxfpPadding(64, 1, "triton")
+    return MxfpPadding(128, 256, "marlin")
+
+
+def rank_weights(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    *,
+    tensor_parallel_size: int,
+    expert_parallel_size: int = 1,
+    compute_capability: str | None = None,
+    stage: Stage | None = None,
+) -> RankWeights:
+    """Bytes on the fullest rank of a pipeline stage (default: of a model in one stage).
+
+    Raises InvalidDeploymentError when t does not divide the model.
+    """
+    stage = stage or pipeline_stages(spec.num_layers, 1)[0]
+    weights = RankWeights()
+    fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
+    modules: dict[tuple[str, str], int] = {}
+    padding = mxfp4_padding(compute_capability)
+    for item in stored:
+        count = stage.count(item.entry)
+        if not count:
+            continue
+        tensor = item.entry.tensor
+        shape, copies = local_shape(
+            spec, item.entry, tensor_parallel_size, expert_parallel_size
+        )
+        weight, scale, pad = _matrix_bytes(item, shape, padding)
+        weights.by_group[tensor.group] += weight * copies * count
+        weights.scale_bytes += scale * copies * count
+        weights.padding_bytes += pad * copies * count
+        true_rows = _unpadded_rows(tensor, tensor_parallel_size)
+        if true_rows is not None and shape[0] > true_rows:
+            # Padding rows are no parameters of the model; keep them apart.
+            extra = weight - weight * true_rows // shape[0]
+            weights.by_group[tensor.group] -= extra * count
+            weights.padding_bytes += extra * count
+        _collect(fused, item.entry, count, weight + pad, copies)
+        if scale:
+            _collect(fused, item.entry, count, scale, copies, "scale")
+        key = (item.entry.block, tensor.group)
+        modules[key] = modules.get(key, 0) + (weight + scale + pad) * copies
+        if tensor.role == "attention.kv_b" and item.weight_format is not None:
+            # A quantized kv_b is de-quantized once more into the absorbed matrices.
+            weights.latent_copy_bytes += prod(shape) * 2 * count
+    for count, sizes in fused.values():
+        for size in sizes:
+            weights.rounding_bytes += (allocated_bytes(size) - size) * count
+    weights.largest_module_bytes = max(modules.values(), default=0)
+    return weights
+
+
+def local_shape(
+    spec: ModelSpec, entry: Entry, tensor_parallel_size: int, expert_parallel_size: int
+) -> tuple[tuple[int, ...], int]:
+    """Shape and number of copies that the fullest rank holds of one tensor."""
+    tensor = entry.tensor
+    if tensor.expert and expert_parallel_size > 1:
+        return tensor.shape, ceil_div(tensor.copies, expert_parallel_size)
+    if tensor.role in _VOCABULARY_ROLES:
+        rows = round_up(tensor.shape[0], _VOCABULARY_ROWS)
+        return (ceil_div(rows, tensor_parallel_size), *tensor.shape[1:]), tensor.copies
+    shard = tensor.shard
+    if shard is None or tensor_parallel_size == 1:
+        return tensor.shape, tensor.copies
+    size, units = tensor.shape[shard.dim], shard.units
+    if units % tensor_parallel_size == 0:
+        local = size // tensor_parallel_size
+    elif shard.replicate and tensor_parallel_size % units == 0:
+        local = size // units
+    else:
+        raise InvalidDeploymentError(
+            f"tensor parallel size {tensor_parallel_size} does not divide the {units:,} "
+            f"{'heads' if tensor.group == 'attention' else 'columns'} of {tensor.role} "
+            f"in {spec.title}",
+            f"sizes that do: {_divisors(spec)}",
+        )
+    return (*tensor.shape[: shard.dim], local, *tensor.shape[shard.dim + 1 :]), tensor.copies
+
+
+def _divisors(spec: ModelSpec) -> str:
+    return ", ".join(str(size) for size in valid_tensor_parallel_sizes(spec)) or "none"
+
+
+def valid_tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> list[int]:
+    """The tensor-parallel sizes up to `most` that divide every split tensor."""
+    shards = {
+        (entry.tensor.shard.units, entry.tensor.shard.replicate)
+        for block in spec.blocks
+        for entry in (Entry(tensor, "layers") for tensor in spec.block_tensors[block.name])
+        if entry.tensor.shard is not None
+    }
+    return [
+        size
+        for size in range(1, most + 1)
+        if all(
+            units % size == 0 or (replicate and size % units == 0) for units, replicate in shards
+        )
+    ]
+
+
+def _unpadded_rows(tensor: Tensor, tensor_parallel_size: int) -> int | None:
+    """Rows a rank would hold of a vocabulary tensor without padding (rounded up); else None."""
+    if tensor.role not in _VOCABULARY_ROLES:
+        return None
+    return ceil_div(tensor.shape[0], tensor_parallel_size)
+
+
+def _matrix_bytes(
+    item: StoredEntry, shape: tuple[int, ...], padding: MxfpPadding
+) -> tuple[int, int, int]:
+    """(weight, scales, padding) of one local copy."""
+    weight_format = item.weight_format
+    if weight_format is None or isinstance(weight_format, Plain):
+        return number_bytes(item.dtype, prod(shape)), 0, 0
+    rows, columns = shape[0], prod(shape[1:])
+    parts = weight_format.components(rows, columns)
+    weight = sum(part.size_bytes for part in parts if part.name == "weight")
+    scale = sum(part.size_bytes for part in parts) - weight
+    if not isinstance(weight_format, Mxfp4) or not item.entry.tensor.expert:
+        return weight, scale, 0
+    if item.entry.tensor.role.endswith(".down"):
+        rows, columns = round_up(rows, padding.hidden), round_up(columns, padding.intermediate)
+    else:
+        rows, columns = round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
+    padded = weight_format.matrix_bytes(rows, columns)
+    return weight, scale, padded - weight - scale
+
+
+def _collect(
+    fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]],
+    entry: Entry,
+    count: int,
+    size: int,
+    copies: int,
+    part: str = "",
+) -> None:
+    """Add a tensor to the allocation it becomes a part of."""
+    tensor = entry.tensor
+    key = (entry.block, entry.layers, f"{tensor.fused or tensor.role}/{part}")
+    _, sizes = fused.setdefault(key, (count, []))
+    if tensor.expert:  # all local experts lie in one tensor
+        size, copies = size * copies, 1
+    if tensor.fused and sizes:
+        sizes[0] += size
+    else:
+        sizes.extend([size] * copies)

@@ -1,0 +1,2 @@
+def compute_object(*a): return {}
+def performance_object(*a): return {}

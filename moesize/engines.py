@@ -1,0 +1,115 @@
+"""What is known about engines by version: `data/engines.json`, read once and cached.
+
+Facts are read off the engine's code; constants are measured and carry a band (core's Constant).
+Each holds for a range of versions: `from` inclusive, `before` exclusive, null = no end known.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moesize.core.errors import UnknownNameError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moesize.core.vllm_budget import Constant, ModelRunner
+    from moesize.core.vllm_kv import KvRules
+
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
+
+
+class EngineProfile(NamedTuple):
+    """Facts and constants of one engine at one version.
+
+    `is_newer_than_known` when the version is above the newest one that was looked at: the facts
+    of that one are used.
+    """
+
+    engine: str
+    version: str
+    is_newer_than_known: bool
+    facts: Mapping[str, Any]
+    constants: Mapping[str, Constant]
+
+
+@cache
+def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
+    """The profile of an engine, at its default version if none is given.
+
+    Raises UnknownNameError for an engine that is not listed, UnsupportedError for a version that
+    cannot be read or is older than everything known.
+    """
+    from moesize.core.vllm_budget import Constant
+
+    data = _data()
+    if engine not in data["engines"]:
+        raise UnknownNameError("engine", engine, tuple(data["engines"]), "moesize engines")
+    known = data["engines"][engine]
+    version = version or str(known["default_version"])
+    release = release_of(version)
+    oldest = str(known["oldest_version"])
+    if release is None or release < (release_of(oldest) or ()):
+        raise UnsupportedError(
+            f"{engine} version {version!r} is not known", f"use {oldest} or later"
+        )
+    facts = {row["name"]: row["value"] for row in known["facts"] if _covers(row, release)}
+    constants = {
+        row["name"]: Constant(**{field: row[field] for field in Constant._fields})
+        for row in data["constants"]
+        if row["engine"] == engine and _covers(row, release)
+    }
+    return EngineProfile(
+        engine=engine,
+        version=version,
+        is_newer_than_known=release > (release_of(str(known["newest_version"])) or ()),
+        facts=facts,
+        constants=constants,
+    )
+
+
+def kv_rules(profile: EngineProfile) -> KvRules:
+    """What vLLM's cache planner does at this version."""
+    from moesize.core.vllm_kv import KvRules
+
+    facts = profile.facts
+    return KvRules(
+        widen_below_percent=facts["kv_widen_below_percent"],
+        packs_mixed_pages=facts["kv_packs_mixed_pages"],
+        reserves_null_block=facts["kv_reserves_null_block"],
+    )
+
+
+def vllm_model_runner(
+    profile: EngineProfile, model_type: str, *, is_moe: bool, is_hybrid: bool
+) -> ModelRunner:
+    """Which model runner vLLM uses by default; it decides what sampling costs."""
+    if profile.facts["model_runner"] == "v2":
+        return "v2"
+    listed = model_type in profile.facts["v2_moe_model_types"]
+    return "v2" if listed or not (is_moe or is_hybrid) else "v1"
+
+
+def release_of(version: str) -> tuple[int, ...] | None:
+    """(0, 29, 1) of `0.29.1rc1.dev17`; None if the text does not start with numbers."""
+    match = _VERSION.match(version.strip())
+    if match is None:
+        return None
+    return tuple(int(part) for part in match[1].split(".") if len(part) < 10)
+
+
+def _covers(row: Mapping[str, Any], release: tuple[int, ...]) -> bool:
+    first, end = release_of(row["from"]), row["before"]
+    return (first or ()) <= release and (end is None or release < (release_of(end) or ()))
+
+
+@cache
+def _data() -> dict[str, Any]:
+    import json
+    from pathlib import Path
+
+    path = Path(__file__).parent / "data" / "engines.json"
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data

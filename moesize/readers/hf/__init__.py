@@ -1,0 +1,1 @@
+"""Reader of Hugging Face config.json files, one module per kind of family."""

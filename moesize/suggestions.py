@@ -1,0 +1,178 @@
+"""What would fit instead: every suggestion is planned before it is made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moesize.core.errors import MoesizeError
+from moesize.core.plan import Plan, Suggestion
+from moesize.core.quantization import Plain, Scheme, find_scheme
+from moesize.core.units import format_gib
+from moesize.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moesize.core.deployment import Request
+    from moesize.core.gpu import GpuSpec
+    from moesize.core.model_spec import ModelSpec
+
+# Cards that people can rent or have, small to large; the smallest that fits is named.
+_COMMON_GPUS = (
+    "l4",
+    "a10g",
+    "rtx-4090",
+    "rtx-5090",
+    "l40s",
+    "a100-80gb-sxm",
+    "h100-80gb-sxm",
+    "h200-141gb-sxm",
+    "b200",
+    "b300",
+)
+_COUNTS = (2, 3, 4, 8, 16)
+_SMALLER = ("fp8", "awq-4bit")
+_MOST = 4
+# A shorter context is worth naming only if it still holds a conversation.
+_SHORTEST_CONTEXT = 2048
+
+
+def suggestions(
+    spec: ModelSpec, source: str, scheme: Scheme | None, gpu: GpuSpec, request: Request
+) -> tuple[Suggestion, ...]:
+    """Up to four changes that fit, cheapest kind first."""
+    tries = _Planner(spec, source, scheme, gpu, request)
+    found: list[Suggestion] = []
+    for candidate in (
+        tries.shorter_context(),
+        tries.smaller_weights(),
+        tries.more_gpus(),
+        tries.larger_gpu(),
+        tries.smaller_weights_on_more_gpus(),
+        tries.larger_gpus(),
+    ):
+        if candidate is not None and len(found) < _MOST:
+            found.append(candidate)
+    return tuple(found)
+
+
+class _Planner:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        source: str,
+        scheme: Scheme | None,
+        gpu: GpuSpec,
+        request: Request,
+    ) -> None:
+        self.spec, self.source, self.scheme = spec, source, scheme
+        self.gpu, self.request = gpu, request
+        # Sizes that were given for the old number of GPUs say nothing about a new one.
+        self.free = replace(
+            request, tensor_parallel_size=None, pipeline_parallel_size=None, kv_cache_bytes=None
+        )
+
+    def attempt(
+        self, request: Request, gpu: GpuSpec | None = None, scheme: Scheme | None = None
+    ) -> Plan | None:
+        """The plan, or None when the engine refuses it or it does not fit beyond doubt."""
+        from moesize.api import make_plan
+
+        try:
+            plan = make_plan(
+                self.spec, self.source, scheme or self.scheme, "", gpu or self.gpu, request
+            )
+        except MoesizeError:
+            return None
+        return plan if plan.fits and plan.verdict.certain else None
+
+    def shorter_context(self) -> Suggestion | None:
+        from moesize.api import make_plan
+
+        plan = make_plan(self.spec, self.source, self.scheme, "", self.gpu, self.request)
+        for longest in _round_lengths(plan.kv_cache.max_context):
+            shorter = self.attempt(replace(self.request, context_tokens=longest))
+            if shorter is not None:
+                return _suggestion(
+                    f"a context of {longest:,} tokens", ("--context", str(longest)), shorter
+                )
+        return None
+
+    def smaller(self) -> Iterator[Scheme]:
+        """Schemes with smaller weights than what was asked for."""
+        own = self.scheme
+        quantized = self.spec.quantization is not None if own is None else True
+        if own is not None and isinstance(own.weight_format, Plain):
+            quantized = False
+        if quantized and (own is None or own.name not in ("fp8", "fp8-block", "int8", "w8a8")):
+            return
+        for name in _SMALLER[1:] if quantized else _SMALLER:
+            yield find_scheme(name)
+
+    def smaller_weights(self) -> Suggestion | None:
+        for scheme in self.smaller():
+            plan = self.attempt(self.request, scheme=scheme)
+            if plan is not None:
+                return _suggestion(f"{scheme.name} weights", ("--quant", scheme.name), plan)
+        return None
+
+    def more_gpus(self, scheme: Scheme | None = None) -> Suggestion | None:
+        for count in _COUNTS:
+            if count <= self.request.num_gpus:
+                continue
+            plan = self.attempt(replace(self.free, num_gpus=count), scheme=scheme)
+            if plan is not None:
+                what = f"{count} x {self.gpu.name}"
+                options: tuple[str, ...] = ("--gpus", str(count))
+                if scheme is not None:
+                    what += f" with {scheme.name} weights"
+                    options += ("--quant", scheme.name)
+                return _suggestion(what, options, plan)
+        return None
+
+    def smaller_weights_on_more_gpus(self) -> Suggestion | None:
+        for scheme in self.smaller():
+            found = self.more_gpus(scheme)
+            if found is not None:
+                return found
+        return None
+
+    def larger_gpu(self, count: int | None = None) -> Suggestion | None:
+        own = self.gpu.usable_memory().best_bytes
+        request = self.request if count is None else replace(self.free, num_gpus=count)
+        for name in _COMMON_GPUS:
+            other = find_gpu(name).spec
+            if other.usable_memory().best_bytes <= own * 1.05:
+                continue
+            plan = self.attempt(request, gpu=other)
+            if plan is not None:
+                options = ("--gpu", other.id)
+                if count is not None:
+                    options += ("--gpus", str(count))
+                return _suggestion(f"{request.num_gpus} x {other.name}", options, plan)
+        return None
+
+    def larger_gpus(self) -> Suggestion | None:
+        for count in _COUNTS:
+            if count > self.request.num_gpus:
+                found = self.larger_gpu(count)
+                if found is not None:
+                    return found
+        return None
+
+
+def _round_lengths(longest: int) -> Iterator[int]:
+    """Lengths that people use, not above `longest`: whole multiples of 4096, then of 1024."""
+    for step in (4096, 1024):
+        length = longest // step * step
+        if length >= _SHORTEST_CONTEXT:
+            yield length
+
+
+def _suggestion(what: str, options: tuple[str, ...], plan: Plan) -> Suggestion:
+    kv = plan.kv_cache
+    detail = (
+        f"{format_gib(kv.available_bytes)} for KV, {kv.capacity_tokens:,} tokens in all"
+    )
+    return Suggestion(what=what, options=options, verdict=plan.verdict, detail=detail)
