@@ -160,3 +160,14 @@ def nearest_names(name: str) -> list[str]:
     near = get_close_matches(key, names, n=6, cutoff=0.5)
     near += [other for other in names if key and len(key) > 3 and key in other][:3]
     return list(dict.fromkeys(names[other] for other in near))[:3]
+
+
+def list_models(word: str | None = None) -> list[dict[str, Any]]:
+    """Summaries of the catalogue, by id; `word` filters ids, titles and aliases."""
+    wanted = normal_form(word or "")
+    rows: list[dict[str, Any]] = []
+    for row in index()["models"]:
+        names = [row["id"], row["hub_id"], row["model_type"], *row["aliases"]]
+        if any(wanted in normal_form(name) for name in names):
+            rows.append(row)
+    return rows

@@ -48,7 +48,7 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     if engine not in data["engines"]:
         raise UnknownNameError("engine", engine, tuple(data["engines"]), "moesize engines")
     known = data["engines"][engine]
-    version = version or str(known["default_version"])
+    version = str(known["default_version"]) if version is None else version
     release = release_of(version)
     oldest = str(known["oldest_version"])
     if release is None or release < (release_of(oldest) or ()):
@@ -113,3 +113,18 @@ def _data() -> dict[str, Any]:
     path = Path(__file__).parent / "data" / "engines.json"
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
+
+
+def list_engines() -> list[dict[str, Any]]:
+    """Every engine that can be planned: its versions and what is said about them."""
+    return [
+        {
+            "name": name,
+            "default_version": known["default_version"],
+            "versions": f"{known['oldest_version']} to {known['newest_version']}",
+            "oldest_version": known["oldest_version"],
+            "newest_version": known["newest_version"],
+            "note": known["note"],
+        }
+        for name, known in _data()["engines"].items()
+    ]

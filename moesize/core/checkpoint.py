@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from moesize.core.errors import UnsupportedError
+from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.inventory import Entry, inventory
 from moesize.core.model_spec import ModelSpec, QuantizationRule
 from moesize.core.naming import module_name
@@ -53,6 +53,13 @@ FORMATS: dict[str, Callable[[QuantizationRule], WeightFormat]] = {
         symmetric=rule.symmetric,
         act_order=rule.act_order,
     ),
+    # AutoRound's own packing of the GPTQ layout leaves g_idx out.
+    "auto-round": lambda rule: GroupInt(
+        bits=rule.bits,
+        group_size=rule.group_size,
+        symmetric=rule.symmetric,
+        g_idx_stored=False,
+    ),
     "awq": lambda rule: GroupInt(
         bits=rule.bits,
         group_size=rule.group_size,
@@ -81,6 +88,7 @@ _NEVER = (
     "norms",
     "shared_experts.sigmoid_gate",
     "attention.indexer.weights",
+    "other.mtp_projection",
     "attention.indexer.compressor",
     "attention.compressor",
     "attention.linear.conv",
@@ -116,6 +124,15 @@ class StoredEntry:
         return self.weight_format.matrix_bytes(rows, columns) * tensor.copies * count
 
     @property
+    def stored_elements(self) -> int:
+        """Elements of all its stored tensors: packed words, scales, zero points."""
+        tensor, count = self.entry.tensor, self.entry.count
+        if self.weight_format is None or isinstance(self.weight_format, Plain):
+            return tensor.elements * count
+        parts = self.weight_format.components(*matrix_shape(tensor))
+        return sum(part.elements for part in parts) * tensor.copies * count
+
+    @property
     def scale_bytes(self) -> int:
         """The part of `file_bytes` that is not the packed weight itself."""
         if self.weight_format is None or isinstance(self.weight_format, Plain):
@@ -135,6 +152,21 @@ def matrix_shape(tensor: Tensor) -> tuple[int, int]:
 def published(spec: ModelSpec) -> tuple[StoredEntry, ...]:
     """The checkpoint as published. Raises UnsupportedError for an unknown format."""
     return _remember(spec, "checkpoint", lambda: tuple(_published(spec)))
+
+
+def stored_bytes(spec: ModelSpec) -> int:
+    """Bytes of all tensors of the published files: `total_size` of a safetensors index."""
+    return sum(item.file_bytes for item in published(spec))
+
+
+def hub_elements(spec: ModelSpec) -> int:
+    """The parameter count that the Hugging Face hub shows for the published files.
+
+    It adds up the elements of all stored tensors of at least one dimension, scales included. Packed
+    GPTQ and AWQ words and the MXFP4 blocks of gpt-oss count as the weights in them, and what comes
+    with them does not count (huggingface.js packages/hub `parse-safetensors-metadata.ts`).
+    """
+    return sum(item.stored_elements for item in published(spec))
 
 
 def with_scheme(spec: ModelSpec, scheme: Scheme, engine: str = "") -> tuple[StoredEntry, ...]:
@@ -200,7 +232,7 @@ class _CompiledRule:
     """A rule with its patterns compiled once."""
 
     def __init__(self, rule: QuantizationRule) -> None:
-        self.pattern = re.compile("|".join(f"(?:{p})" for p in rule.modules) or "")
+        self.pattern = compile_pattern("|".join(f"(?:{p})" for p in rule.modules))
         if rule.format == "keep":
             self.weight_format: WeightFormat | None = None
         elif rule.format in FORMATS:
@@ -213,19 +245,56 @@ class _CompiledRule:
 
 
 def _first_match(rules: list[_CompiledRule], name: str) -> WeightFormat | None:
+    plain = plain_name(name)
     for rule in rules:
-        if rule.pattern.search(name):
+        if rule.pattern.search(plain) or rule.pattern.search(name):
             return rule.weight_format
     return None
+
+
+# Modules that only wrap the language model. Configs, engines and files disagree about them.
+_WRAPPER = re.compile(r"(?:(?:model|language_model|text_model|llm|backbone|transformer)\.)+")
+
+
+def plain_name(name: str) -> str:
+    """A module name without the wrappers in front: `layers.0.mlp`, whatever file it comes from."""
+    found = _WRAPPER.match(name)
+    return name[found.end() :] if found else name
+
+
+_MAX_PATTERN_LENGTH = 1 << 17
+_MAX_OPEN_QUANTIFIERS = 3
+_CHARACTER_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern of a checkpoint, which may be hostile.
+
+    Only patterns that cannot blow up are taken: no repeated group, and at most three open-ended
+    quantifiers in one alternative. Raises InvalidInputError.
+    """
+    shown = pattern if len(pattern) <= 60 else pattern[:57] + "..."
+    if len(pattern) > _MAX_PATTERN_LENGTH:
+        raise InvalidInputError(f"the pattern {shown!r} is {len(pattern):,} characters long")
+    bare = _CHARACTER_CLASS.sub("x", pattern)
+    if re.search(r"\)[*+{]", bare) or _open_quantifiers(bare) > _MAX_OPEN_QUANTIFIERS:
+        raise InvalidInputError(
+            f"the pattern {shown!r} could take very long to match",
+            "repeated groups and more than three of * + {} in a row are not taken",
+        )
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"the pattern {shown!r} is no regular expression: {error}"
+        ) from error
 
 
 def _with_scheme(spec: ModelSpec, scheme: Scheme, engine: str) -> Iterator[StoredEntry]:
     for entry in inventory(spec):
         tensor = entry.tensor
         dtype = tensor.dtype or _serving_dtype(spec, scheme)
-        if isinstance(scheme.weight_format, Plain):
-            yield StoredEntry(entry, None, dtype)
-        elif not tensor.matmul:
+        if isinstance(scheme.weight_format, Plain) or not tensor.matmul:
             yield StoredEntry(entry, None, dtype)
         else:
             weight_format = scheme_format_for(scheme, tensor.role, tensor.shape, engine=engine)
@@ -237,3 +306,20 @@ def _serving_dtype(spec: ModelSpec, scheme: Scheme) -> str:
     if isinstance(scheme.weight_format, Plain):
         return scheme.weight_format.dtype
     return "bfloat16" if spec.dtype == "float32" else spec.dtype
+
+
+def _open_quantifiers(pattern: str) -> int:
+    """Most quantifiers that one path through the alternatives of a pattern can pass."""
+    stack = [(0, 0)]  # (on the current alternative, most on an earlier one) of each open group
+    for char in pattern:
+        here, most = stack[-1]
+        if char == "(":
+            stack.append((0, 0))
+        elif char == "|":
+            stack[-1] = (0, max(here, most))
+        elif char == ")" and len(stack) > 1:
+            stack.pop()
+            stack[-1] = (stack[-1][0] + max(here, most), stack[-1][1])
+        elif char in "*+{":
+            stack[-1] = (here + 1, most)
+    return max(stack[-1])

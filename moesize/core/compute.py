@@ -488,3 +488,218 @@ def _excluded(spec: ModelSpec) -> tuple[str, ...]:
     if spec.mtp is not None:
         out.append("multi-token prediction blocks (speculation only)")
     return tuple(out)
+
+
+# --- Distinct experts ---------------------------------------------------------------------------
+
+
+def expected_distinct_experts(
+    num_experts: int, experts_per_token: int, tokens: int, *, extra_routes: int = 0
+) -> float:
+    """Routed experts that `tokens` tokens visit together: D(B) = E * (1 - (1 - A/E)^B).
+
+    Every token takes A different experts, all choices equally likely, tokens independent. Real
+    routing is correlated, so this is an upper estimate. `extra_routes` zero-compute experts take
+    their part of the choices. Raises InvalidInputError for numbers that make no sense.
+    """
+    _at_least("num_experts", num_experts, 1)
+    _at_least("tokens", tokens, 0)
+    routes = num_experts + extra_routes
+    if not 1 <= experts_per_token <= routes:
+        raise InvalidInputError(
+            f"experts_per_token ({experts_per_token}) must lie between 1 and {routes}"
+        )
+    if tokens == 0:
+        return 0.0
+    if experts_per_token == routes:
+        return float(num_experts)
+    # (1 - x)^B through logarithms: exact for large B and for small x alike.
+    return -num_experts * expm1(tokens * log1p(-experts_per_token / routes))
+
+
+def average_distinct_experts(spec: ModelSpec, tokens: int) -> float | None:
+    """Expected distinct experts per MoE layer, averaged over them; None for a dense model."""
+    layers = distinct = 0.0
+    for block, count in _block_counts(spec, spec.layout):
+        moe = moe_of(block)
+        if moe is not None:
+            layers += count
+            distinct += count * expected_distinct_experts(
+                moe.num_experts, moe.experts_per_token, tokens, extra_routes=moe.extra_routes
+            )
+    return distinct / layers if layers else None
+
+
+def routed_fraction(spec: ModelSpec, tokens: int) -> float:
+    """Part of all routed-expert weights that a step of `tokens` tokens reads; 0 if dense."""
+    read = whole = 0.0
+    for entry in inventory(spec):
+        if entry.section == "layers" and entry.tensor.expert:
+            moe = moe_of(spec.block(entry.block))
+            if moe is not None:
+                whole += entry.elements
+                read += entry.elements / moe.num_experts * expected_distinct_experts(
+                    moe.num_experts, moe.experts_per_token, tokens, extra_routes=moe.extra_routes
+                )
+    return read / whole if whole else 0.0
+
+
+# --- Bytes of a decode step ---------------------------------------------------------------------
+
+
+def kv_read_elements(
+    spec: ModelSpec,
+    context_tokens: int,
+    *,
+    tensor_parallel_size: int = 1,
+    encoder_tokens: int = 0,
+) -> dict[str, int]:
+    """Cache elements that one decode step reads for one sequence on one rank, by cache part.
+
+    Parts as in `TokenCache`: kv, latent, index, compressed, cross. Windows, chunks and sparse
+    choices count what is attended to; heads are split over ranks and repeated when too few.
+    """
+    _at_least("context_tokens", context_tokens, 1)
+    top_k = _shared_top_k(spec)
+    out: dict[str, int] = {}
+    for block, count in _block_counts(spec, spec.layout):
+        for mixer in block.mixers:
+            for part, elements in _reads(
+                mixer, context_tokens, tensor_parallel_size, encoder_tokens, top_k
+            ):
+                out[part] = out.get(part, 0) + elements * count
+    return out
+
+
+def _reads(
+    mixer: Mixer, position: int, ranks: int, encoder_tokens: int, shared_top_k: int
+) -> Iterable[tuple[str, int]]:
+    match mixer:
+        case GroupedQueryAttention():
+            per_token = ceil_div(mixer.num_kv_heads, ranks) * (mixer.head_dim + mixer.v_head_dim)
+            if mixer.cross:
+                return (("cross", per_token * encoder_tokens),)
+            if mixer.index_heads:
+                attended = _Span(blocks=mixer.index_top_k).at(position)
+                return (("kv", per_token * attended), ("index", mixer.index_head_dim * position))
+            span = _Span(window=mixer.window or 0, chunk=mixer.chunk or 0)
+            return (("kv", per_token * span.at(position)),)
+        case LatentAttention():
+            per_token = mixer.kv_lora_rank + mixer.qk_rope_head_dim
+            if mixer.indexer is None:
+                limit = shared_top_k if mixer.index_shared else 0
+                return (("latent", per_token * _Span(limit=limit).at(position)),)
+            attended = _Span(limit=mixer.indexer.top_k).at(position)
+            return (
+                ("latent", per_token * attended),
+                ("index", mixer.indexer.head_dim * position),
+            )
+        case CompressedAttention():
+            ratio, size = mixer.compress_ratio, mixer.head_dim
+            parts = [("latent", size * min(position, mixer.window))]
+            if ratio > 1:
+                limit = mixer.index_top_k if mixer.has_indexer else 0
+                parts.append(("compressed", size * _Span(ratio=ratio, limit=limit).at(position)))
+            if mixer.has_indexer:
+                parts.append(("index", mixer.index_head_dim * (position // ratio)))
+            return parts
+        case (
+            GatedDeltaNet()
+            | KimiDeltaAttention()
+            | Mamba2()
+            | Mamba1()
+            | LightningAttention()
+            | ShortConv()
+        ):
+            return ()
+        case _:
+            assert_never(mixer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBytes:
+    """Bytes that one decode step moves between memory and cores of the limiting rank.
+
+    weights          by parameter group; routed experts scaled by `routed_fraction`
+    embedding_rows   one row per token of the look-up tables
+    state            recurrent states, read and written
+    """
+
+    weights: dict[str, int]
+    routed_fraction: float
+    embedding_rows: int
+    kv_cache: int
+    state: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all of them."""
+        return sum(self.weights.values()) + self.embedding_rows + self.kv_cache + self.state
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is not zero, and the total."""
+        parts = {f"weights.{group}": size for group, size in self.weights.items() if size}
+        rest = {
+            "embedding_rows": self.embedding_rows,
+            "kv_cache": self.kv_cache,
+            "state": self.state,
+        }
+        return {"total": self.total, **parts, **{name: size for name, size in rest.items() if size}}
+
+
+def decode_step_bytes(
+    spec: ModelSpec,
+    resident_bytes: Mapping[str, int],
+    *,
+    sequences: int,
+    kv_read_bytes: int,
+    state_bytes: int = 0,
+    scale_bytes: int = 0,
+    routed_tokens: int | None = None,
+) -> StepBytes:
+    """Bytes that a decode step of `sequences` sequences moves on one rank.
+
+    resident_bytes   weights on the rank by group (tensors.GROUPS); routed experts are read in the
+                     part D(B)/E that the step visits, towers not at all, embeddings row by row,
+                     except where the table is also the head
+    scale_bytes      scales of quantized weights, read in the proportion of the weights
+    kv_read_bytes    all sequences of the step together, as is state_bytes (counted twice: read,
+                     written back)
+    routed_tokens    tokens whose experts the rank serves when not `sequences`: data-parallel
+                     attention with expert parallelism pools the tokens of all ranks
+
+    Left out: activations, the write of the new token's cache, scratch of split attention.
+    Raises InvalidInputError for an unknown group.
+    """
+    _at_least("sequences", sequences, 1)
+    unknown = sorted(set(resident_bytes) - set(GROUPS))
+    if unknown:
+        raise InvalidInputError(f"no parameter group is called {unknown[0]!r}")
+    fraction = routed_fraction(spec, sequences if routed_tokens is None else routed_tokens)
+    weights = {
+        group: size
+        for group, size in resident_bytes.items()
+        if group not in ("embedding", "towers", "routed_experts")
+    }
+    weights["routed_experts"] = round(resident_bytes.get("routed_experts", 0) * fraction)
+    table = resident_bytes.get("embedding", 0)
+    embedding = spec.embedding
+    if embedding.tied and embedding.has_head and not weights.get("lm_head"):
+        head = embedding.vocab_size * spec.hidden_size
+        tables = sum(e.elements for e in inventory(spec) if e.section == "embedding")
+        weights["lm_head"] = table * min(head, tables) // tables
+    resident = sum(
+        size for group, size in resident_bytes.items() if group not in ("embedding", "towers")
+    )
+    if resident and scale_bytes:
+        read = sum(
+            size for group, size in weights.items() if group != "lm_head" or not embedding.tied
+        )
+        weights["scales"] = round(scale_bytes * read / resident)
+    return StepBytes(
+        weights=weights,
+        routed_fraction=fraction,
+        embedding_rows=min(table, ceil_div(table * sequences, embedding.vocab_size)),
+        kv_cache=kv_read_bytes,
+        state=2 * state_bytes,
+    )

@@ -54,6 +54,8 @@ class GgufModel:
 
 # --- Names --------------------------------------------------------------------------------------
 
+# DeepSeek-V4's hyper-connections.
+_HYPER_CONNECTIONS = ("attn_fn", "attn_base", "attn_scale", "ffn_fn", "ffn_base", "ffn_scale")
 _NAMES = {
     "attention.q": "attn_q.weight",
     "attention.k": "attn_k.weight",
@@ -112,6 +114,8 @@ _NAMES = {
     "router.weight": "ffn_gate_inp.weight",
     "router.bias": "exp_probs_b.bias",
     "router.hash": "ffn_gate_tid2eid.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.expert_scale": "ffn_down_exps.scale",
     "routed_experts.gate": "ffn_gate_exps.weight",
     "routed_experts.up": "ffn_up_exps.weight",
     "routed_experts.down": "ffn_down_exps.weight",
@@ -131,6 +135,20 @@ _NAMES = {
     "other.mtp_projection": "nextn.eh_proj.weight",
     "other.latent_in": "ffn_latent_down.weight",
     "other.latent_out": "ffn_latent_up.weight",
+    "other.layer_scalar": "layer_output_scale.weight",
+    "other.per_layer_gate": "inp_gate.weight",
+    "other.per_layer_projection": "proj.weight",
+    "other.per_layer_model_projection": "per_layer_model_proj.weight",
+    "other.altup_projections": "altup_proj.weight",
+    "other.altup_unembed_projections": "altup_unembd_proj.weight",
+    "other.altup_correction": "altup_correct_coef.weight",
+    "other.altup_prediction": "altup_predict_coef.weight",
+    "other.altup_router": "altup_router.weight",
+    "other.altup_scale": "altup_correct_scale.weight",
+    "other.laurel_left": "laurel_l.weight",
+    "other.laurel_right": "laurel_r.weight",
+    **{f"other.hc_{part}": f"hc_{part}.weight" for part in _HYPER_CONNECTIONS},
+    **{f"other.hc_head_{part}": f"output_hc_{part}.weight" for part in ("fn", "base", "scale")},
 }
 # Where the name depends on the kind of mixer (`kind` of moesize.core.mixers), and with it the type.
 _NAMES_BY_MIXER = {

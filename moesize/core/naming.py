@@ -335,6 +335,119 @@ NAMES: dict[str, Naming] = {
             "norms.latent": "block_sparse_moe.routed_expert_norm",
         }
     ),
+    "hy_v3": Naming(
+        roles={
+            "router.weight": "mlp.router.gate",
+            "router.bias": "mlp.expert_bias",
+            "shared_experts.gate": "mlp.shared_mlp.gate_proj",
+            "shared_experts.up": "mlp.shared_mlp.up_proj",
+            "shared_experts.down": "mlp.shared_mlp.down_proj",
+        }
+    ),
+    "afmoe": Naming(
+        roles={
+            "attention.gate": "self_attn.gate_proj",
+            "router.weight": "mlp.router.gate",
+            "router.bias": "mlp.expert_bias",
+        }
+    ),
+    "mimo_v2": Naming(roles={"attention.sinks": "self_attn.attention_sink_bias"}),
+    "step3p5": Naming(
+        roles={
+            "router.weight": "moe.gate",
+            "router.bias": "moe.router_bias",
+            "routed_experts.gate": "moe.gate_proj",
+            "routed_experts.up": "moe.up_proj",
+            "routed_experts.down": "moe.down_proj",
+            "shared_experts.gate": "share_expert.gate_proj",
+            "shared_experts.up": "share_expert.up_proj",
+            "shared_experts.down": "share_expert.down_proj",
+        },
+    ),
+    "step3": Naming(
+        roles={
+            "attention.q_a": "self_attn.q_proj",
+            "norms.q_a": "self_attn.inter_norm",
+            "attention.q_b": "self_attn.wq",
+            "router.weight": "moe.gate",
+            "router.bias": "moe.router_bias",
+            "routed_experts.gate": "moe.gate_proj",
+            "routed_experts.up": "moe.up_proj",
+            "routed_experts.down": "moe.down_proj",
+            "shared_experts.gate": "share_expert.gate_proj",
+            "shared_experts.up": "share_expert.up_proj",
+            "shared_experts.down": "share_expert.down_proj",
+        },
+    ),
+    "bailing_moe": Naming(
+        tokens="model.word_embeddings",
+        roles={
+            "attention.q": "attention.query_key_value",
+            "attention.k": "attention.query_key_value",
+            "attention.v": "attention.query_key_value",
+            "attention.o": "attention.dense",
+            "norms.q": "attention.query_layernorm",
+            "norms.k": "attention.key_layernorm",
+            "router.bias": "mlp.gate.expert_bias",
+        },
+    ),
+    "bailing_hybrid": Naming(
+        tokens="model.word_embeddings",
+        roles={
+            "attention.q": "attention.q_proj",
+            "attention.q_a": "attention.q_a_proj",
+            "attention.q_b": "attention.q_b_proj",
+            "attention.kv_a": "attention.kv_a_proj_with_mqa",
+            "attention.kv_b": "attention.kv_b_proj",
+            "attention.o": "attention.dense",
+            "attention.gate": "attention.g_proj",
+            "norms.q_a": "attention.q_a_layernorm",
+            "norms.kv_a": "attention.kv_a_layernorm",
+            "attention.linear.qkv": "attention.query_key_value",
+            "attention.linear.q": "attention.q_proj",
+            "attention.linear.k": "attention.k_proj",
+            "attention.linear.v": "attention.v_proj",
+            "attention.linear.q_conv": "attention.q_conv1d",
+            "attention.linear.k_conv": "attention.k_conv1d",
+            "attention.linear.v_conv": "attention.v_conv1d",
+            "attention.linear.f": "attention.f_proj",
+            "attention.linear.b": "attention.b_proj",
+            "attention.linear.dt_bias": "attention.dt_bias",
+            "attention.linear.a_log": "attention.A_log",
+            "attention.linear.g": "attention.g_proj",
+            "attention.linear.out": "attention.dense",
+            "norms.linear": "attention.g_norm",
+            "norms.q": "attention.query_layernorm",
+            "norms.k": "attention.key_layernorm",
+            "router.bias": "mlp.gate.expert_bias",
+        },
+    ),
+    "hunyuan_moe": Naming(
+        roles={
+            "norms.q": "self_attn.query_layernorm",
+            "norms.k": "self_attn.key_layernorm",
+            "router.weight": "mlp.gate.wg",
+            "shared_experts.gate": "mlp.shared_mlp.gate_proj",
+            "shared_experts.up": "mlp.shared_mlp.up_proj",
+            "shared_experts.down": "mlp.shared_mlp.down_proj",
+        }
+    ),
+    "longcat_flash": Naming(
+        roles={
+            "attention.q_a": "self_attn.0.q_a_proj",
+            "attention.q_b": "self_attn.0.q_b_proj",
+            "attention.kv_a": "self_attn.0.kv_a_proj_with_mqa",
+            "attention.kv_b": "self_attn.0.kv_b_proj",
+            "attention.o": "self_attn.0.o_proj",
+            "norms.q_a": "self_attn.0.q_a_layernorm",
+            "norms.kv_a": "self_attn.0.kv_a_layernorm",
+            "dense_mlp.gate": "mlps.0.gate_proj",
+            "dense_mlp.up": "mlps.0.up_proj",
+            "dense_mlp.down": "mlps.0.down_proj",
+            "router.weight": "mlp.router.classifier",
+            "router.bias": "mlp.router.e_score_correction_bias",
+        }
+    ),
     "ernie4_5_moe": Naming(
         roles={"router.bias": "mlp.moe_statics.e_score_correction_bias"},
     ),
@@ -448,8 +561,435 @@ NAMES: dict[str, Naming] = {
             "routed_experts.down": "feed_forward.experts.{expert}.w2",
         },
     ),
+    "mllama": Naming(
+        roles={
+            "attention.cross.q": "cross_attn.q_proj",
+            "attention.cross.k": "cross_attn.k_proj",
+            "attention.cross.v": "cross_attn.v_proj",
+            "attention.cross.o": "cross_attn.o_proj",
+            "other.cross_gate": "cross_attn_attn_gate",
+        },
+        bare=frozenset({"other.cross_gate"}),
+    ),
 }
 
+
+# Families whose files hold fused projections name them for every part: q, k and v are one tensor.
+def _fused(qkv: str, out: str = "self_attn.o_proj", **roles: str) -> dict[str, str]:
+    """Roles of an attention whose q, k and v are stored as one tensor."""
+    return {
+        "attention.q": qkv,
+        "attention.k": qkv,
+        "attention.v": qkv,
+        "attention.o": out,
+        **roles,
+    }
+
+
+_GEMMA_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+_PER_LAYER_INPUT = {
+    "embedding.per_layer": "model.embed_tokens_per_layer",
+    "other.per_layer_gate": "per_layer_input_gate",
+    "other.per_layer_projection": "per_layer_projection",
+    "norms.per_layer": "post_per_layer_input_norm",
+    "other.per_layer_model_projection": "model.per_layer_model_projection",
+    "norms.per_layer_projection": "model.per_layer_projection_norm",
+}
+_BIG_H = {"dense_mlp.up": "mlp.dense_h_to_4h", "dense_mlp.down": "mlp.dense_4h_to_h"}
+_FC = {"dense_mlp.up": "fc1", "dense_mlp.down": "fc2"}
+_CROSS = {
+    f"attention.cross.{part}": f"encoder_attn.{name}"
+    for part, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj"))
+}
+_GPT2 = Naming(
+    layers="transformer.h.{layer}.",
+    tokens="transformer.wte",
+    final_norm="transformer.ln_f",
+    norms=("ln_1", "ln_2"),
+    roles=_fused(
+        "attn.c_attn",
+        "attn.c_proj",
+        **{
+            "embedding.positions": "transformer.wpe",
+            "dense_mlp.up": "mlp.c_fc",
+            "dense_mlp.down": "mlp.c_proj",
+        },
+    ),
+)
+_GPTJ = Naming(
+    layers="transformer.h.{layer}.",
+    tokens="transformer.wte",
+    final_norm="transformer.ln_f",
+    norms=("ln_1",),
+    roles={
+        "attention.q": "attn.q_proj",
+        "attention.k": "attn.k_proj",
+        "attention.v": "attn.v_proj",
+        "attention.o": "attn.out_proj",
+        "dense_mlp.up": "mlp.fc_in",
+        "dense_mlp.down": "mlp.fc_out",
+    },
+)
+_FALCON = Naming(
+    layers="transformer.h.{layer}.",
+    tokens="transformer.word_embeddings",
+    final_norm="transformer.ln_f",
+    roles=_fused("self_attention.query_key_value", "self_attention.dense", **_BIG_H),
+)
+_OPT_ROLES = {
+    "attention.o": "self_attn.out_proj",
+    "embedding.positions": "model.decoder.embed_positions",
+    "other.project_in": "model.decoder.project_in",
+    "other.project_out": "model.decoder.project_out",
+    **_FC,
+}
+_BART_ROLES = {"attention.o": "self_attn.out_proj", **_FC, **_CROSS}
+_T5_CROSS = {
+    f"attention.cross.{part}": f"layer.1.EncDecAttention.{part}" for part in ("q", "k", "v", "o")
+}
+_T5_SELF = {
+    f"attention.{part}": f"layer.0.SelfAttention.{part}" for part in ("q", "k", "v", "o")
+} | {"attention.relative_bias": "layer.0.SelfAttention.relative_attention_bias"}
+_T5_MLP = {
+    "dense_mlp.gate": "layer.2.DenseReluDense.wi_0",
+    "dense_mlp.up": "layer.2.DenseReluDense.wi_1",
+    "dense_mlp.down": "layer.2.DenseReluDense.wo",
+    "encoder/dense_mlp.gate": "layer.1.DenseReluDense.wi_0",
+    "encoder/dense_mlp.up": "layer.1.DenseReluDense.wi_1",
+    "encoder/dense_mlp.down": "layer.1.DenseReluDense.wo",
+}
+_T5_NORMS = ("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm")
+_T5 = Naming(
+    layers="decoder.block.{layer}.",
+    encoder_layers="encoder.block.{layer}.",
+    tokens="shared",
+    final_norm="decoder.final_layer_norm",
+    norms=_T5_NORMS,
+    roles={**_T5_SELF, **_T5_CROSS, **_T5_MLP},
+)
+
+NAMES |= {
+    "mimo": Naming(
+        mtp_layers="model.mtp_layers.{layer}.",
+        roles={"other.mtp_projection": "input_proj"},
+    ),
+    "qwen": replace(
+        _GPT2,
+        roles={
+            **_GPT2.roles,
+            "dense_mlp.gate": "mlp.w2",
+            "dense_mlp.up": "mlp.w1",
+        },
+    ),
+    "phi": Naming(
+        final_norm="model.final_layernorm",
+        norms=("input_layernorm",),
+        roles={
+            "attention.o": "self_attn.dense",
+            "norms.q": "self_attn.q_layernorm",
+            "norms.k": "self_attn.k_layernorm",
+            "dense_mlp.up": "mlp.fc1",
+            "dense_mlp.down": "mlp.fc2",
+        },
+    ),
+    "phi3": Naming(
+        roles=_fused(
+            "self_attn.qkv_proj",
+            **{"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"},
+        )
+    ),
+    "phi3small": Naming(
+        final_norm="model.final_layernorm",
+        roles=_fused(
+            "self_attn.query_key_value",
+            "self_attn.dense",
+            **{"dense_mlp.gate": "mlp.up_proj"},
+        ),
+    ),
+    "olmo2": Naming(norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "hf_olmo": Naming(
+        layers="model.transformer.blocks.{layer}.",
+        tokens="model.transformer.wte",
+        head="model.transformer.ff_out",
+        roles=_fused(
+            "att_proj",
+            "attn_out",
+            **{
+                "dense_mlp.gate": "ff_proj",
+                "dense_mlp.up": "ff_proj",
+                "dense_mlp.down": "ff_out",
+            },
+        ),
+    ),
+    "starcoder2": Naming(roles={"dense_mlp.up": "mlp.c_fc", "dense_mlp.down": "mlp.c_proj"}),
+    "stablelm": Naming(
+        roles={"norms.q": "self_attn.q_layernorm", "norms.k": "self_attn.k_layernorm"}
+    ),
+    "glm": Naming(
+        roles={"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"}
+    ),
+    "glm4": Naming(
+        roles={"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"},
+        norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "post_self_attn_layernorm",
+            "post_mlp_layernorm",
+        ),
+    ),
+    "chatglm": Naming(
+        layers="transformer.encoder.layers.{layer}.",
+        tokens="transformer.embedding.word_embeddings",
+        head="transformer.output_layer",
+        final_norm="transformer.encoder.final_layernorm",
+        roles=_fused(
+            "self_attention.query_key_value",
+            "self_attention.dense",
+            **{**_BIG_H, "dense_mlp.gate": "mlp.dense_h_to_4h"},
+        ),
+    ),
+    "internlm2": Naming(
+        tokens="model.tok_embeddings",
+        head="output",
+        norms=("attention_norm", "ffn_norm"),
+        roles=_fused(
+            "attention.wqkv",
+            "attention.wo",
+            **{
+                "dense_mlp.gate": "feed_forward.w1",
+                "dense_mlp.up": "feed_forward.w3",
+                "dense_mlp.down": "feed_forward.w2",
+            },
+        ),
+    ),
+    "baichuan": Naming(roles=_fused("self_attn.W_pack")),
+    "exaone": Naming(
+        layers="transformer.h.{layer}.",
+        tokens="transformer.wte",
+        final_norm="transformer.ln_f",
+        norms=("ln_1", "ln_2"),
+        roles={
+            "attention.q": "attn.attention.q_proj",
+            "attention.k": "attn.attention.k_proj",
+            "attention.v": "attn.attention.v_proj",
+            "attention.o": "attn.attention.out_proj",
+            "dense_mlp.gate": "mlp.c_fc_0",
+            "dense_mlp.up": "mlp.c_fc_1",
+            "dense_mlp.down": "mlp.c_proj",
+        },
+    ),
+    "hunyuan": Naming(
+        roles={"norms.q": "self_attn.query_layernorm", "norms.k": "self_attn.key_layernorm"}
+    ),
+    "apertus": Naming(
+        norms=("attention_layernorm", "feedforward_layernorm"),
+        roles={"other.alpha_p": "mlp.act_fn.alpha_p", "other.alpha_n": "mlp.act_fn.alpha_n"},
+        bare=frozenset({"other.alpha_p", "other.alpha_n"}),
+    ),
+    "hyperclovax": Naming(
+        norms=("input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2")
+    ),
+    "nanochat": Naming(roles={"dense_mlp.up": "mlp.fc1", "dense_mlp.down": "mlp.fc2"}),
+    "nemotron_nas": Naming(
+        roles={
+            "attention.replaced": "self_attn.linear_attn",
+            "dense_mlp.replaced": "mlp.linear_mlp",
+        }
+    ),
+    "gemma2": Naming(norms=_GEMMA_NORMS),
+    "vaultgemma": Naming(norms=("input_layernorm", "pre_feedforward_layernorm")),
+    "gemma3n": Naming(
+        norms=(*_GEMMA_NORMS, "laurel.post_laurel_norm"),
+        roles={
+            **_PER_LAYER_INPUT,
+            "other.altup_correction": "altup.correction_coefs",
+            "other.altup_prediction": "altup.prediction_coefs",
+            "other.altup_router": "altup.modality_router",
+            "norms.altup_router": "altup.router_norm",
+            "other.altup_scale": "altup.correct_output_scale",
+            "other.laurel_left": "laurel.linear_left",
+            "other.laurel_right": "laurel.linear_right",
+            "other.altup_projections": "model.altup_projections.{index}",
+            "other.altup_unembed_projections": "model.altup_unembed_projections.{index}",
+        },
+        bare=frozenset({"other.altup_scale"}),
+    ),
+    "gemma4": Naming(
+        norms=(
+            *_GEMMA_NORMS,
+            "post_feedforward_layernorm_1",
+            "post_feedforward_layernorm_2",
+            "pre_feedforward_layernorm_2",
+        ),
+        roles={
+            **_PER_LAYER_INPUT,
+            "router.weight": "router.proj",
+            "router.scale": "router.scale",
+            "router.expert_scale": "router.per_expert_scale",
+            "routed_experts.gate": "experts.gate_up_proj",
+            "routed_experts.up": "experts.gate_up_proj",
+            "routed_experts.down": "experts.down_proj",
+        },
+        bare=frozenset(
+            {
+                "router.scale",
+                "router.expert_scale",
+                "routed_experts.gate",
+                "routed_experts.up",
+                "routed_experts.down",
+            }
+        ),
+    ),
+    "gpt2": _GPT2,
+    "gptj": _GPTJ,
+    "codegen": replace(_GPTJ, roles={**_GPTJ.roles, **_fused("attn.qkv_proj", "attn.out_proj")}),
+    "gpt_neo": replace(
+        _GPT2,
+        roles={
+            **_GPT2.roles,
+            "attention.q": "attn.attention.q_proj",
+            "attention.k": "attn.attention.k_proj",
+            "attention.v": "attn.attention.v_proj",
+            "attention.o": "attn.attention.out_proj",
+        },
+    ),
+    "gpt_neox": Naming(
+        layers="gpt_neox.layers.{layer}.",
+        tokens="gpt_neox.embed_in",
+        head="embed_out",
+        final_norm="gpt_neox.final_layer_norm",
+        roles=_fused("attention.query_key_value", "attention.dense", **_BIG_H),
+    ),
+    "opt": Naming(
+        layers="model.decoder.layers.{layer}.",
+        tokens="model.decoder.embed_tokens",
+        final_norm="model.decoder.final_layer_norm",
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        roles=_OPT_ROLES,
+    ),
+    "bloom": replace(
+        _FALCON,
+        roles={**_FALCON.roles, "norms.embedding": "transformer.word_embeddings_layernorm"},
+    ),
+    "mpt": Naming(
+        layers="transformer.blocks.{layer}.",
+        tokens="transformer.wte",
+        final_norm="transformer.norm_f",
+        norms=("norm_1", "norm_2"),
+        roles=_fused(
+            "attn.Wqkv",
+            "attn.out_proj",
+            **{
+                "embedding.positions": "transformer.wpe",
+                "dense_mlp.up": "ffn.up_proj",
+                "dense_mlp.down": "ffn.down_proj",
+            },
+        ),
+    ),
+    "falcon": _FALCON,
+    "falcon_new": replace(_FALCON, norms=("ln_attn", "ln_mlp")),
+    "persimmon": Naming(
+        final_norm="model.final_layernorm",
+        roles=_fused(
+            "self_attn.query_key_value",
+            "self_attn.dense",
+            **{
+                **_BIG_H,
+                "norms.q": "self_attn.q_layernorm",
+                "norms.k": "self_attn.k_layernorm",
+            },
+        ),
+    ),
+    "xglm": Naming(
+        final_norm="model.layer_norm",
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        roles={"attention.o": "self_attn.out_proj", **_FC},
+    ),
+    "bert": Naming(
+        encoder_layers="encoder.layer.{layer}.",
+        tokens="embeddings.word_embeddings",
+        norms=("attention.output.LayerNorm", "output.LayerNorm"),
+        roles={
+            "attention.q": "attention.self.query",
+            "attention.k": "attention.self.key",
+            "attention.v": "attention.self.value",
+            "attention.o": "attention.output.dense",
+            "dense_mlp.up": "intermediate.dense",
+            "dense_mlp.down": "output.dense",
+            "embedding.positions": "embeddings.position_embeddings",
+            "embedding.token_types": "embeddings.token_type_embeddings",
+            "norms.embedding": "embeddings.LayerNorm",
+            "other.pooler": "pooler.dense",
+        },
+    ),
+    "modernbert": Naming(
+        encoder_layers="layers.{layer}.",
+        tokens="embeddings.tok_embeddings",
+        final_norm="final_norm",
+        norms=("attn_norm", "mlp_norm"),
+        roles=_fused(
+            "attn.Wqkv",
+            "attn.Wo",
+            **{
+                "dense_mlp.gate": "mlp.Wi",
+                "dense_mlp.up": "mlp.Wi",
+                "dense_mlp.down": "mlp.Wo",
+                "norms.embedding": "embeddings.norm",
+            },
+        ),
+    ),
+    "t5": _T5,
+    "switch_transformers": replace(
+        _T5,
+        roles={
+            **_T5.roles,
+            "dense_mlp.up": "layer.2.mlp.wi",
+            "dense_mlp.down": "layer.2.mlp.wo",
+            "router.weight": "layer.2.mlp.router.classifier",
+            "router.bias": "layer.2.mlp.router.classifier.bias",
+            "routed_experts.up": "layer.2.mlp.experts.expert_{expert}.wi",
+            "routed_experts.down": "layer.2.mlp.experts.expert_{expert}.wo",
+            "encoder/dense_mlp.up": "layer.1.mlp.wi",
+            "encoder/dense_mlp.down": "layer.1.mlp.wo",
+            "encoder/router.weight": "layer.1.mlp.router.classifier",
+            "encoder/router.bias": "layer.1.mlp.router.classifier.bias",
+            "encoder/routed_experts.up": "layer.1.mlp.experts.expert_{expert}.wi",
+            "encoder/routed_experts.down": "layer.1.mlp.experts.expert_{expert}.wo",
+        },
+    ),
+    "bart": Naming(
+        layers="model.decoder.layers.{layer}.",
+        encoder_layers="model.encoder.layers.{layer}.",
+        tokens="model.shared",
+        final_norm="model.decoder.layernorm_embedding",
+        norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+        roles={
+            **_BART_ROLES,
+            "embedding.positions": "model.decoder.embed_positions",
+            "embedding.encoder_positions": "model.encoder.embed_positions",
+        },
+    ),
+    "whisper": Naming(
+        layers="model.decoder.layers.{layer}.",
+        encoder_layers="model.encoder.layers.{layer}.",
+        tokens="model.decoder.embed_tokens",
+        head="proj_out",
+        final_norm="model.decoder.layer_norm",
+        norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+        roles={
+            **_BART_ROLES,
+            "embedding.positions": "model.decoder.embed_positions",
+            "embedding.encoder_positions": "model.encoder.embed_positions",
+            "other.conv1": "model.encoder.conv1",
+            "other.conv2": "model.encoder.conv2",
+        },
+    ),
+}
 
 @lru_cache(maxsize=256)
 def names_of(naming: str) -> Naming:
@@ -475,6 +1015,10 @@ def names_of(naming: str) -> Naming:
         tokens=outer(names.tokens),
         final_norm=outer(names.final_norm),
         head=names.head if inside else outer(names.head),
+        roles={
+            role: outer(name) if name.startswith("model.") else name
+            for role, name in names.roles.items()
+        },
     )
 
 
@@ -483,7 +1027,7 @@ def module_name(naming: str, role: str, section: str = "layers") -> str:
 
     A role without a published name is shown by itself, so that nothing is hidden.
     """
-    names = NAMES[naming]
+    names = names_of(naming)
     base = role if role == "router.bias" else role.removesuffix(".bias")
     if section == "stored":
         section = "embedding" if base == "embedding.tokens" else "final"
@@ -493,7 +1037,8 @@ def module_name(naming: str, role: str, section: str = "layers") -> str:
         return names.head
     if base == "norms.final":
         return names.final_norm
-    local = names.roles.get(base) or _DEFAULT.get(base) or base
+    stacked = names.roles.get(f"{section}/{base}")  # one stack of an encoder-decoder model
+    local = stacked or names.roles.get(base) or _DEFAULT.get(base) or base
     if local.startswith("/"):
         return local[1:]
     if section in ("embedding", "final"):

@@ -444,8 +444,9 @@ class GroupInt(_MatrixFormat):
         """Weight, scales, zero points, g_idx.
 
         vLLM 0.32.0 never loads g_idx (act_order within groups is refused there) and drops the zero
-        points of symmetric weights when it repacks. Up to 0.24.0 act_order kept g_idx and a sort
-        order, 8 bytes for each input; they are left out here.
+        points of symmetric weights when it repacks. Left out: g_idx and a sort order that earlier
+        releases keep with act_order (8 bytes for each input), and the zero biases that 0.32.0
+        creates for GPTQ experts (w13_bias, w2_bias: 0.5 MB a layer for Mixtral).
         """
         _check_dimensions(out_features, in_features)
         groups = _num_groups(in_features, self.group_size)

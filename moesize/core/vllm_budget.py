@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 from moesize.core.units import GIB, MIB, ceil_div, round_up
 
@@ -301,6 +301,8 @@ def moe_workspace_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
         case "batched":
             width = hidden + 2 * inner
             return moe.num_local_experts * tokens * width * _ACTIVATION_BYTES
+        case _:  # pragma: no cover
+            assert_never(settings.moe_backend)
 
 
 def mla_context_tokens(settings: BudgetSettings) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.units import ceil_div, round_up
@@ -109,6 +109,8 @@ class LayerPages:
                 aligned = settings.mamba_cache_mode == "align"
                 resident = 2 + self.num_checkpoint_states if aligned else 1
                 return resident + self.num_spec_states
+            case _:  # pragma: no cover
+                assert_never(self.kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,6 +388,8 @@ def _same_slots(first: LayerPages, other: LayerPages) -> bool:
                 and other.num_spec_states == first.num_spec_states
                 and other.num_checkpoint_states == first.num_checkpoint_states
             )
+        case _:  # pragma: no cover
+            assert_never(first.kind)
 
 
 def _unify_pages(kinds: list[_Kind]) -> list[_Kind]:

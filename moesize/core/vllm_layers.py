@@ -249,7 +249,7 @@ class _Chooser:
                 return [self._state_pages(mixer)]
             case Mamba1() | Mamba2() | ShortConv():
                 return [self._state_pages(mixer)]
-            case _:
+            case _:  # pragma: no cover
                 assert_never(mixer)
 
     def _bytes_per_token(self, mixer: Mixer) -> int:
@@ -422,7 +422,7 @@ class _Chooser:
                 return self._both(self._share(mixer.size) * (mixer.kernel + history), 0, "")
             case GroupedQueryAttention() | LatentAttention() | CompressedAttention():
                 return 0
-            case _:
+            case _:  # pragma: no cover
                 assert_never(mixer)
 
     def _both(self, conv_elements: int, recurrent_elements: int, state_dtype: str) -> int:

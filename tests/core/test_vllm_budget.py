@@ -123,8 +123,13 @@ def test_captured_sizes(
 
 @pytest.mark.parametrize(
     ("stages", "runner", "asynchronous", "batches"),
-    [(1, "v2", True, 2), (2, "v2", True, 3), (1, "v1", True, 2), (2, "v1", True, 2)]
-    + [(4, "v2", False, 4)],
+    [
+        (1, "v2", True, 2),
+        (2, "v2", True, 3),
+        (1, "v1", True, 2),
+        (2, "v1", True, 2),
+        (4, "v2", False, 4),
+    ],
 )
 def test_concurrent_batches(stages: int, runner: Any, asynchronous: bool, batches: int) -> None:
     assert max_concurrent_batches(stages, runner, async_scheduling=asynchronous) == batches

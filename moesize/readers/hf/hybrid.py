@@ -482,15 +482,18 @@ def bamba(config: ConfigView) -> SpecFields:
 
 @family("granitemoehybrid")
 def granite_hybrid(config: ConfigView) -> SpecFields:
-    """Granite 4: Mamba-2 and attention layers; routed experts beside one shared MLP, or only that."""
+    """Granite 4: Mamba-2 and attention; routed experts beside one shared MLP, or only that."""
     num_layers = config.layers()
-    kinds = _layout(
-        config,
-        num_layers,
-        "layer_types",
-        "layers_block_type",
-        kinds={"attention": _ATTENTION, "mamba": _RECURRENT},
-    ) or ["mamba"] * num_layers
+    kinds = (
+        _layout(
+            config,
+            num_layers,
+            "layer_types",
+            "layers_block_type",
+            kinds={"attention": _ATTENTION, "mamba": _RECURRENT},
+        )
+        or ["mamba"] * num_layers
+    )
     bias = config.flag("attention_bias", default=False)
     attention = grouped_query_attention(config, qkv_bias=bias, out_bias=bias)
     width = config.int("shared_intermediate_size", default=1024)
@@ -628,9 +631,7 @@ def jamba(config: ConfigView) -> SpecFields:
         "mamba": Mamba1(
             inner_size=config.int("mamba_expand", default=2) * hidden,
             state_size=config.int("mamba_d_state", default=16),
-            dt_rank=_dt_rank(config, "mamba_dt_rank", hidden)
-            if "mamba_dt_rank" in config
-            else 256,
+            dt_rank=_dt_rank(config, "mamba_dt_rank", hidden) if "mamba_dt_rank" in config else 256,
             conv_kernel=config.int("mamba_d_conv", default=4),
             conv_bias=config.flag("mamba_conv_bias", default=True),
             projection_bias=config.flag("mamba_proj_bias", default=False),
@@ -656,9 +657,7 @@ def jamba(config: ConfigView) -> SpecFields:
     blocks, layers = stack(layout)
     return {
         "hidden_size": hidden,
-        "max_context": max_context(
-            config, "max_position_embeddings", "n_ctx", default=262144
-        ),
+        "max_context": max_context(config, "max_position_embeddings", "n_ctx", default=262144),
         "embedding": embedding(config, tied=False),
         "blocks": blocks,
         "layers": layers,

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from moesize.core.attention import CompressedAttention, Indexer, LatentAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp, SharedExperts
 from moesize.core.model_spec import Block, ExtraTensor, MultiTokenPrediction, RotaryTable
-from moesize.core.recurrent import KimiDeltaAttention
-from moesize.readers.hf.common import max_context
+from moesize.core.recurrent import KimiDeltaAttention, LightningAttention
+from moesize.readers.hf.common import head_dim, max_context
 from moesize.readers.hf.moe import (
+    bailing_experts,
     decoder,
     deepseek_experts,
     dense_first,
@@ -24,6 +25,7 @@ from moesize.readers.hf.moe import (
     layer,
     layout_of,
     next_token_layers,
+    partial_factor,
     rotary,
     rotary_settings,
     words_per_layer,
@@ -136,12 +138,18 @@ def deepseek_v3(config: ConfigView) -> SpecFields:
 @family("mistral4")
 def mistral4(config: ConfigView) -> SpecFields:
     """Mistral 4: DeepSeek-V3's shape without a correction bias."""
+    attention = latent_attention(config, q_lora_default=1024)
+    rope, nope = attention.qk_rope_head_dim, attention.qk_nope_head_dim
+    # The class sets partial_rotary_factor to the rope share of the head, and vLLM 0.32.0 applies
+    # it once more to the rope part.
     return _deepseek(
         config,
-        latent_attention(config, q_lora_default=1024),
+        attention,
         deepseek_experts(config, router_bias="none"),
         routed=dense_first(config, config.layers(), default=0),
-        rotary=_rope(config),
+        rotary=rotary(config, rope, partial=partial_factor(config, rope / (rope + nope)))
+        if rope
+        else (),
     )
 
 
@@ -251,7 +259,9 @@ def deepseek_v4(config: ConfigView) -> SpecFields:
         raise config.fail("vision_n_layers: DeepSeek-V4 with a vision tower is not described yet")
     num_layers, hidden = config.layers(), config.int("hidden_size")
     streams = config.int("hc_mult", default=4, high=1024)
-    count = next_token_layers(config)
+    spark = "dspark_target_layer_ids" in config
+    # A DSpark draft has three layers unless n_mtp_layers says otherwise (vLLM 0.32.0).
+    count = config.int("n_mtp_layers", default=3, high=64) if spark else next_token_layers(config)
     ratios = _compress_ratios(config, num_layers, count)
     hashed = _hash_layers(config, num_layers)
     experts = deepseek_experts(config)
@@ -282,7 +292,12 @@ def deepseek_v4(config: ConfigView) -> SpecFields:
 
     guesses = [make(num_layers + i) for i in range(count)]
     mtp = None
-    if count:
+    if spark:
+        guesses[0] = _dspark_first(config, guesses[0], _head_connections(streams, hidden))
+        mtp = MultiTokenPrediction(
+            layers=tuple(block.name for block in guesses), norms=0, projection_inputs=0
+        )
+    elif count:
         mtp = MultiTokenPrediction(
             layers=tuple(block.name for block in guesses), extra=_head_connections(streams, hidden)
         )
@@ -300,6 +315,30 @@ def deepseek_v4(config: ConfigView) -> SpecFields:
             RotaryTable(positions=context, rotary_dim=size, dtype="float32", copies=copies),
         ),
         naming="deepseek_v4",
+    )
+
+
+def _dspark_first(
+    config: ConfigView, block: Block, heads: tuple[ExtraTensor, ...]
+) -> Block:
+    """The first layer of a DSpark draft with what the whole draft has once: the projection of the
+    target layers' states, a Markov head of rank r, a confidence head, two more norms.
+
+    Source: vLLM 0.32.0, models/deepseek_v4/nvidia/dspark.py.
+    """
+    hidden, vocab = config.int("hidden_size"), config.int("vocab_size")
+    rank = config.int("dspark_markov_rank")
+    targets = len(config.list("dspark_target_layer_ids", max_length=4096))
+    extra = (
+        ExtraTensor(role="other.draft_projection", shape=(hidden, targets * hidden), matmul=True),
+        ExtraTensor(role="other.markov", shape=(vocab, rank), copies=2, matmul=True),
+        ExtraTensor(role="other.confidence", shape=(1, hidden + rank), matmul=True),
+    )
+    return replace(
+        block,
+        name="draft_" + block.name,
+        num_norms=block.num_norms + 2,
+        extra=(*block.extra, *extra, *heads),
     )
 
 
@@ -446,3 +485,117 @@ def _kimi_full_layers(config: ConfigView, linear: ConfigView, num_layers: int) -
             f"{num_layers} exactly once"
         )
     return [index + 1 in set(full) for index in range(num_layers)]
+
+
+# ---- Ling 2.5 and 3.0, LongCat ----------------------------------------------------------------
+
+
+@family("bailing_hybrid")
+def bailing_hybrid(config: ConfigView) -> SpecFields:
+    """Ling and Ring 2.5 (lightning attention) and 3.0 (Kimi delta attention): the last layer of
+    every group has latent attention."""
+    num_layers = config.layers()
+    group = config.count("layer_group_size", default=1)
+    delta = "no_kda_lora" in config or "short_conv_kernel_size" in config
+    biased = config.flag("use_bias", default=False)
+    gates = {"": "", "head_wise": "head", "element_wise": "all"}
+    gate = config.text("gated_attention_proj_granularity_type", default="") if delta else ""
+    if gate not in gates:
+        raise config.fail(f"gated_attention_proj_granularity_type {gate!r} is not known")
+    # Defaults of vLLM's BailingMoeV25MLAAttention and BailingMoeV3MLAAttention.
+    full = LatentAttention(
+        num_heads=config.int("num_attention_heads"),
+        q_lora_rank=config.int("q_lora_rank", default=None),
+        kv_lora_rank=config.int("kv_lora_rank", default=512),
+        qk_nope_head_dim=config.count("qk_nope_head_dim", default=128),
+        qk_rope_head_dim=config.count("qk_rope_head_dim", default=64),
+        v_head_dim=config.int("v_head_dim", default=128),
+        head_gate=gates[gate] == "head",
+        output_gate=gates[gate] == "all",
+    )
+    linear = _kimi_delta(config) if delta else _lightning(config)
+    experts = bailing_experts(config, correction=True if delta else None)
+    if delta:
+        experts = replace(experts, router_dtype="float32")
+    dense = _dense(config, bias=biased)
+    routed = dense_first(config, num_layers, default=0)
+
+    def make(index: int) -> Block:
+        is_full = group == 0 or (index + 1) % group == 0
+        return layer(
+            full if is_full else linear,
+            experts if routed[index] else dense,
+            prefix="latent_" if is_full else "linear_",
+        )
+
+    count = next_token_layers(config)
+    guess = layer(full, experts, prefix="latent_")
+    mtp = MultiTokenPrediction(layers=(guess.name,) * count) if count else None
+    rope = config.count("qk_rope_head_dim", default=64)
+    return decoder(
+        config,
+        layout_of(num_layers, make),
+        mtp=mtp,
+        mtp_blocks=(guess,) if mtp else (),
+        rotary=rotary(config, rope, partial=1.0) if rope else (),
+        naming="bailing_hybrid",
+    )
+
+
+def _lightning(config: ConfigView) -> LightningAttention:
+    heads, size = config.int("num_attention_heads"), head_dim(config)
+    if config.flag("use_bias", default=False) or config.flag("use_qkv_bias", default=False):
+        raise config.fail("use_bias: biases of the linear attention are not described")
+    return LightningAttention(
+        num_heads=heads,
+        head_dim=size,
+        num_kv_heads=heads,
+        qk_norm=config.flag("use_qk_norm", default=False),
+    )
+
+
+def _kimi_delta(config: ConfigView) -> KimiDeltaAttention:
+    if not config.flag("no_kda_lora", default=False):
+        raise config.fail("no_kda_lora is not set; only full-rank decay and gate are described")
+    return KimiDeltaAttention(
+        num_heads=config.int("num_attention_heads"),
+        head_dim=config.int("head_dim"),
+        conv_kernel=config.int("short_conv_kernel_size", high=1024),
+        full_rank_gate=True,
+        full_rank_decay=True,
+    )
+
+
+@family("longcat_flash")
+def longcat_flash(config: ConfigView) -> SpecFields:
+    """LongCat-Flash: a layer has two attentions, two dense MLPs and one mixture beside them, whose
+    router also offers experts that compute nothing."""
+    # transformers counts num_hidden_layers as twice num_layers.
+    num_layers = config.layers("num_layers")
+    attention = latent_attention(config, q_lora_default=1536)
+    dense = DenseMlp(intermediate_size=config.int("ffn_hidden_size", "intermediate_size"))
+    routed = config.int("n_routed_experts")
+    moe = MoeMlp(
+        num_experts=routed,
+        experts_per_token=config.int("moe_topk", "num_experts_per_tok"),
+        intermediate_size=config.int("expert_ffn_hidden_size", "moe_intermediate_size"),
+        router_bias="correction",
+        router_dtype="" if config.text("router_dtype", default="float32") == "bfloat16" else "float32",
+        extra_routes=config.count("zero_expert_num", default=256),
+    )
+    block = Block(
+        name="shortcut_moe",
+        mixers=(attention, attention),
+        feed_forwards=(dense, dense, moe),
+        num_norms=4,
+    )
+    guess = layer(attention, dense, prefix="mtp_")
+    count = next_token_layers(config, "num_nextn_predict_layers")
+    return decoder(
+        config,
+        [block] * num_layers,
+        mtp=MultiTokenPrediction(layers=(guess.name,) * count) if count else None,
+        mtp_blocks=(guess,) if count else (),
+        rotary=_rope(config),
+        naming="longcat_flash",
+    )

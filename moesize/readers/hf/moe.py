@@ -992,6 +992,8 @@ def step3p5(config: ConfigView) -> SpecFields:
             heads = other.int("num_attention_heads")
             own_groups = other.int("num_attention_groups", default=groups)
             own_size = other.int("head_dim", default=size)
+        elif kind == "sliding_attention":
+            heads = config.int("num_sliding_attention_heads", default=heads)
         window = None
         if kind == "sliding_attention":
             window = config.int("sliding_window", high=MAX_CONTEXT)
@@ -1031,14 +1033,43 @@ def step3p5(config: ConfigView) -> SpecFields:
         mtp = MultiTokenPrediction(
             layers=tuple(block.name for block in guesses), stores_head=True
         )
+    notes = ()
+    if other is None and "num_sliding_attention_heads" not in config:
+        notes = (
+            "the config gives sliding layers no head count of their own; "
+            "Step-3.5-Flash as published has 96 there",
+        )
     return decoder(
         config,
         layout_of(num_layers, make),
-        rotary=rotary(config, size),
+        rotary=_step_tables(config, size, num_layers),
         mtp=mtp,
         mtp_blocks=guesses,
         naming="step3p5",
+        notes=notes,
     )
+
+
+def _step_tables(config: ConfigView, size: int, num_layers: int) -> tuple[RotaryTable, ...]:
+    """One table per distinct base and rotating share: both may be lists of one value per layer."""
+    settings = []
+    for key in ("rope_theta", "partial_rotary_factors"):
+        values = config.list(key) if isinstance(config.data.get(key), list) else []
+        if values and len(values) < num_layers:
+            raise config.fail(
+                f"{config.path(key)} has {len(values)} entries for {num_layers} layers"
+            )
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise config.fail(f"{config.path(key)} must hold numbers")
+        settings.append(values or [None] * num_layers)
+    tables = []
+    for _, share in dict.fromkeys(zip(*(values[:num_layers] for values in settings), strict=True)):
+        factor = partial_factor(config) if share is None else float(share)
+        if not 0 < factor <= 1:
+            raise config.fail("partial_rotary_factors must lie in 0..1")
+        tables.extend(rotary(config, size, partial=factor))
+    return tuple(tables)
 
 
 @family("step3_text")
@@ -1103,11 +1134,9 @@ def bailing_experts(config: ConfigView, *, correction: bool | None = None) -> Mo
     )
 
 
-@family("bailing_moe", "bailing_moe_v2", "bailing_moe_linear")
+@family("bailing_moe", "bailing_moe_v2")
 def bailing_moe(config: ConfigView) -> SpecFields:
     """Ling and Ring 1 and 2: grouped-query attention, optional norms on q and k, one MTP layer."""
-    if config.text("model_type") == "bailing_moe_linear":
-        raise config.fail("bailing_moe_linear without latent attention is not described")
     num_layers = config.layers()
     biased = config.flag("use_bias", default=False)
     norm: Literal["head", "none"] = (

@@ -8,16 +8,24 @@ from typing import Any
 from moesize.core.errors import InvalidSpecError, UnsupportedError
 from moesize.core.model_spec import ModelSpec, Source
 from moesize.readers.hf.common import model_dtype
+from moesize.readers.hf.quantization import read_quantization
 from moesize.readers.hf.registry import find_reader, known_model_types
 from moesize.readers.hf.view import ConfigView
 
 
 def spec_from_config(
-    data: Mapping[str, Any], *, file: str, hub_id: str = "", source: str = "", checked: str = ""
+    data: Mapping[str, Any],
+    *,
+    file: str,
+    name: str = "",
+    hub_id: str = "",
+    source: str = "",
+    checked: str = "",
+    quant_config: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Read a parsed config.json.
 
-    Raises InvalidSpecError for a malformed config and UnsupportedError for a model type without
+    `name` titles a model without a hub id; `quant_config` is a parsed hf_quant_config.json. Raises InvalidSpecError for a malformed config and UnsupportedError for a model type without
     a reader.
     """
     if not isinstance(data, Mapping):
@@ -33,7 +41,8 @@ def spec_from_config(
         fields = reader(config)
         text = config.sub("text_config", "llm_config", "language_config")
         fields.setdefault("dtype", model_dtype(text or config, config))
-        identity = hub_id or config.text("_name_or_path", default="") or model_type
+        fields.setdefault("quantization", read_quantization(config, quant_config))
+        identity = hub_id or name or config.text("_name_or_path", default="") or model_type
         return ModelSpec(
             id=slug(identity),
             title=identity.rpartition("/")[2],

@@ -1,0 +1,485 @@
+"""Multimodal wrappers: a language model read by its own family's reader, plus towers.
+
+A wrapper whose config lacks the tower (trimmed by whoever copied it) is read as text only and says
+so in `notes`. Structure and defaults: Transformers 5.19 models/*; what engines keep on top of the
+weights: vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from moesize.core.errors import UnsupportedError
+from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable, Tower
+from moesize.readers.hf import towers
+from moesize.readers.hf.common import (
+    dense_mlp,
+    grouped_query_attention,
+    max_context,
+    rotary_table,
+    stack,
+)
+from moesize.readers.hf.registry import SpecFields, family, find_reader
+from moesize.readers.hf.view import ConfigView
+
+_TRIMMED = "the config has no {key}: read as the language model alone, without its {what} tower"
+
+# Text parts that are an ordinary family under a name of their own.
+_SAME_AS = {
+    "gemma4_unified_text": "gemma4_text",
+    "glm4v_text": "glm4",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen3_asr_text": "qwen3",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_omni_moe_text": "qwen3_moe",
+}
+
+
+def _text_view(config: ConfigView) -> ConfigView:
+    """The language model's part; older configs keep its fields at the top."""
+    return config.sub("text_config", "llm_config", "language_config") or config
+
+
+def _text_fields(config: ConfigView, default_type: str, prefix: str) -> SpecFields:
+    """The language model, read by its family; `prefix` is where its tensors stand."""
+    text = _text_view(config)
+    name = default_type if text is config else text.text("model_type", default=default_type)
+    reader = find_reader(name)
+    if reader is None and name in _SAME_AS:
+        reader = find_reader(_SAME_AS[name])
+    if reader is None:
+        raise UnsupportedError(
+            f"{config.file}: the language model is of type {name[:60]!r}, which is not known",
+            "moesize does not guess an architecture; write a model spec (`moesize import --help`)",
+        )
+    fields = reader(text)
+    if text is not config and "tie_word_embeddings" not in text:
+        # The wrapper's own flag counts where the language model's part does not say.
+        table: Embedding = fields["embedding"]
+        tied = config.flag("tie_word_embeddings", default=table.tied)
+        fields["embedding"] = replace(table, tied=tied)
+    if prefix:
+        fields["naming"] = f"{fields.get('naming', 'default')}@{prefix}"
+    return fields
+
+
+def _add(
+    fields: SpecFields,
+    found: tuple[Tower, ...],
+    *,
+    rotary: tuple[RotaryTable, ...] = (),
+    note: str = "",
+) -> SpecFields:
+    fields["towers"] = (*fields.get("towers", ()), *found)
+    fields["rotary"] = (*fields.get("rotary", ()), *rotary)
+    if note:
+        fields["notes"] = (*fields.get("notes", ()), note)
+    return fields
+
+
+def _with_vision(
+    config: ConfigView,
+    default_type: str,
+    prefix: str,
+    build: Callable[[ConfigView, int], tuple[Tower, ...]],
+    rotary: Callable[[ConfigView], RotaryTable] | None = None,
+) -> SpecFields:
+    """Language model and vision tower; `build` gets the tower's config and the text width."""
+    fields = _text_fields(config, default_type, prefix)
+    vision = config.sub("vision_config")
+    if vision is None:
+        return _add(fields, (), note=_TRIMMED.format(key="vision_config", what="vision"))
+    tables = (rotary(vision),) if rotary is not None else ()
+    return _add(fields, build(vision, fields["hidden_size"]), rotary=tables)
+
+
+# Qwen -------------------------------------------------------------------------------------------
+
+
+def _qwen2_rotary(vision: ConfigView) -> RotaryTable:
+    return towers.qwen_rotary(vision, hidden_size=vision.int("embed_dim", default=1280))
+
+
+def _qwen2_5_rotary(vision: ConfigView) -> RotaryTable:
+    return towers.qwen_rotary(vision, hidden_size=vision.int("hidden_size", default=3584))
+
+
+def _qwen3_rotary(vision: ConfigView) -> RotaryTable:
+    return towers.qwen_rotary(vision, hidden_size=vision.int("hidden_size", default=1152))
+
+
+@family("qwen2_vl")
+def qwen2_vl(config: ConfigView) -> SpecFields:
+    """Qwen2-VL."""
+    return _with_vision(
+        config, "qwen2", "", lambda vision, _: (towers.qwen2_vision(vision),), _qwen2_rotary
+    )
+
+
+@family("qwen2_5_vl")
+def qwen2_5_vl(config: ConfigView) -> SpecFields:
+    """Qwen2.5-VL and the models built on it (MiMo-VL, MiMo-Embodied)."""
+    return _with_vision(
+        config, "qwen2", "", lambda vision, _: (towers.qwen2_5_vision(vision),), _qwen2_5_rotary
+    )
+
+
+@family("qwen3_vl", "qwen3_vl_moe")
+def qwen3_vl(config: ConfigView) -> SpecFields:
+    """Qwen3-VL, dense and mixture of experts; deepstack feeds three vision layers to the text."""
+    moe = config.text("model_type") == "qwen3_vl_moe"
+    return _with_vision(
+        config,
+        "qwen3_vl_moe_text" if moe else "qwen3_vl_text",
+        "model.language_model.",
+        lambda vision, _: (towers.qwen3_vision(vision),),
+        _qwen3_rotary,
+    )
+
+
+@family("qwen3_5", "qwen3_5_moe")
+def qwen3_5(config: ConfigView) -> SpecFields:
+    """Qwen3.5 and Qwen3.6."""
+    moe = config.text("model_type") == "qwen3_5_moe"
+    # The text reader's own names already stand under model.language_model.
+    return _with_vision(
+        config,
+        "qwen3_5_moe_text" if moe else "qwen3_5_text",
+        "",
+        lambda vision, _: (towers.qwen3_vision(vision, deepstack=False),),
+        _qwen3_rotary,
+    )
+
+
+@family("qwen3_omni_moe", "qwen3_asr")
+def qwen3_thinker(config: ConfigView) -> SpecFields:
+    """Qwen3-Omni's thinker (what engines serve) and Qwen3-ASR: audio and, in Omni, vision."""
+    thinker = config.need_sub("thinker_config")
+    moe = config.text("model_type") == "qwen3_omni_moe"
+    default = "qwen3_omni_moe_text" if moe else "qwen3_asr_text"
+    fields = _text_fields(thinker, default, "thinker.")
+    audio = thinker.need_sub("audio_config")
+    fields = _add(fields, (towers.qwen_audio(audio, "thinker.audio_tower."),))
+    vision = thinker.sub("vision_config")
+    if vision is not None:
+        # Deepstack mergers go by another name than in Qwen3-VL, with the same shapes.
+        found = towers.qwen3_vision(vision, "thinker.visual.")
+        fields = _add(fields, (found,), rotary=(_qwen3_rotary(vision),))
+    if "talker_config" in config:
+        note = "the talker and its codec are not counted: engines serve the thinker alone"
+        fields = _add(fields, (), note=note)
+    return fields
+
+
+# Gemma ------------------------------------------------------------------------------------------
+
+
+@family("gemma3")
+def gemma3(config: ConfigView) -> SpecFields:
+    """Gemma 3 from 4B on: SigLIP without its pooling head, and one matrix."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.siglip(vision, "vision_tower.vision_model.")
+        return tower, towers.gemma3_projector(tower.hidden_size, text_size)
+
+    return _with_vision(config, "gemma3_text", "language_model.", build)
+
+
+@family("gemma3n")
+def gemma3n(config: ConfigView) -> SpecFields:
+    """Gemma 3n: MobileNet-V5 and a conformer."""
+    fields = _with_vision(config, "gemma3n_text", "model.language_model.", towers.gemma3n_vision)
+    return _with_audio(config, fields, towers.gemma3n_audio)
+
+
+@family("gemma4")
+def gemma4(config: ConfigView) -> SpecFields:
+    """Gemma 4; audio only in the small ones (E2B, E4B)."""
+    fields = _with_vision(config, "gemma4_text", "model.language_model.", towers.gemma4_vision)
+    return _with_audio(config, fields, towers.gemma4_audio)
+
+
+@family("gemma4_unified")
+def gemma4_unified(config: ConfigView) -> SpecFields:
+    """Gemma 4 12B: no encoders at all, patches and samples are embedded by matrices."""
+    audio = config.sub("audio_config")
+    return _with_vision(
+        config,
+        "gemma4_unified_text",
+        "model.language_model.",
+        lambda vision, size: towers.gemma4_unified(vision, audio, size),
+    )
+
+
+def _with_audio(
+    config: ConfigView,
+    fields: SpecFields,
+    build: Callable[[ConfigView, int], tuple[Tower, ...]],
+) -> SpecFields:
+    audio = config.sub("audio_config")
+    if audio is None:
+        return fields
+    return _add(fields, build(audio, fields["hidden_size"]))
+
+
+# Llama ------------------------------------------------------------------------------------------
+
+
+@family("llama4")
+def llama4(config: ConfigView) -> SpecFields:
+    """Llama 4 Scout and Maverick."""
+    return _with_vision(
+        config, "llama4_text", "language_model.", towers.llama4_vision, towers.llama4_rotary
+    )
+
+
+@family("mllama_text_model")
+def mllama_text(config: ConfigView) -> SpecFields:
+    """Llama 3.2 Vision's language model: some layers attend to the picture instead of the text.
+
+    The table has eight rows more than the vocabulary, for picture tokens; the head does not.
+    """
+    num_layers = config.layers(default=40)
+    stated = config.list("cross_attention_layers", max_length=4096)
+    crossed = set(stated or (3, 8, 13, 18, 23, 28, 33, 38))
+    for index in crossed:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_layers:
+            raise config.fail("cross_attention_layers must hold indices of the layers")
+    attention = grouped_query_attention(config)
+    crossing = replace(attention, cross=True, qk_norm="head")
+    mlp = dense_mlp(config)
+    plain = Block(name="layer", mixers=(attention,), feed_forwards=(mlp,))
+    gates = ExtraTensor(role="other.cross_gate", shape=(1,), copies=2)
+    cross = Block(name="cross", mixers=(crossing,), feed_forwards=(mlp,), extra=(gates,))
+    blocks, layers = stack([cross if i in crossed else plain for i in range(num_layers)])
+    context = max_context(config, default=131072)
+    vocabulary = config.int("vocab_size", default=128256)
+    return {
+        "hidden_size": config.int("hidden_size", default=4096),
+        "max_context": context,
+        "embedding": Embedding(
+            vocab_size=vocabulary + 8,
+            head_vocab_size=vocabulary,
+            tied=config.flag("tie_word_embeddings", default=False),
+        ),
+        "blocks": blocks,
+        "layers": layers,
+        "rotary": (rotary_table(config, attention.head_dim, context),),
+        "naming": "mllama",
+    }
+
+
+@family("mllama")
+def mllama(config: ConfigView) -> SpecFields:
+    """Llama 3.2 11B and 90B Vision."""
+    return _with_vision(config, "mllama_text_model", "language_model.", towers.mllama_vision)
+
+
+# SigLIP and CLIP behind a projector -------------------------------------------------------------
+
+
+def _vision_tower(config: ConfigView, vision: ConfigView) -> Tower:
+    """The tower that a LLaVA-like wrapper names."""
+    prefix = "vision_tower.vision_model."
+    match vision.text("model_type", default="clip_vision_model"):
+        case "clip_vision_model":
+            return towers.clip(vision, prefix)
+        case "siglip_vision_model":
+            return towers.siglip(vision, prefix)
+        case "pixtral":
+            return towers.pixtral(vision)
+        case name:
+            raise UnsupportedError(
+                f"{config.file}: vision tower {name[:60]!r} is not known",
+                "write a model spec (see `moesize import --help`)",
+            )
+
+
+@family("llava", "llava_next", "llava_onevision")
+def llava(config: ConfigView) -> SpecFields:
+    """LLaVA, Pixtral 12B: a tower and two matrices; LLaVA-NeXT on have a line-break vector."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = _vision_tower(config, vision)
+        taps = config.data.get("vision_feature_layer")
+        in_size = tower.hidden_size * (len(taps) if isinstance(taps, list) else 1)
+        bias = config.flag("multimodal_projector_bias", default=True)
+        found = [
+            tower,
+            towers.two_layer_projector(in_size, text_size, text_size, bias=bias),
+        ]
+        if config.text("model_type") != "llava":
+            parts = towers.Parts()
+            parts.add("image_newline", text_size)
+            found.append(parts.tower("image_newline", "projector", tensor_parallel=False))
+        return tuple(found)
+
+    return _with_vision(config, "llama", "language_model.", build)
+
+
+@family("mistral3")
+def mistral3(config: ConfigView) -> SpecFields:
+    """Mistral Small 3.1 on: Pixtral's tower behind a patch merger."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.pixtral(vision)
+        return tower, towers.mistral3_projector(config, tower.hidden_size, text_size)
+
+    return _with_vision(config, "mistral", "language_model.", build)
+
+
+@family("paligemma")
+def paligemma(config: ConfigView) -> SpecFields:
+    """PaliGemma: SigLIP and one matrix."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.siglip(vision, "vision_tower.vision_model.", head=False)
+        parts = towers.Parts("multi_modal_projector.")
+        parts.linear("linear", text_size, tower.hidden_size)
+        return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+    return _with_vision(config, "gemma", "language_model.", build)
+
+
+@family("cohere2_vision")
+def cohere2_vision(config: ConfigView) -> SpecFields:
+    """Command A Vision: SigLIP, pixel shuffle, a gated pair of matrices."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.siglip(vision, "model.vision_tower.vision_model.")
+        factor = config.int("downsample_factor", default=2)
+        inner = config.int("alignment_intermediate_size", default=36864)
+        if inner % 2:
+            raise config.fail("alignment_intermediate_size must be even: half of it is a gate")
+        parts = towers.Parts("model.multi_modal_projector.")
+        parts.linear("linear_1", inner, tower.hidden_size * factor**2)
+        parts.linear("linear_2", text_size, inner // 2)
+        return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+    return _with_vision(config, "cohere2", "model.language_model.", build)
+
+
+@family("lfm2_vl")
+def lfm2_vl(config: ConfigView) -> SpecFields:
+    """LFM2-VL: SigLIP 2, which takes any number of patches, and a merging projector."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.siglip(vision, "model.vision_tower.vision_model.", linear_patches=True)
+        wide = tower.hidden_size * config.int("downsample_factor", default=2) ** 2
+        inner = config.int("projector_hidden_size", default=2560)
+        bias = config.flag("projector_bias", default=True)
+        parts = towers.Parts("model.multi_modal_projector.")
+        if config.flag("projector_use_layernorm", default=True):
+            parts.norm("layer_norm", wide)
+        parts.linear("linear_1", inner, wide, bias=bias)
+        parts.linear("linear_2", text_size, inner, bias=bias)
+        return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+    return _with_vision(config, "lfm2", "model.language_model.", build)
+
+
+# MoonViT ----------------------------------------------------------------------------------------
+
+
+@family("kimi_vl")
+def kimi_vl(config: ConfigView) -> SpecFields:
+    """Kimi-VL A3B: MoonViT before a DeepSeek-V3-shaped model."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.moonvit(vision)
+        projector = towers.kimi_projector(
+            vision,
+            tower.hidden_size,
+            text_size,
+            names=("linear_1", "linear_2"),
+            prefix="multi_modal_projector.",
+        )
+        return tower, projector
+
+    return _with_vision(config, "deepseek_v3", "language_model.", build)
+
+
+@family("kimi_k25", "kimi_k3")
+def kimi_k25(config: ConfigView) -> SpecFields:
+    """Kimi-K2.5 to K2.7 (before K2) and Kimi-K3 (before a Kimi-Linear-shaped model)."""
+    third = config.text("model_type") == "kimi_k3"
+    names = ("linear_1", "linear_2") if third else ("proj.0", "proj.2")
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.moonvit(vision)
+        projector = towers.kimi_projector(
+            vision, tower.hidden_size, text_size, names=names, prefix="mm_projector."
+        )
+        return tower, projector
+
+    return _with_vision(config, "kimi_linear" if third else "kimi_k2", "language_model.", build)
+
+
+# GLM, InternVL, MiniMax -------------------------------------------------------------------------
+
+
+@family("glm4v", "glm4v_moe")
+def glm4v(config: ConfigView) -> SpecFields:
+    """GLM-4.1V, GLM-4.5V and GLM-4.6V."""
+    moe = config.text("model_type") == "glm4v_moe"
+    return _with_vision(
+        config,
+        "glm4v_moe_text" if moe else "glm4v_text",
+        "model.language_model.",
+        lambda vision, _: (towers.glm4v_vision(vision),),
+        lambda vision: towers.qwen_rotary(
+            vision, hidden_size=vision.int("hidden_size", default=1536)
+        ),
+    )
+
+
+def _shuffle(config: ConfigView) -> int:
+    """Side of the square of patches that pixel shuffle merges; downsample_ratio is its inverse."""
+    ratio = config.number("downsample_ratio", default=0.5)
+    factor = round(1 / ratio) if 0 < ratio <= 1 else 0
+    if not factor or abs(factor * ratio - 1) > 1e-6:
+        raise config.fail(f"downsample_ratio is {ratio}; it must be the inverse of a whole number")
+    return factor
+
+
+@family("internvl_chat")
+def internvl_chat(config: ConfigView) -> SpecFields:
+    """InternVL as its authors publish it."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.intern_vit(vision)
+        factor = _shuffle(config)
+        return tower, towers.internvl_projector(tower.hidden_size, factor, text_size)
+
+    return _with_vision(config, "", "language_model.", build)
+
+
+@family("internvl")
+def internvl(config: ConfigView) -> SpecFields:
+    """InternVL as Transformers publishes it (`...-hf`)."""
+
+    def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+        tower = towers.internvl_vision(vision)
+        wide = tower.hidden_size * _shuffle(config) ** 2
+        parts = towers.Parts("multi_modal_projector.")
+        parts.norm("layer_norm", wide)
+        parts.linear("linear_1", text_size, wide)
+        parts.linear("linear_2", text_size, text_size)
+        return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+    return _with_vision(config, "qwen2", "language_model.", build)
+
+
+@family("minimax_m3_vl")
+def minimax_m3_vl(config: ConfigView) -> SpecFields:
+    """MiniMax-M3 with its vision tower."""
+    return _with_vision(
+        config,
+        "minimax_m3_vl_text",
+        "model.language_model.",
+        lambda vision, size: towers.minimax_m3_vision(vision, config, size),
+    )

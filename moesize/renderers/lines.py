@@ -1,0 +1,212 @@
+"""What a person reads of a plan, as plain strings: shared by the table and the markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moesize.core.units import KIB, format_bytes, format_count, format_gib
+
+if TYPE_CHECKING:
+    from moesize.core.ledger import GpuLedger
+    from moesize.core.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a GPU's memory as it is shown: a group of ledger items."""
+
+    label: str
+    size_bytes: int
+    low_bytes: int
+    high_bytes: int
+    style: str
+    in_budget: bool
+
+    @property
+    def band(self) -> str:
+        """`12.30 - 14.00` in GiB where the size is an estimate; empty where it is exact."""
+        if self.low_bytes == self.high_bytes:
+            return ""
+        return f"{self.low_bytes / 2**30:,.2f} to {self.high_bytes / 2**30:,.2f}"
+
+
+# Label, style and the items it holds: by full name first, then by category.
+_SHARES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("routed experts", "magenta", ("weights.routed_experts",)),
+    ("scales of quantized weights", "bright_magenta", ("weights.scales",)),
+    ("other weights", "blue", ("weights",)),
+    ("KV cache", "green", ("kv_cache",)),
+    ("activations", "yellow", ("activations",)),
+    ("draft model", "cyan", ("draft",)),
+    ("LoRA adapters", "bright_cyan", ("lora",)),
+    ("runtime", "bright_yellow", ("runtime", "reserve")),
+    ("runtime outside the budget", "red", ()),
+)
+
+
+def shares(ledger: GpuLedger) -> list[Share]:
+    """Groups of items, largest structure first; every item is in exactly one."""
+    totals: dict[str, list[int]] = {label: [0, 0, 0] for label, _, _ in _SHARES}
+    for item in ledger.items:
+        label = _label(item.name, item.category, item.in_budget)
+        for position, size in enumerate((item.size_bytes, item.low_bytes, item.high_bytes)):
+            totals[label][position] += size
+    return [
+        Share(label, *totals[label], style, label != _SHARES[-1][0])
+        for label, style, _ in _SHARES
+        if totals[label][2]
+    ]
+
+
+def _label(name: str, category: str, in_budget: bool) -> str:
+    if not in_budget:
+        return _SHARES[-1][0]
+    for wanted in (name, category):
+        for label, _, names in _SHARES:
+            if wanted in names:
+                return label
+    return "runtime"
+
+
+def title(plan: Plan) -> str:
+    """Model, GPUs and engine in one line."""
+    settings = plan.deployment
+    return (
+        f"{plan.model.title} on {settings['gpu_count']} x {settings['gpu_name']}, "
+        f"vLLM {settings['engine_version']}"
+    )
+
+
+def verdict_word(plan: Plan) -> str:
+    """FITS, FITS, BUT CLOSE, or DOES NOT FIT."""
+    if not plan.fits:
+        return "DOES NOT FIT"
+    return "FITS" if plan.verdict.certain else "FITS, BUT CLOSE"
+
+
+def model_line(plan: Plan) -> str:
+    """Parameters, and how many of them a token uses."""
+    params = plan.model.params
+    if not params.by_group["routed_experts"]:
+        return f"{format_count(params.total)} parameters, all used by every token"
+    share = params.by_group["routed_experts"] * 100 / params.total
+    return (
+        f"{format_count(params.total)} parameters, {format_count(params.active)} active per token "
+        f"({share:.0f} % are routed experts)"
+    )
+
+
+def weights_line(plan: Plan) -> str:
+    """The scheme and what all weights come to."""
+    quantization = plan.quantization
+    name = quantization.format if quantization.scheme == "checkpoint" else quantization.scheme
+    return (
+        f"{name}: {format_gib(quantization.weight_bytes)} in all, "
+        f"{quantization.bits_per_weight:.2f} bits per weight"
+    )
+
+
+def setting_line(plan: Plan) -> str:
+    """The settings that decide, with a star on what was not given."""
+    settings, defaulted = plan.deployment, set(plan.defaulted)
+
+    def star(name: str) -> str:
+        return "*" if name in defaulted else ""
+
+    parts = [f"TP {settings['tp']}{star('tp')}"]
+    if settings["pp"] > 1:
+        parts.append(f"PP {settings['pp']}")
+    if settings["ep"]:
+        parts.append("expert parallel")
+    parts += [
+        f"context {settings['context']:,}{star('context')}",
+        _plural(settings["concurrency"], "sequence") + star("concurrency"),
+        f"KV {settings['kv_dtype']}{star('kv_dtype')}",
+        f"utilization {settings['gpu_memory_utilization']:g}{star('gpu_memory_utilization')}",
+    ]
+    return ", ".join(parts) + ("  (* default)" if defaulted else "")
+
+
+def kv_line(plan: Plan) -> str:
+    """What a token of context costs and how many are left."""
+    kv, settings = plan.kv_cache, plan.deployment
+    cost = f"{kv.bytes_per_token / KIB:,.1f} KiB per token" if kv.bytes_per_token else ""
+    if kv.state_bytes_per_sequence:
+        fixed = f"{format_bytes(kv.state_bytes_per_sequence)} per sequence"
+        cost = f"{cost} + {fixed}" if cost else fixed
+    if kv.available_bytes <= 0:
+        return f"{cost} on each GPU; nothing is left for it"
+    return (
+        f"{cost} on each GPU; {format_gib(kv.available_bytes)} left = {kv.capacity_tokens:,} tokens, "
+        f"{kv.max_concurrency:,.2f} sequences of {settings['context']:,}"
+    )
+
+
+def longest_line(plan: Plan) -> str:
+    """The longest context that still fits, when it is not the one planned."""
+    kv, settings = plan.kv_cache, plan.deployment
+    if plan.fits or not kv.max_context:
+        return ""
+    many = _plural(settings["concurrency"], "sequence")
+    return f"the longest context that fits {many} here is {kv.max_context:,} tokens"
+
+
+def cost_lines(plan: Plan) -> list[str]:
+    """FLOPs and bytes of a token, and the speed that follows."""
+    compute, lines = plan.compute, []
+    if compute:
+        equivalent = compute["dense_equivalent"]
+        text = f"{_flops(compute['decode_flops_per_token'])} per decoded token"
+        if equivalent["ratio"] > 1.005:
+            text += f"; {equivalent['ratio']:.1f} x as many if every expert were used"
+        lines.append(text)
+        read = compute["decode_bytes_per_step"]
+        text = f"{format_gib(read)} read per GPU and decode step"
+        distinct = compute.get("expected_distinct_experts")
+        if distinct:
+            text += f" (about {distinct:.1f} distinct experts per layer)"
+        if compute.get("bound"):
+            text += f": bound by {compute['bound']}"
+        lines.append(text)
+    speed = plan.performance.get("decode_tokens_per_s") if plan.performance else None
+    if speed and plan.fits:
+        lines.append(
+            f"{speed['low']:,.0f} to {speed['high']:,.0f} tokens/s decoding "
+            f"(best guess {speed['best']:,.0f}), an estimate"
+        )
+    return lines
+
+
+def suggestion_rows(plan: Plan) -> list[tuple[str, str]]:
+    """(options, what they give) of every suggestion."""
+    return [
+        (" ".join(item.options), f"{item.what}: {item.detail}") for item in plan.suggestions
+    ]
+
+
+def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
+    """Every item with formula and source."""
+    return [
+        {
+            "item": item.name,
+            "size": format_bytes(item.size_bytes),
+            "band": ""
+            if item.exact
+            else f"{format_bytes(item.low_bytes)} to {format_bytes(item.high_bytes)}",
+            "formula": item.formula,
+            "source": item.source,
+        }
+        for item in ledger.items
+    ]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _flops(count: float) -> str:
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,.0f} FLOP"

@@ -1,0 +1,295 @@
+"""Plans, models and lists in a terminal; the only user of rich."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from moesize.core.units import KIB, format_bytes, format_count, format_gib
+from moesize.renderers import lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from moesize.api import ModelReport
+    from moesize.core.ledger import GpuLedger
+    from moesize.core.plan import Plan
+
+_BAR_WIDTH = 64
+_LABEL_WIDTH = 9
+
+
+def print_plan(plan: Plan, *, explain: bool = False) -> None:
+    """Verdict first, then what fills the GPU, then what would fit instead."""
+    from rich.text import Text
+
+    console = _console()
+    style = "bold white on red"
+    if plan.fits:
+        style = "bold black on green" if plan.verdict.certain else "bold black on yellow"
+    console.print(Text.assemble((f" {lines.verdict_word(plan)} ", style), f" {lines.title(plan)}"))
+    console.print(Text(plan.verdict.reason, style="bold"))
+    facts = [
+        ("model", lines.model_line(plan)),
+        ("weights", lines.weights_line(plan)),
+        ("", plan.quantization.resolved),
+        ("setting", lines.setting_line(plan)),
+    ]
+    console.print()
+    console.print(_facts(facts))
+    for ledger in plan.gpus:
+        console.print()
+        _print_ledger(console, plan, ledger)
+    facts = [("KV cache", lines.kv_line(plan)), ("", lines.longest_line(plan))]
+    costs = lines.cost_lines(plan)
+    facts += [("a token" if not i else "", text) for i, text in enumerate(costs)]
+    facts += [("note" if not i else "", note.message) for i, note in enumerate(plan.warnings)]
+    facts += [("" if plan.warnings or i else "note", note) for i, note in enumerate(plan.model.notes)]
+    console.print()
+    console.print(_facts(facts))
+    if plan.suggestions:
+        console.print()
+        console.print(Text("what would fit instead (each was planned)", style="bold"))
+        grid = _grid()
+        for options, what in lines.suggestion_rows(plan):
+            grid.add_row(Text("  " + options, style="green"), Text(what))
+        console.print(grid)
+    if explain:
+        for ledger in plan.gpus:
+            console.print()
+            _print_explanation(console, ledger)
+
+
+def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
+    from rich.text import Text
+
+    parts = lines.shares(ledger)
+    many = plan.deployment["gpu_count"]
+    name = f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
+    if len(plan.gpus) > 1:
+        name = f"GPUs of stage {ledger.pp_stage}"
+    console.print(
+        Text.assemble(
+            (name, "bold"),
+            f": {format_gib(ledger.usable_bytes)} usable, "
+            f"budget {format_gib(ledger.budget_bytes)}",
+        )
+    )
+    console.print(_bar(parts, ledger, min(_BAR_WIDTH, console.width - 4)))
+    grid = _grid()
+    grid.columns[0].no_wrap = True
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim")
+    grid.columns[1].justify = "right"
+    grid.columns[1].no_wrap = True
+    for part in parts:
+        percent = part.size_bytes * 100 / ledger.usable_bytes
+        grid.add_row(
+            Text.assemble(("  " + _SQUARE() + " ", part.style), part.label),
+            f"{part.size_bytes / 2**30:,.2f} GiB",
+            f"{percent:.0f} %",
+            f"estimate, {part.band}" if part.band else "",
+        )
+    over = -ledger.headroom_bytes
+    if over > 0:
+        rest, style = "short by", "bold red"
+    else:
+        rest, style, over = "left in the budget", "bold green", -over
+    grid.add_row(Text("    " + rest, style=style), Text(f"{over / 2**30:,.2f} GiB", style=style), "", "")
+    console.print(grid)
+
+
+def _SQUARE() -> str:  # noqa: N802  (a character, chosen by what the terminal can print)
+    return "■" if _unicode() else "#"
+
+
+def _bar(parts: list[lines.Share], ledger: GpuLedger, width: int) -> Any:
+    """Parts to scale; a mark where the budget ends, and one where the card ends."""
+    from rich.text import Text
+
+    full = max(ledger.usable_bytes, ledger.used_bytes)
+    block, empty = ("█", "░") if _unicode() else ("#", ".")
+    cells: list[tuple[str, str]] = []
+    total = 0
+    for part in parts:
+        total += part.size_bytes
+        cells += [(block, part.style)] * (round(total * width / full) - len(cells))
+    cells += [(empty, "dim")] * (width - len(cells))
+    for mark_bytes, mark in ((ledger.budget_bytes, "┆" if _unicode() else "|"), (ledger.usable_bytes, "┃" if _unicode() else "!")):
+        position = round(mark_bytes * width / full)
+        if 0 < position < width:
+            cells[position] = (mark, "bold")
+    return Text.assemble("  ", *cells)
+
+
+def _print_explanation(console: Console, ledger: GpuLedger) -> None:
+    from rich.text import Text
+
+    console.print(Text(f"every item on rank {ledger.rank}", style="bold"))
+    for row in lines.explain_rows(ledger):
+        band = f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
+        console.print(Text.assemble((row["item"], "bold"), f"  {row['size']}", (band, "yellow")))
+        console.print(Text(f"    = {row['formula']}"))
+        console.print(Text(f"    source: {row['source']}", style="dim"))
+
+
+def print_model(report: ModelReport, *, tensors: bool = False) -> None:
+    """What a model is."""
+    from rich.text import Text
+
+    console = _console()
+    model, params = report.model, report.model.params
+    console.print(Text.assemble((model.title, "bold"), f"  ({model.id}, {report.spec.model_type})"))
+    console.print()
+    rows = [("total", params.total, "")]
+    names = {
+        "routed_experts": "routed experts",
+        "shared_experts": "shared experts",
+        "dense_mlp": "dense MLP",
+        "lm_head": "output head",
+    }
+    rows += [
+        (f"  {names.get(group, group)}", count, f"{count * 100 / params.total:.1f} %")
+        for group, count in params.by_group.items()
+        if count
+    ]
+    rows.append(("active per token", params.active, f"{params.active * 100 / params.total:.1f} %"))
+    rows.append(("  without embeddings", params.active_without_embeddings, ""))
+    if params.mtp:
+        rows.append(("MTP blocks (not in the total)", params.mtp, ""))
+    if params.stored != params.total:
+        rows.append(("stored in the checkpoint", params.stored, ""))
+    grid = _grid()
+    grid.columns[1].justify = "right"
+    grid.add_column(justify="right")
+    grid.add_column(justify="right", style="dim")
+    for label, count, share in rows:
+        grid.add_row("  " + label, f"{count:,}", format_count(count), share)
+    console.print(grid)
+    quantization = report.quantization
+    facts = [
+        ("layers", f"{model.num_layers}, context up to {model.max_context:,} tokens"),
+        (
+            "weights",
+            f"{quantization.format}: {format_gib(quantization.weight_bytes)}, "
+            f"{quantization.bits_per_weight:.2f} bits per weight",
+        ),
+        ("file size", f"{format_gib(report.stored_bytes)} of tensors as published"),
+        (
+            "KV cache",
+            f"{report.kv_bytes_per_token:,} bytes ({report.kv_bytes_per_token / KIB:,.1f} KiB) per "
+            f"token in {report.kv_dtype}"
+            + (
+                f" + {format_bytes(report.kv_window_bytes + report.kv_recurrent_bytes)} per sequence"
+                if report.kv_window_bytes + report.kv_recurrent_bytes
+                else ""
+            ),
+        ),
+        ("source", _source(report)),
+    ]
+    facts += [("note" if not i else "", note) for i, note in enumerate(model.notes)]
+    console.print()
+    console.print(_facts(facts))
+    if tensors:
+        console.print()
+        _print_rich_rows(console, _tensor_rows(report))
+
+
+def _source(report: ModelReport) -> str:
+    source = report.spec.source
+    text = f"{source.config}" + (f", read {source.checked}" if source.checked else "")
+    if source.total_elements is not None:
+        text += f"; checked against {source.total_elements:,} elements ({source.total_source})"
+    return text
+
+
+def _tensor_rows(report: ModelReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "tensor": row["name"],
+            "shape": " x ".join(map(str, row["shape"])),
+            "count": row["copies_per_layer"] * max(1, row["layers"]),
+            "format": row["format"],
+            "size": format_bytes(row["bytes"]),
+        }
+        for row in report.tensor_rows()
+    ]
+
+
+def print_rows(what: str, rows: list[dict[str, Any]]) -> None:
+    """A list of the catalogue; long columns wrap, nothing is cut off."""
+    console = _console()
+    shown = [{key: value for key, value in row.items() if key in _COLUMNS[what]} for row in rows]
+    _print_rich_rows(console, [{k: _cell(k, v) for k, v in row.items()} for row in shown])
+    console.print(f"{len(rows)} {what}", style="dim", highlight=False)
+
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "models": ("id", "total", "active", "context", "layers", "quantization"),
+    "gpus": ("id", "name", "usable_bytes", "memory_bandwidth_bytes_per_s", "bf16_flops_per_s", "compute_capability"),
+    "quants": ("name", "bits_per_weight", "title", "leaves_out"),
+    "engines": ("name", "default_version", "versions", "note"),
+}
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "?"
+    if key in ("total", "active"):
+        return format_count(value)
+    if key == "usable_bytes":
+        return format_gib(value)
+    if key.endswith("bytes_per_s"):
+        return f"{value / 1e9:,.0f} GB/s"
+    if key.endswith("flops_per_s"):
+        return f"{value / 1e12:,.0f} TFLOP/s"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_rich_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for key in rows[0]:
+        right = all(str(row[key])[:1].isdigit() for row in rows if row[key] not in ("", "?"))
+        table.add_column(
+            key.replace("_bytes", "").replace("_", " ").replace(" flops per s", "").replace(" per s", ""),
+            justify="right" if right and key != "id" else "left",
+            overflow="fold",
+            no_wrap=key in ("id", "name") and console.width >= 70,
+        )
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    console.print(table)
+
+
+def _facts(rows: list[tuple[str, str]]) -> Table:
+    from rich.text import Text
+
+    grid = _grid()
+    grid.columns[0].min_width = _LABEL_WIDTH
+    for label, text in rows:
+        if text:
+            grid.add_row(Text(label, style="dim"), Text(text))
+    return grid
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()

@@ -1,0 +1,185 @@
+"""Make model_specs/*.yaml and moesize/data/models.json from real config.json files.
+
+    python scripts/build_catalogue.py --configs FOLDER [--configs FOLDER ...] --totals CSV
+    python scripts/build_catalogue.py --index-only
+
+FOLDER holds `owner__name.json` files and a sources.csv (model_id, file, source). CSV holds
+published element counts (model_id, params_total, exactness, source_url). Every spec is read by the
+importer, checked against its published count, and left out when the two disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moesize.catalog import load_spec, normal_form
+from moesize.core.checkpoint import published, stored_elements
+from moesize.core.errors import MoesizeError
+from moesize.core.inventory import count_parameters
+from moesize.core.model_spec import ModelSpec, Source
+from moesize.importer import dump_spec, write_spec
+from moesize.readers.hf.read import spec_from_config
+
+ROOT = Path(__file__).resolve().parent.parent
+SPECS = ROOT / "model_specs"
+INDEX = ROOT / "moesize" / "data" / "models.json"
+LIST = ROOT / "scripts" / "catalogue.csv"
+CHECKED = "2026-11-22"
+
+
+def main() -> int:
+    """Build everything, print what was left out and why."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--configs", action="append", default=[], type=Path)
+    parser.add_argument("--totals", type=Path)
+    parser.add_argument("--index-only", action="store_true")
+    options = parser.parse_args()
+    if not options.index_only:
+        sources = _sources(options.configs)
+        totals = _totals(options.totals) if options.totals else {}
+        for row in _rows(LIST):
+            _build(row, sources, totals)
+    write_index()
+    return 0
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _sources(folders: list[Path]) -> dict[str, tuple[Path, str]]:
+    found: dict[str, tuple[Path, str]] = {}
+    for folder in folders:
+        listed = folder / "sources.csv"
+        rows = _rows(listed if listed.is_file() else folder.parent / "sources.csv")
+        for row in rows:
+            path = folder / row["file"]
+            if path.is_file():
+                found.setdefault(row["model_id"].lower(), (path, row["source"]))
+    return found
+
+
+def _totals(path: Path) -> dict[str, tuple[int, str]]:
+    return {
+        row["model_id"].lower(): (int(row["params_total"]), row["source_url"])
+        for row in _rows(path)
+        if row["exactness"] == "exact" and row["params_total"]
+    }
+
+
+def _build(
+    row: dict[str, str],
+    sources: dict[str, tuple[Path, str]],
+    totals: dict[str, tuple[int, str]],
+) -> None:
+    hub_id = row["hub_id"]
+    names = [hub_id, *(alias for alias in row["aliases"].split(";") if "/" in alias)]
+    found = next((sources[name.lower()] for name in names if name.lower() in sources), None)
+    if found is None:
+        print(f"left out: {row['id']}: no config found")
+        return
+    path, source = found
+    quant_path = path.parent / "hf_quant_config" / path.name
+    quant = json.loads(quant_path.read_bytes()) if quant_path.is_file() else None
+    try:
+        spec = spec_from_config(
+            json.loads(path.read_bytes()), file=path.name, hub_id=hub_id, quant_config=quant
+        )
+    except MoesizeError as error:
+        print(f"left out: {row['id']}: {error}")
+        return
+    total = next((totals[name.lower()] for name in names if name.lower() in totals), None)
+    spec, problem = _checked(spec, total)
+    if problem:
+        print(f"left out: {row['id']}: {problem}")
+        return
+    spec = replace(
+        spec,
+        id=row["id"],
+        title=hub_id.rpartition("/")[2],
+        aliases=tuple(alias for alias in row["aliases"].split(";") if alias),
+        source=replace(spec.source, config=source),
+    )
+    target = SPECS / f"{row['id']}.yaml"
+    write_spec(str(target), dump_spec(spec))
+    if load_spec(target) != spec:
+        raise SystemExit(f"{target} does not read back as it was written")
+
+
+def _checked(spec: ModelSpec, total: tuple[int, str] | None) -> tuple[ModelSpec, str]:
+    """The spec with its published count, or what is wrong with it."""
+    unchecked = Source(config="", checked=CHECKED)
+    if total is None:
+        return replace(spec, source=unchecked), ""
+    elements, url = total
+    checked = replace(unchecked, total_elements=elements, total_source=url)
+    candidates = [spec]
+    if spec.embedding.tied:
+        # Whether the files repeat a tied head is a fact of the checkpoint, not of the config.
+        embedding = replace(spec.embedding, stored_tied_head=True)
+        candidates.append(replace(spec, embedding=embedding))
+    for candidate in candidates:
+        counts = count_parameters(candidate)
+        stored = stored_elements(published(candidate))
+        if elements in (counts.total, counts.stored, stored):
+            return replace(candidate, source=checked), ""
+    counts = count_parameters(spec)
+    return spec, (
+        f"published {elements:,} elements; inventory has {counts.total:,} "
+        f"(stored {counts.stored:,}, packed {stored_elements(published(spec)):,})"
+    )
+
+
+def write_index() -> None:
+    """Summaries and every name, so that a look-up reads one file and never the catalogue."""
+    models: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for path in sorted(SPECS.glob("*.yaml")):
+        spec = load_spec(path)
+        if spec.id != path.stem:
+            raise SystemExit(f"{path}: id {spec.id!r} is not the file name")
+        counts = count_parameters(spec)
+        models.append(
+            {
+                "id": spec.id,
+                "title": spec.title,
+                "hub_id": spec.hub_id,
+                "model_type": spec.model_type,
+                "aliases": list(spec.aliases),
+                "total": counts.total,
+                "active": counts.active,
+                "layers": spec.num_layers,
+                "context": spec.max_context,
+                "quantization": spec.quantization.method if spec.quantization else "",
+                "exact": spec.source.total_elements is not None,
+            }
+        )
+        for name in (spec.id, spec.hub_id, spec.title, *spec.aliases):
+            if name:
+                # A hub id's last part is another model's id now and then: the id wins.
+                _claim(names, normal_form(name), spec.id, strict=name != spec.title)
+    for model in models:
+        names[normal_form(model["id"])] = model["id"]
+    document = {"schema": "moesize.models/1", "models": models, "names": dict(sorted(names.items()))}
+    text = json.dumps(document, indent=0, ensure_ascii=False) + "\n"
+    write_spec(str(INDEX), text)
+    print(f"{len(models)} models, {len(names)} names", file=sys.stderr)
+
+
+def _claim(names: dict[str, str], key: str, owner: str, *, strict: bool) -> None:
+    if key in names and names[key] != owner:
+        if strict:
+            raise SystemExit(f"{key!r} names both {names[key]} and {owner}")
+        return
+    names[key] = owner
+
+
+if __name__ == "__main__":
+    sys.exit(main())
