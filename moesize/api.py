@@ -23,7 +23,7 @@ from moesize.core.quantization import FAMILY_WORDS, Plain, Scheme, find_scheme, 
 from moesize.core.units import parse_bytes, parse_count
 from moesize.core.verdict import judge
 from moesize.core.vllm import plan_vllm
-from moesize.engines import engine_profile
+from moesize.engines import engine_profile, vllm_profile
 from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:
@@ -119,11 +119,11 @@ def make_plan(
     notes: tuple[Warning_, ...] = (),
 ) -> Plan:
     """Plan with everything already looked up; `scheme` None = as published. Fast enough to sweep."""
-    profile = engine_profile(request.engine, request.engine_version)
+    profile = vllm_profile(request.engine_version)
     stored = stored_entries(spec, scheme, request.engine)
-    answer = plan_vllm(spec, stored, device, request, profile.constants, profile.version)
+    answer = plan_vllm(spec, stored, device, request, profile)
     warnings = list(notes)
-    if profile.is_newer_than_known:
+    if engine_profile(request.engine, request.engine_version).is_newer_than_known:
         warnings.append(
             Warning_(
                 code="engine-version",

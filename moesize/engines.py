@@ -15,8 +15,8 @@ from moesize.core.errors import UnknownNameError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moesize.core.vllm_budget import Constant, ModelRunner
-    from moesize.core.vllm_kv import KvRules
+    from moesize.core.vllm import VllmProfile
+    from moesize.core.vllm_budget import Constant
 
 _VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
 
@@ -70,26 +70,31 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     )
 
 
-def kv_rules(profile: EngineProfile) -> KvRules:
-    """What vLLM's cache planner does at this version."""
+def vllm_profile(version: str | None = None) -> VllmProfile:
+    """Everything the vLLM planner needs to know about a version. Raises as `engine_profile`."""
+    return _vllm_profile(version)
+
+
+@cache
+def _vllm_profile(version: str | None) -> VllmProfile:
+    from moesize.core.vllm import VllmProfile
     from moesize.core.vllm_kv import KvRules
 
+    profile = engine_profile("vllm", version)
     facts = profile.facts
-    return KvRules(
-        widen_below_percent=facts["kv_widen_below_percent"],
-        packs_mixed_pages=facts["kv_packs_mixed_pages"],
-        reserves_null_block=facts["kv_reserves_null_block"],
+    return VllmProfile(
+        version=profile.version,
+        constants=profile.constants,
+        kv_rules=KvRules(
+            widen_below_percent=facts["kv_widen_below_percent"],
+            packs_mixed_pages=facts["kv_packs_mixed_pages"],
+            reserves_null_block=facts["kv_reserves_null_block"],
+        ),
+        checkpoint_kinds=tuple(facts["checkpoint_kinds"]),
+        default_utilization=facts["gpu_memory_utilization"],
+        v2_dense_only=facts["model_runner"] != "v2",
+        v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
     )
-
-
-def vllm_model_runner(
-    profile: EngineProfile, model_type: str, *, is_moe: bool, is_hybrid: bool
-) -> ModelRunner:
-    """Which model runner vLLM uses by default; it decides what sampling costs."""
-    if profile.facts["model_runner"] == "v2":
-        return "v2"
-    listed = model_type in profile.facts["v2_moe_model_types"]
-    return "v2" if listed or not (is_moe or is_hybrid) else "v1"
 
 
 def release_of(version: str) -> tuple[int, ...] | None:

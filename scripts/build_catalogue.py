@@ -79,32 +79,42 @@ def _build(
     sources: dict[str, tuple[Path, str]],
     totals: dict[str, tuple[int, str]],
 ) -> None:
-    hub_id = row["hub_id"]
+    hub_id, same_as = row["hub_id"], row["config_of"]
     names = [hub_id, *(alias for alias in row["aliases"].split(";") if "/" in alias)]
-    found = next((sources[name.lower()] for name in names if name.lower() in sources), None)
+    looked_up = [same_as] if same_as else names
+    found = next((sources[name.lower()] for name in looked_up if name.lower() in sources), None)
     if found is None:
         print(f"left out: {row['id']}: no config found")
         return
     path, source = found
     quant_path = path.parent / "hf_quant_config" / path.name
-    quant = json.loads(quant_path.read_bytes()) if quant_path.is_file() else None
+    quant = json.loads(quant_path.read_bytes()) if quant_path.is_file() and not same_as else None
+    config = json.loads(path.read_bytes())
+    if row["changes"]:
+        config.update(json.loads(row["changes"]))
     try:
         spec = spec_from_config(
-            json.loads(path.read_bytes()), file=path.name, hub_id=hub_id, quant_config=quant
+            config, file=path.name, hub_id=hub_id, quant_config=quant
         )
     except MoesizeError as error:
         print(f"left out: {row['id']}: {error}")
         return
     total = next((totals[name.lower()] for name in names if name.lower() in totals), None)
     spec, problem = _checked(spec, total)
+    if same_as and total is None:
+        problem = f"nothing published shows that it is built like {same_as}"
     if problem:
         print(f"left out: {row['id']}: {problem}")
         return
+    notes = spec.notes
+    if same_as:
+        notes += (f"read from the config of {same_as}; the published element count agrees",)
     spec = replace(
         spec,
         id=row["id"],
         title=hub_id.rpartition("/")[2],
         aliases=tuple(alias for alias in row["aliases"].split(";") if alias),
+        notes=notes,
         source=replace(spec.source, config=source),
     )
     target = SPECS / f"{row['id']}.yaml"

@@ -23,7 +23,7 @@ QkNorm = Literal["none", "head", "projection", "per_head"]
 class Indexer:
     """Lightning indexer of sparse attention: scores every cached token, keeps `top_k`.
 
-    stored  False when the layer re-uses another layer's choice and has no indexer of its own
+    pool    tokens whose keys are joined into one before they are scored (GLM-5.3); 1 = none
     """
 
     num_heads: int
@@ -31,6 +31,7 @@ class Indexer:
     top_k: int
     query_rank: int
     key_norm_bias: bool = True
+    pool: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +192,7 @@ class LatentAttention:
     out_bias: bool = False
     output_gate: bool = False
     head_gate: bool = False
+    sinks: bool = False
     indexer: Indexer | None = None
     index_shared: bool = False
 
@@ -228,6 +230,8 @@ class LatentAttention:
             out.append(matrix("attention.gate", n * self.v_head_dim, h, split="out", units=n))
         if self.head_gate:
             out.append(matrix("attention.gate", n, h, split="out", units=n))
+        if self.sinks:
+            out.append(vector("attention.sinks", n, units=n, dtype="float32"))
         if self.indexer is not None:
             out.extend(_indexer_tensors(self.indexer, h))
         return tuple(out)
@@ -237,7 +241,8 @@ class LatentAttention:
         latent = TokenCache("latent", 0, self.kv_lora_rank + self.qk_rope_head_dim, 0)
         if self.indexer is None:
             return (latent,)
-        return (latent, TokenCache("index", 0, self.indexer.head_dim, 0))
+        pool = self.indexer.pool
+        return (latent, TokenCache("index", 0, self.indexer.head_dim, 0, ratio=pool))
 
     def state(self) -> tuple[StatePart, ...]:
         """No recurrent state."""
@@ -254,6 +259,9 @@ def _indexer_tensors(indexer: Indexer, hidden_size: int) -> list[Tensor]:
     ]
     if indexer.key_norm_bias:
         tensors.append(vector("norms.indexer_k.bias", dim, dtype="float32"))
+    if indexer.pool > 1:
+        tensors.append(Tensor("attention.indexer.pool_ape", (indexer.pool, dim), dtype="float32"))
+        tensors.append(matrix("attention.indexer.pool_gate", dim, hidden_size))
     return tensors
 
 

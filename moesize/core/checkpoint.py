@@ -159,14 +159,25 @@ def stored_bytes(spec: ModelSpec) -> int:
     return sum(item.file_bytes for item in published(spec))
 
 
-def hub_elements(spec: ModelSpec) -> int:
-    """The parameter count that the Hugging Face hub shows for the published files.
+def hub_elements(spec: ModelSpec, *, scales: bool = True) -> int:
+    """Parameters of the published files as the Hugging Face hub counts them.
 
-    It adds up the elements of all stored tensors of at least one dimension, scales included. Packed
-    GPTQ and AWQ words and the MXFP4 blocks of gpt-oss count as the weights in them, and what comes
-    with them does not count (huggingface.js packages/hub `parse-safetensors-metadata.ts`).
+    `scales` True: elements of all stored tensors of at least one dimension. False: weights only,
+    packed ones unpacked. The hub has done both, depending on method and date: the second for GPTQ,
+    AWQ, gpt-oss and DeepSeek-V4, the first for most FP8 and NVFP4 files.
     """
-    return sum(item.stored_elements for item in published(spec))
+    if not scales:
+        return sum(item.entry.elements for item in published(spec))
+    # compressed-tensors writes single scales as vectors of one element, other tools as scalars.
+    scalars = spec.quantization is not None and spec.quantization.method != "compressed-tensors"
+    total = 0
+    for item in published(spec):
+        total += item.stored_elements
+        if scalars and item.weight_format is not None:
+            parts = item.weight_format.components(*matrix_shape(item.entry.tensor))
+            single = sum(part.elements == 1 and part.name != "weight" for part in parts)
+            total -= single * item.entry.tensor.copies * item.entry.count
+    return total
 
 
 def with_scheme(spec: ModelSpec, scheme: Scheme, engine: str = "") -> tuple[StoredEntry, ...]:

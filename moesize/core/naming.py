@@ -68,7 +68,8 @@ class Naming:
     roles    module name by role, relative to the layer, where it differs from the common ones; a
              leading "/" makes it a full name
     bare     roles whose tensor has no `.weight` behind the module name
-    norms    the norms over the hidden size of a full layer, in order (role `norms.hidden`)
+    norms    the norms over the hidden size of a full layer, in order (role `norms.hidden`);
+             encoder_norms of an encoder layer where they differ
     """
 
     layers: str = "model.layers.{layer}."
@@ -80,6 +81,7 @@ class Naming:
     roles: dict[str, str] = field(default_factory=dict)
     bare: frozenset[str] = frozenset()
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    encoder_norms: tuple[str, ...] = ()
 
 
 _BARE = frozenset(
@@ -448,6 +450,47 @@ NAMES: dict[str, Naming] = {
             "router.bias": "mlp.router.e_score_correction_bias",
         }
     ),
+    "glm5_next": Naming(
+        layers="model.language_model.layers.{layer}.",
+        tokens="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        roles={
+            "attention.linear.q": "self_attn.q_proj",
+            "attention.linear.k": "self_attn.k_proj",
+            "attention.linear.v": "self_attn.v_proj",
+            "attention.linear.f_a": "self_attn.f_a_proj",
+            "attention.linear.f_b": "self_attn.f_b_proj",
+            "attention.linear.b": "self_attn.b_proj",
+            "attention.linear.g_a": "self_attn.g_a_proj",
+            "attention.linear.g_b": "self_attn.g_b_proj",
+            "attention.linear.dt_bias": "self_attn.dt_bias",
+            "attention.linear.a_log": "self_attn.A_log",
+            "attention.linear.out": "self_attn.o_proj",
+            "norms.linear": "self_attn.o_norm",
+            "attention.indexer.pool_ape": "self_attn.indexer.index_kpool_compress_ape",
+            "attention.indexer.pool_gate": "self_attn.indexer.index_kpool_compress_gate",
+            "other.hc_attn_fn": "attn_hc.fn",
+            "other.hc_attn_base": "attn_hc.base",
+            "other.hc_attn_scale": "attn_hc.scale",
+            "other.hc_ffn_fn": "ffn_hc.fn",
+            "other.hc_ffn_base": "ffn_hc.base",
+            "other.hc_ffn_scale": "ffn_hc.scale",
+        },
+    ),
+    "hy_v4": Naming(
+        roles={
+            "attention.gate": "self_attn.gate_proj",
+            "other.hc_attn_fn": "attn_hc.fn",
+            "other.hc_attn_base": "attn_hc.base",
+            "other.hc_attn_scale": "attn_hc.scale",
+            "other.hc_ffn_fn": "ffn_hc.fn",
+            "other.hc_ffn_base": "ffn_hc.base",
+            "other.hc_ffn_scale": "ffn_hc.scale",
+            "other.hc_head_fn": "model.hc_head.hc_fn",
+            "other.hc_head_base": "model.hc_head.hc_base",
+            "other.hc_head_scale": "model.hc_head.hc_scale",
+        }
+    ),
     "ernie4_5_moe": Naming(
         roles={"router.bias": "mlp.moe_statics.e_score_correction_bias"},
     ),
@@ -648,7 +691,22 @@ _OPT_ROLES = {
     "other.project_out": "model.decoder.project_out",
     **_FC,
 }
-_BART_ROLES = {"attention.o": "self_attn.out_proj", **_FC, **_CROSS}
+_BART = Naming(
+    layers="model.decoder.layers.{layer}.",
+    encoder_layers="model.encoder.layers.{layer}.",
+    tokens="model.shared",
+    final_norm="model.decoder.layernorm_embedding",
+    norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    encoder_norms=("self_attn_layer_norm", "final_layer_norm"),
+    roles={
+        "attention.o": "self_attn.out_proj",
+        **_FC,
+        **_CROSS,
+        "embedding.positions": "model.decoder.embed_positions",
+        "embedding.encoder_positions": "model.encoder.embed_positions",
+        "norms.encoder_embedding": "model.encoder.layernorm_embedding",
+    },
+)
 _T5_CROSS = {
     f"attention.cross.{part}": f"layer.1.EncDecAttention.{part}" for part in ("q", "k", "v", "o")
 }
@@ -670,7 +728,13 @@ _T5 = Naming(
     tokens="shared",
     final_norm="decoder.final_layer_norm",
     norms=_T5_NORMS,
-    roles={**_T5_SELF, **_T5_CROSS, **_T5_MLP},
+    encoder_norms=("layer.0.layer_norm", "layer.1.layer_norm"),
+    roles={
+        **_T5_SELF,
+        **_T5_CROSS,
+        **_T5_MLP,
+        "norms.encoder_final": "encoder.final_layer_norm",
+    },
 )
 
 NAMES |= {
@@ -944,6 +1008,14 @@ NAMES |= {
         ),
     ),
     "t5": _T5,
+    "t5_plain": replace(
+        _T5,
+        roles={
+            **_T5.roles,
+            "dense_mlp.up": "layer.2.DenseReluDense.wi",
+            "encoder/dense_mlp.up": "layer.1.DenseReluDense.wi",
+        },
+    ),
     "switch_transformers": replace(
         _T5,
         roles={
@@ -962,29 +1034,24 @@ NAMES |= {
             "encoder/routed_experts.down": "layer.1.mlp.experts.expert_{expert}.wo",
         },
     ),
-    "bart": Naming(
-        layers="model.decoder.layers.{layer}.",
-        encoder_layers="model.encoder.layers.{layer}.",
-        tokens="model.shared",
-        final_norm="model.decoder.layernorm_embedding",
-        norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    "bart": _BART,
+    "mbart": replace(
+        _BART,
+        final_norm="model.decoder.layer_norm",
         roles={
-            **_BART_ROLES,
-            "embedding.positions": "model.decoder.embed_positions",
-            "embedding.encoder_positions": "model.encoder.embed_positions",
+            **_BART.roles,
+            "norms.decoder_embedding": "model.decoder.layernorm_embedding",
+            "norms.encoder_final": "model.encoder.layer_norm",
         },
     ),
-    "whisper": Naming(
-        layers="model.decoder.layers.{layer}.",
-        encoder_layers="model.encoder.layers.{layer}.",
+    "whisper": replace(
+        _BART,
         tokens="model.decoder.embed_tokens",
         head="proj_out",
         final_norm="model.decoder.layer_norm",
-        norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
         roles={
-            **_BART_ROLES,
-            "embedding.positions": "model.decoder.embed_positions",
-            "embedding.encoder_positions": "model.encoder.embed_positions",
+            **_BART.roles,
+            "norms.encoder_final": "model.encoder.layer_norm",
             "other.conv1": "model.encoder.conv1",
             "other.conv2": "model.encoder.conv2",
         },

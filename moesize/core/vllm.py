@@ -27,6 +27,7 @@ from moesize.core.vllm_budget import (
     BudgetShape,
     Constant,
     LatentShape,
+    ModelRunner,
     MoeBackend,
     MoeShape,
     VllmBudget,
@@ -34,7 +35,15 @@ from moesize.core.vllm_budget import (
     max_concurrent_batches,
     vllm_budget,
 )
-from moesize.core.vllm_kv import KvLayout, KvPlan, KvSettings, group_layers, plan_kv
+from moesize.core.vllm_kv import (
+    KvLayout,
+    KvPlan,
+    KvRules,
+    KvSettings,
+    group_layers,
+    max_context_tokens,
+    plan_kv,
+)
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_weights import (
     RankWeights,
@@ -44,9 +53,31 @@ from moesize.core.vllm_weights import (
     valid_tensor_parallel_sizes,
 )
 
-DEFAULT_UTILIZATION = 0.92  # vLLM >= 0.20, config/cache.py
 # A card that is described by its size only is planned as if it were of this generation.
 _ASSUMED_CAPABILITY = "8.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmProfile:
+    """What is known about one vLLM version; `engines.vllm_profile` makes it from the data files.
+
+    v2_runner_types   model types that use model runner V2; None = every model does
+    """
+
+    version: str
+    constants: Mapping[str, Constant]
+    kv_rules: KvRules
+    checkpoint_kinds: tuple[str, ...]
+    default_utilization: float
+    v2_dense_only: bool
+    v2_moe_model_types: tuple[str, ...] = ()
+
+    def model_runner(self, spec: ModelSpec) -> ModelRunner:
+        """Model runner of this version for this model; it decides what sampling costs."""
+        if not self.v2_dense_only or spec.model_type in self.v2_moe_model_types:
+            return "v2"
+        hybrid = any(mixer.state() for block in spec.blocks for mixer in block.mixers)
+        return "v1" if hybrid or _has_experts(spec) else "v2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +104,7 @@ def plan_vllm(
     stored: tuple[StoredEntry, ...],
     gpu: GpuSpec,
     request: Request,
-    constants: Mapping[str, Constant],
-    version: str,
+    profile: VllmProfile,
 ) -> EngineAnswer:
     """Plan one replica on equal GPUs.
 
@@ -103,15 +133,16 @@ def plan_vllm(
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
     )
-    cache = _cache(spec, request, tp, capability, stages)
+    cache = _cache(spec, request, profile, tp, capability, stages)
+    runner = profile.model_runner(spec)
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
-        max_concurrent_batches=max_concurrent_batches(len(stages), "v2"),
+        max_concurrent_batches=max_concurrent_batches(len(stages), runner),
         block_outermost=cache.block_outermost,
     )
-    kv_layout = group_layers(cache.stages, settings)
-    utilization = request.gpu_memory_utilization or DEFAULT_UTILIZATION
+    kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
+    utilization = request.gpu_memory_utilization or profile.default_utilization
     budgets = tuple(
         vllm_budget(
             _shape(spec, layout),
@@ -125,12 +156,13 @@ def plan_vllm(
                 block_tokens=kv_layout.block_tokens or cache.block_tokens,
                 num_kv_groups=max(1, len(kv_layout.groups)),
                 tensor_parallel_size=tp,
+                model_runner=runner,
                 moe_backend=_moe_backend(stored, capability),
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
             ),
-            constants,
+            profile.constants,
         )
         for stage in stages
     )
@@ -139,8 +171,9 @@ def plan_vllm(
     available = [
         _available(budget, rank, rotary, request) for budget, rank in zip(budgets, weights, strict=True)
     ]
-    kv = plan_kv(kv_layout, settings, [best for best, _, _ in available])
-    needed_blocks = kv.blocks_per_request * concurrency + 1
+    kv = plan_kv(kv_layout, settings, [best for best, _, _ in available], profile.kv_rules)
+    null_blocks = 1 if profile.kv_rules.reserves_null_block else 0
+    needed_blocks = kv.blocks_per_request * concurrency + null_blocks
     needed = [needed_blocks * size for size in kv_layout.stage_block_bytes]
     shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
     limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
@@ -161,7 +194,7 @@ def plan_vllm(
     )
     deployment = {
         "engine": "vllm",
-        "engine_version": version,
+        "engine_version": profile.version,
         "gpu": gpu.id,
         "gpu_name": gpu.name,
         "gpu_count": request.num_gpus,
@@ -198,6 +231,7 @@ def plan_vllm(
 def _cache(
     spec: ModelSpec,
     request: Request,
+    profile: VllmProfile,
     tp: int,
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
@@ -208,6 +242,7 @@ def _cache(
         kv_dtype=request.kv_dtype or "auto",
         dtype="bfloat16" if spec.dtype == "float32" else "",
         block_tokens=request.block_tokens,
+        checkpoint_kinds=profile.checkpoint_kinds,
     )
     return vllm_layers(spec, options, [stage.layers for stage in stages])
 
@@ -368,7 +403,7 @@ def _kv_summary(
         needed_bytes=needed_bytes,
         capacity_tokens=kv.tokens_logged,
         max_concurrency=kv.max_concurrency,
-        max_context=_longest_context(layout, settings, usable_blocks // concurrency),
+        max_context=max_context_tokens(layout, settings, usable_blocks // concurrency),
         dtype=cache.kv_dtype,
         backend=cache.backend,
         groups=tuple(
@@ -383,17 +418,11 @@ def _kv_summary(
     )
 
 
-def _longest_context(layout: KvLayout, settings: KvSettings, usable_blocks: int) -> int:
-    from moesize.core.vllm_kv import max_context_tokens
-
-    return max_context_tokens(layout, settings, usable_blocks)
-
-
 def _steady_state(cache: VllmLayers, stage: int) -> tuple[int, int]:
     """(bytes per further token, bytes per sequence that do not grow) on one rank of a stage."""
     per_token = per_sequence = 0
     for pages in cache.stages[stage]:
-        if pages.kind == "mamba":
+        if pages.kind in ("mamba", "ring"):
             per_sequence += pages.state_bytes * pages.num_layers
         elif pages.window_tokens is not None:
             per_sequence += (

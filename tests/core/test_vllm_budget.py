@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnknownNameError, UnsupportedError
+from moesize.core.feed_forward import DenseMlp, MoeMlp
+from moesize.core.model_spec import Block, Embedding, LayerRun, ModelSpec, Source
+from moesize.core.recurrent import ShortConv
 from moesize.core.units import GIB, MIB
 from moesize.core.vllm_budget import (
     BatchDefaults,
@@ -27,7 +31,7 @@ from moesize.core.vllm_budget import (
     sampler_bytes,
     vllm_budget,
 )
-from moesize.engines import engine_profile, kv_rules, release_of, vllm_model_runner
+from moesize.engines import engine_profile, release_of, vllm_profile
 
 H100_BYTES = int(79.18 * GIB)
 CONSTANTS = engine_profile("vllm").constants
@@ -257,22 +261,57 @@ def test_block_tables() -> None:
 
 
 def test_profiles_by_version() -> None:
-    assert engine_profile("vllm").version == "0.33.0"
-    oldest = engine_profile("vllm", "0.28.0")
-    assert (kv_rules(oldest).reserves_null_block, oldest.facts["checkpoint_kinds"]) == (False, [])
-    nightly = engine_profile("vllm", "v0.29.1rc1.dev17")
-    assert kv_rules(nightly).reserves_null_block
-    assert nightly.facts["checkpoint_kinds"] == ["kimi_delta"]
-    assert not nightly.is_newer_than_known
+    """Which release changed what was read in the releases' sources (data/engines.json)."""
+    assert vllm_profile().version == "0.33.0"
+    oldest = vllm_profile("0.28.0")
+    assert (oldest.kv_rules.reserves_null_block, oldest.checkpoint_kinds) == (False, ())
+    nightly = vllm_profile("v0.29.1rc1.dev17")
+    assert nightly.kv_rules.reserves_null_block
+    assert nightly.checkpoint_kinds == ("kimi_delta",)
+    assert not engine_profile("vllm", "v0.29.1rc1.dev17").is_newer_than_known
     assert engine_profile("vllm", "1.4").is_newer_than_known
-    assert vllm_model_runner(nightly, "mixtral", is_moe=True, is_hybrid=False) == "v2"
-    for model_type, is_moe, is_hybrid, runner in [
+
+
+def _tiny(model_type: str, *, moe: bool, hybrid: bool) -> ModelSpec:
+    mixer = GroupedQueryAttention(num_heads=2, num_kv_heads=2, head_dim=4, v_head_dim=4)
+    recurrent = ShortConv(size=8, kernel=3)
+    experts = MoeMlp(num_experts=4, experts_per_token=2, intermediate_size=8)
+    block = Block(
+        name="layer",
+        mixers=(recurrent if hybrid else mixer,),
+        feed_forwards=(experts if moe else DenseMlp(intermediate_size=8),),
+    )
+    return ModelSpec(
+        id="tiny",
+        title="tiny",
+        model_type=model_type,
+        hub_id="",
+        dtype="bfloat16",
+        hidden_size=8,
+        max_context=64,
+        embedding=Embedding(vocab_size=64, tied=True),
+        blocks=(block,),
+        layers=(LayerRun(blocks=("layer",)),),
+        source=Source(config="", checked=""),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "moe", "hybrid", "old_runner"),
+    [
         ("llama", False, False, "v2"),
         ("mixtral", True, False, "v1"),
         ("qwen3_5", False, True, "v1"),
         ("deepseek_v4", True, False, "v2"),
-    ]:
-        assert vllm_model_runner(oldest, model_type, is_moe=is_moe, is_hybrid=is_hybrid) == runner
+    ],
+)
+def test_model_runner_by_version(
+    model_type: str, moe: bool, hybrid: bool, old_runner: str
+) -> None:
+    """0.28 used runner V2 for dense models and five MoE types; every later release for all."""
+    spec = _tiny(model_type, moe=moe, hybrid=hybrid)
+    assert vllm_profile("0.28.0").model_runner(spec) == old_runner
+    assert vllm_profile("0.29.0").model_runner(spec) == "v2"
 
 
 @pytest.mark.parametrize("version", ["0.27.9", "", "latest", "0"])

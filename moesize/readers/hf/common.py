@@ -263,12 +263,9 @@ def decoder_fields(
     `tied` is the family's default when the config does not say.
     """
     blocks, layers = stack(layout)
-    fields: dict[str, Any] = {
-        "hidden_size": config.int("hidden_size"),
-        "blocks": blocks,
-        "layers": layers,
-        **facts,
-    }
+    fields: dict[str, Any] = {"blocks": blocks, "layers": layers, **facts}
+    if "hidden_size" not in fields:
+        fields["hidden_size"] = config.int("hidden_size")
     if "embedding" not in fields:
         fields["embedding"] = embedding(config, tied=tied)
     if "max_context" not in fields:

@@ -96,11 +96,13 @@ def llama(config: ConfigView) -> SpecFields:
     pattern: list[str] = []
     if kind == "cwm":
         pattern = ["sliding_attention" if i % 4 else "full_attention" for i in range(count)]
+    # Mistral's and CWM's classes have no biases, whatever a config says.
+    biased = not defaults
     layout = layer_blocks(
         config,
         layer_windows(config, count, pattern=pattern),
-        mlp=dense_mlp(config, bias=config.flag("mlp_bias", default=False)),
-        attention=biases(config, "attention_bias"),
+        mlp=dense_mlp(config, bias=biased and config.flag("mlp_bias", default=False)),
+        attention=biases(config, "attention_bias") if biased else {},
     )
     rotary = one_table(config) if kind != "cwm" else ()
     return decoder_fields(config, layout, tied=False, rotary=rotary)
@@ -251,7 +253,20 @@ def phi3small(config: ConfigView) -> SpecFields:
         attention={"qkv_bias": True, "out_bias": True},
         norm_bias=True,
     )
-    return decoder_fields(config, layout, tied=True, final_norm_bias=True, naming="phi3small")
+    # Every layer of the remote code registers its inverse frequencies.
+    buffers = ExtraTensor(
+        role="other.inverse_frequencies",
+        shape=(grouped_query_attention(config).head_dim // 2,),
+        copies=len(layout),
+    )
+    return decoder_fields(
+        config,
+        layout,
+        tied=True,
+        final_norm_bias=True,
+        stored_extra=(buffers,),
+        naming="phi3small",
+    )
 
 
 @family("cohere", "cohere2")
@@ -459,6 +474,7 @@ def chatglm(config: ConfigView) -> SpecFields:
         num_final_norms=1 if config.flag("post_layer_norm", default=True) else 0,
         final_norm_bias=norm_bias,
         rotary=(RotaryTable(positions=positions, rotary_dim=size // 2),),
+        stored_extra=(ExtraTensor(role="other.inverse_frequencies", shape=(size // 4,)),),
         naming="chatglm",
     )
 
@@ -596,7 +612,7 @@ def apertus(config: ConfigView) -> SpecFields:
     layout = layer_blocks(
         config,
         layer_windows(config, count),
-        mlp=dense_mlp(config, gated=False, bias=config.flag("mlp_bias", default=False)),
+        mlp=dense_mlp(config, gated=False),
         attention=attention,
         extra=(
             ExtraTensor(role="other.alpha_p", shape=(1,)),
@@ -626,6 +642,9 @@ def llama_variants(config: ConfigView) -> SpecFields:
     layer_norm = kind == "jais2"
     bias_key = "use_bias" if kind == "ernie4_5" else "attention_bias"
     mlp_bias = bias_key if kind == "ernie4_5" else "mlp_bias"
+    attention = biases(config, bias_key, default=layer_norm)
+    if kind == "helium":
+        attention["out_bias"] = False
     norms = 2
     if kind == "hyperclovax" and config.flag("use_post_norm", default=False):
         norms = 4
@@ -639,7 +658,7 @@ def llama_variants(config: ConfigView) -> SpecFields:
             gated=kind in ("helium", "ernie4_5", "hyperclovax"),
             bias=config.flag(mlp_bias, default=layer_norm) if kind != "nanochat" else False,
         ),
-        attention=biases(config, bias_key, default=layer_norm),
+        attention=attention,
         num_norms=norms,
         norm_bias=layer_norm,
     )
@@ -686,7 +705,9 @@ def nemotron_nas(config: ConfigView) -> SpecFields:
             layout.append(Block(name=name, mixers=(attention,), feed_forwards=(dense_mlp(config),)))
     if all(not block.mixers for block in layout):
         raise config.fail("no layer has attention")
-    return decoder_fields(config, layout, tied=False, rotary=one_table(config))
+    return decoder_fields(
+        config, layout, tied=False, rotary=one_table(config), naming="nemotron_nas"
+    )
 
 
 def _entry(config: ConfigView, values: list[Any], index: int, key: str) -> int:

@@ -198,8 +198,8 @@ def t5(config: ConfigView) -> SpecFields:
         "blocks": blocks,
         "layers": layers,
         "encoder_layers": encoder_layers,
-        "num_final_norms": 2,  # one per stack
-        "naming": "switch_transformers" if switch else "t5",
+        "extra": (ExtraTensor(role="norms.encoder_final", shape=(width,)),),
+        "naming": "switch_transformers" if switch else "t5" if mlp.gated else "t5_plain",
     }
 
 
@@ -242,6 +242,7 @@ def bart(config: ConfigView) -> SpecFields:
         [layer("encoder")] * config.layers("encoder_layers"),
         [layer("decoder")] * config.layers("decoder_layers"),
     )
+    norms: tuple[str, ...]
     if whisper:
         mels = config.int("num_mel_bins")
         context = max_context(config, "max_target_positions")
@@ -252,12 +253,20 @@ def bart(config: ConfigView) -> SpecFields:
             ExtraTensor(role="other.conv2", shape=(width, width, 3), matmul=True),
             ExtraTensor(role="other.conv2.bias", shape=(width,)),
         )
-        norms = 2
+        norms = ("encoder_final",)
     else:
         context = max_context(config)
         positions = source = context + 2  # offset of the learned positions
         extra = ()
-        norms = 4 if config.text("model_type") == "mbart" else 2
+        # BART has a norm behind each embedding, mBART one behind each stack as well.
+        norms = ("encoder_embedding",)
+        if config.text("model_type") == "mbart":
+            norms += ("decoder_embedding", "encoder_final")
+    extra += tuple(
+        ExtraTensor(role=f"norms.{name}{part}", shape=(width,))
+        for name in norms
+        for part in ("", ".bias")
+    )
     extra += (ExtraTensor(role="embedding.encoder_positions", shape=(source, width)),)
     return {
         "hidden_size": width,
@@ -270,8 +279,7 @@ def bart(config: ConfigView) -> SpecFields:
         "blocks": blocks,
         "layers": layers,
         "encoder_layers": encoder_layers,
-        "num_final_norms": norms,  # per stack: behind it (Whisper), behind its embedding (BART)
         "final_norm_bias": True,
         "extra": extra,
-        "naming": "whisper" if whisper else "bart",
+        "naming": config.text("model_type"),
     }

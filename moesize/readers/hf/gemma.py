@@ -187,9 +187,8 @@ def gemma3n(config: ConfigView) -> SpecFields:
         ExtraTensor(role="other.laurel_left", shape=(rank, hidden), matmul=True),
         ExtraTensor(role="other.laurel_right", shape=(hidden, rank), matmul=True),
         *_per_layer_input(hidden, per_layer),
+        ExtraTensor(role="other.altup_scale", shape=(hidden,)),
     ]
-    if config.flag("altup_correct_scale", default=True):
-        extra.append(ExtraTensor(role="other.altup_scale", shape=(hidden,)))
     layout, unused = [], 0
     for i, (window, width) in enumerate(zip(windows, widths, strict=True)):
         shared = i >= first_shared

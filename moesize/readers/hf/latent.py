@@ -487,6 +487,142 @@ def _kimi_full_layers(config: ConfigView, linear: ConfigView, num_layers: int) -
     return [index + 1 in set(full) for index in range(num_layers)]
 
 
+# ---- GLM-5.3 and Hunyuan 4 -------------------------------------------------------------------
+
+
+@family("glm5_next_text")
+def glm5_next(config: ConfigView) -> SpecFields:
+    """GLM-5.3: Kimi delta attention in three of four layers, sparse latent attention with pooled
+    index keys in the others, hyper-connections around both. The MTP layer has latent attention
+    and no hyper-connections."""
+    num_layers, hidden = config.layers(), config.int("hidden_size")
+    linear = config.sub("linear_attn_config") or ConfigView({}, config.file)
+    delta = KimiDeltaAttention(
+        num_heads=linear.int("num_heads", default=config.int("linear_num_heads", default=64)),
+        head_dim=linear.int("head_dim", default=config.int("linear_head_dim", default=128)),
+        conv_kernel=linear.int(
+            "short_conv_kernel_size",
+            default=config.int("linear_conv_kernel_dim", default=4, high=1024),
+            high=1024,
+        ),
+    )
+    plain = latent_attention(config, q_lora_default=1536)
+    if plain.q_lora_rank is None:
+        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
+    full = replace(
+        plain,
+        indexer=Indexer(
+            num_heads=config.int("index_n_heads", default=32),
+            head_dim=config.int("index_head_dim", default=128),
+            top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
+            query_rank=plain.q_lora_rank,
+            pool=config.int("index_kpool", default=16, high=1 << 16),
+        ),
+    )
+    shared = replace(plain, index_shared=True)
+    words = words_per_layer(
+        config,
+        "layer_types",
+        num_layers,
+        ("linear_attention", "indexed_attention", "full_attention"),
+    )
+    # Class rule: every fourth layer has latent attention.
+    latent = [word != "linear_attention" for word in words] or [
+        index % 4 == 3 for index in range(num_layers)
+    ]
+    own = _indexer_types(config, num_layers)
+    routed = dense_first(config, num_layers, default=3)
+    moe = deepseek_experts(config, router_dtype="float32")
+    streams = config.int("hc_mult", default=4, high=1024)
+
+    def make(index: int) -> Block:
+        feed_forward: FeedForward = moe if routed[index] else _dense(config)
+        kind = "delta_"
+        if latent[index]:
+            kind = "latent_" if own[index] else "shared_"
+        mixer = {"delta_": delta, "latent_": full, "shared_": shared}[kind]
+        return layer(mixer, feed_forward, prefix=kind, extra=_hyper_connections(streams, hidden))
+
+    count = next_token_layers(config)
+    guess = layer(full, moe, prefix="mtp_")
+    return decoder(
+        config,
+        layout_of(num_layers, make),
+        mtp=MultiTokenPrediction(layers=(guess.name,) * count) if count else None,
+        mtp_blocks=(guess,) if count else (),
+        rotary=_rope(config) if "qk_rope_head_dim" in config else (),
+        naming="glm5_next",
+    )
+
+
+@family("hy_v4")
+def hy_v4(config: ConfigView) -> SpecFields:
+    """Hunyuan 4: gated latent attention with sinks, an indexer every few layers, independent
+    hyper-connections; the MTP layer has none of those connections."""
+    num_layers, hidden = config.layers(), config.int("hidden_size")
+    plain = latent_attention(config, q_lora_default=1536)
+    if plain.q_lora_rank is None:
+        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
+    gated = config.flag("gated_mla", default=True)
+    kind = config.text("gating_type", default="elementwise")
+    if kind not in ("elementwise", "headwise"):
+        raise config.fail(f"gating_type {kind!r} is not known")
+    plain = replace(
+        plain,
+        output_gate=gated and kind == "elementwise",
+        head_gate=gated and kind == "headwise",
+        sinks=config.flag("learnable_sink", default=True),
+    )
+    full = replace(
+        plain,
+        indexer=Indexer(
+            num_heads=config.int("index_n_heads", default=16),
+            head_dim=config.int("index_head_dim", default=128),
+            top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
+            query_rank=plain.q_lora_rank,
+        ),
+    )
+    shared = replace(plain, index_shared=True)
+    words = words_per_layer(config, "indexer_types", num_layers, ("full", "shared"))
+    # Class rule: the first two layers, then every fourth.
+    own = [word == "full" for word in words] or [
+        index == 0 or (index - 1) % 4 == 0 for index in range(num_layers)
+    ]
+    routed = dense_first(config, num_layers, default=1)
+    moe = deepseek_experts(config, router_dtype="float32")
+    streams = config.int("hc_mult", default=4, high=1024)
+    connected = config.flag("enable_ihc", default=True)
+    wide = 2 * streams
+    extra = tuple(
+        ExtraTensor(role=f"other.hc_{part}_{name}", shape=shape, dtype="float32", matmul=name == "fn")
+        for part in ("attn", "ffn")
+        for name, shape in (("fn", (wide, streams * hidden)), ("base", (wide,)), ("scale", (2,)))
+    )
+
+    def make(index: int) -> Block:
+        feed_forward: FeedForward = moe if routed[index] else _dense(config)
+        return layer(
+            full if own[index] else shared,
+            feed_forward,
+            prefix="" if own[index] else "shared_",
+            extra=extra if connected else (),
+        )
+
+    # One MTP layer is exported for num_nextn_predict_layers of 1 and of 2 (vLLM 0.32.0).
+    count = next_token_layers(config)
+    count = max(count - 1, 1) if count else 0
+    guess = layer(full, moe, prefix="mtp_")
+    return decoder(
+        config,
+        layout_of(num_layers, make),
+        mtp=MultiTokenPrediction(layers=(guess.name,) * count) if count else None,
+        mtp_blocks=(guess,) if count else (),
+        extra=_head_connections(streams, hidden) if connected else (),
+        rotary=_rope(config),
+        naming="hy_v4",
+    )
+
+
 # ---- Ling 2.5 and 3.0, LongCat ----------------------------------------------------------------
 
 

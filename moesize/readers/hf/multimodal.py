@@ -112,20 +112,35 @@ def _qwen3_rotary(vision: ConfigView) -> RotaryTable:
     return towers.qwen_rotary(vision, hidden_size=vision.int("hidden_size", default=1152))
 
 
+def _video_positions(config: ConfigView, fields: SpecFields) -> SpecFields:
+    """Four times the positions in the text's table: long videos count beyond the context.
+
+    Only with multimodal rotary sections, and not in Qwen3-VL and Qwen3.5 (vLLM 0.32.0
+    layers/rotary_embedding/mrope.py).
+    """
+    scaling = _text_view(config).sub("rope_parameters", "rope_scaling")
+    if scaling is not None and "mrope_section" in scaling:
+        first, *others = fields["rotary"]
+        fields["rotary"] = (replace(first, positions=4 * first.positions), *others)
+    return fields
+
+
 @family("qwen2_vl")
 def qwen2_vl(config: ConfigView) -> SpecFields:
     """Qwen2-VL."""
-    return _with_vision(
+    fields = _with_vision(
         config, "qwen2", "", lambda vision, _: (towers.qwen2_vision(vision),), _qwen2_rotary
     )
+    return _video_positions(config, fields)
 
 
 @family("qwen2_5_vl")
 def qwen2_5_vl(config: ConfigView) -> SpecFields:
     """Qwen2.5-VL and the models built on it (MiMo-VL, MiMo-Embodied)."""
-    return _with_vision(
+    fields = _with_vision(
         config, "qwen2", "", lambda vision, _: (towers.qwen2_5_vision(vision),), _qwen2_5_rotary
     )
+    return _video_positions(config, fields)
 
 
 @family("qwen3_vl", "qwen3_vl_moe")
@@ -161,7 +176,7 @@ def qwen3_thinker(config: ConfigView) -> SpecFields:
     thinker = config.need_sub("thinker_config")
     moe = config.text("model_type") == "qwen3_omni_moe"
     default = "qwen3_omni_moe_text" if moe else "qwen3_asr_text"
-    fields = _text_fields(thinker, default, "thinker.")
+    fields = _video_positions(thinker, _text_fields(thinker, default, "thinker."))
     audio = thinker.need_sub("audio_config")
     fields = _add(fields, (towers.qwen_audio(audio, "thinker.audio_tower."),))
     vision = thinker.sub("vision_config")
@@ -426,7 +441,7 @@ def kimi_k25(config: ConfigView) -> SpecFields:
 def glm4v(config: ConfigView) -> SpecFields:
     """GLM-4.1V, GLM-4.5V and GLM-4.6V."""
     moe = config.text("model_type") == "glm4v_moe"
-    return _with_vision(
+    fields = _with_vision(
         config,
         "glm4v_moe_text" if moe else "glm4v_text",
         "model.language_model.",
@@ -435,6 +450,7 @@ def glm4v(config: ConfigView) -> SpecFields:
             vision, hidden_size=vision.int("hidden_size", default=1536)
         ),
     )
+    return _video_positions(config, fields)
 
 
 def _shuffle(config: ConfigView) -> int:

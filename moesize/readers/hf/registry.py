@@ -97,7 +97,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "xglm",
     ),
     "moe": ("mixtral", "phimoe", "granitemoe", "granitemoeshared", "dbrx", "qwen2_moe", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "olmoe", "flex_olmo", "minimax_m2", "minimax_m3", "minimax_m3_vl_text", "minimax", "minimax_text_01", "minimax_m1", "gpt_oss", "llama4_text", "glm4_moe", "glm4v_moe_text", "dots1", "solar_open", "ernie4_5_moe", "ernie4_5_moe_text", "deepseek", "hy_v3", "afmoe", "exaone_moe", "mimo_v2_flash", "mimo_v2", "step3p5", "step3p7", "step3_text", "bailing_moe", "bailing_moe_v2", "hunyuan_v1_moe", "hunyuan"),
-    "latent": ("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1", "mistral4", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "deepseek_v4", "deepseek_ref", "kimi_linear", "bailing_hybrid", "longcat_flash"),
+    "latent": ("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1", "mistral4", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "deepseek_v4", "deepseek_ref", "kimi_linear", "bailing_hybrid", "longcat_flash", "glm5_next_text", "hy_v4"),
     "hybrid": (
         "bamba",
         "falcon_h1",
