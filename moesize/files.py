@@ -113,16 +113,13 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
 
 
 class _YamlBuilder:
-    def __init__(self, events: Any, document: YamlDocument) -> None:
+    def __init__(self, events: Any, target: YamlDocument) -> None:
         self.events = events
-        self.document = document
+        self.target = target
 
     def fail(self, event: Any, message: str) -> InvalidInputError:
         line = event.start_mark.line + 1
-        return InvalidInputError(f"{self.document.file}:{line}: {message}")
-
-    def document_events(self) -> Any:
-        return next(self.events)
+        return InvalidInputError(f"{self.target.file}:{line}: {message}")
 
     def document(self) -> Any:
         value: Any = None
@@ -138,7 +135,7 @@ class _YamlBuilder:
             value = self.node(event, "", 0)
             found = True
         if not found:
-            raise InvalidInputError(f"{self.document.file}: the file holds no data")
+            raise InvalidInputError(f"{self.target.file}: the file holds no data")
         return value
 
     def node(self, event: Any, path: str, depth: int) -> Any:
@@ -161,7 +158,7 @@ class _YamlBuilder:
             if type(event).__name__ == "SequenceEndEvent":
                 break
             here = f"{path}.{len(out)}" if path else str(len(out))
-            self.document.lines[here] = event.start_mark.line + 1
+            self.target.lines[here] = event.start_mark.line + 1
             out.append(self.node(event, here, depth + 1))
         return out
 
@@ -177,7 +174,7 @@ class _YamlBuilder:
             if key in out:
                 raise self.fail(event, f"the key {key[:60]!r} stands twice")
             here = f"{path}.{key}" if path else key
-            self.document.lines[here] = event.start_mark.line + 1
+            self.target.lines[here] = event.start_mark.line + 1
             out[key] = self.node(next(self.events), here, depth + 1)
         return out
 

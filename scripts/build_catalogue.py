@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moesize.catalog import load_spec, normal_form
-from moesize.core.checkpoint import published, stored_elements
+from moesize.core.checkpoint import hub_elements
 from moesize.core.errors import MoesizeError
 from moesize.core.inventory import count_parameters
 from moesize.core.model_spec import ModelSpec, Source
@@ -137,13 +137,13 @@ def _checked(spec: ModelSpec, total: tuple[int, str] | None) -> tuple[ModelSpec,
         candidates.append(replace(spec, embedding=embedding))
     for candidate in candidates:
         counts = count_parameters(candidate)
-        stored = stored_elements(published(candidate))
+        stored = hub_elements(candidate)
         if elements in (counts.total, counts.stored, stored):
             return replace(candidate, source=checked), ""
     counts = count_parameters(spec)
     return spec, (
         f"published {elements:,} elements; inventory has {counts.total:,} "
-        f"(stored {counts.stored:,}, packed {stored_elements(published(spec)):,})"
+        f"(stored {counts.stored:,}, packed {hub_elements(spec):,})"
     )
 
 

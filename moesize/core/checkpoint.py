@@ -89,6 +89,7 @@ _NEVER = (
     "shared_experts.sigmoid_gate",
     "attention.indexer.weights",
     "other.mtp_projection",
+    "other.attention_residual",
     "attention.indexer.compressor",
     "attention.compressor",
     "attention.linear.conv",
@@ -216,7 +217,8 @@ def _published(spec: ModelSpec) -> Iterator[StoredEntry]:
 
 def _may_be_quantized(entry: Entry, quantized_head: bool) -> bool:
     tensor = entry.tensor
-    if not tensor.matmul or len(tensor.shape) < 2:
+    # What has a type of its own (float32 mixing matrices of DeepSeek-V4) was left alone on purpose.
+    if not tensor.matmul or tensor.dtype or len(tensor.shape) < 2:
         return False
     if tensor.group == "lm_head":
         return quantized_head

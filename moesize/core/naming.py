@@ -491,6 +491,14 @@ NAMES: dict[str, Naming] = {
             "other.hc_head_scale": "model.hc_head.hc_scale",
         }
     ),
+    "laguna": Naming(
+        roles={
+            "shared_experts.gate": "mlp.shared_expert.gate_proj",
+            "shared_experts.up": "mlp.shared_expert.up_proj",
+            "shared_experts.down": "mlp.shared_expert.down_proj",
+            "router.bias": "mlp.experts.e_score_correction_bias",
+        }
+    ),
     "ernie4_5_moe": Naming(
         roles={"router.bias": "mlp.moe_statics.e_score_correction_bias"},
     ),

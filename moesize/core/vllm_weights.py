@@ -9,19 +9,29 @@ Symbols: t tensor-parallel ranks, ep expert-parallel ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
+from math import gcd, prod
 
 from moesize.core.allocator import allocated_bytes
-from moesize.core.checkpoint import StoredEntry
+from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.inventory import Entry
 from moesize.core.model_spec import ModelSpec
-from moesize.core.quantization import Mxfp4, Plain, number_bytes
+from moesize.core.quantization import (
+    Fp8Block,
+    Mxfp4,
+    Nvfp4,
+    PackQuantized,
+    Plain,
+    WeightFormat,
+    number_bytes,
+)
 from moesize.core.tensors import GROUPS, Tensor
 from moesize.core.units import ceil_div, round_up
 
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
+_LEAST_TILE = 32  # the smallest FP8 tile that its Triton kernels take
 _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight", "lm_head.bias")
 
 
@@ -97,8 +107,8 @@ def pipeline_stages(num_layers: int, pipeline_parallel_size: int) -> tuple[Stage
 
 
 @dataclass(frozen=True, slots=True)
-class MxfpPadding:
-    """Multiples that an MXFP4 kernel rounds expert dimensions up to.
+class KernelPadding:
+    """Multiples that an MXFP4 kernel rounds expert dimensions up to; and what NVFP4 kernels read.
 
     vLLM 0.32.0 fused_moe/oracle/mxfp4.py: mxfp4_round_up_hidden_size_and_intermediate_size.
     """
@@ -106,16 +116,17 @@ class MxfpPadding:
     intermediate: int
     hidden: int
     backend: str
+    all_input_scales: bool = False
 
 
-def mxfp4_padding(compute_capability: str | None) -> MxfpPadding:
+def mxfp4_padding(compute_capability: str | None) -> KernelPadding:
     """Padding by GPU generation: Marlin before Hopper, Triton on Hopper, TRT-LLM kernels after."""
     major = int(compute_capability.partition(".")[0]) if compute_capability else 9
     if major >= 10:
-        return MxfpPadding(128, 256, "flashinfer-trtllm")
+        return KernelPadding(128, 256, "flashinfer-trtllm", all_input_scales=True)
     if major == 9:
-        return MxfpPadding(64, 1, "triton")
-    return MxfpPadding(128, 256, "marlin")
+        return KernelPadding(64, 1, "triton")
+    return KernelPadding(128, 256, "marlin")
 
 
 def rank_weights(
@@ -136,6 +147,11 @@ def rank_weights(
     fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
     modules: dict[tuple[str, str], int] = {}
     padding = mxfp4_padding(compute_capability)
+    mxfp4_blocks = {
+        item.entry.block
+        for item in stored
+        if item.entry.tensor.expert and isinstance(item.weight_format, Mxfp4)
+    }
     for item in stored:
         count = stage.count(item.entry)
         if not count:
@@ -144,10 +160,18 @@ def rank_weights(
         shape, copies = local_shape(
             spec, item.entry, tensor_parallel_size, expert_parallel_size
         )
+        if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
+            copies *= 2
         weight, scale, pad = _matrix_bytes(item, shape, padding)
+        if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
+            pad = number_bytes(item.dtype, _padded_bias(tensor, shape, padding)) - weight
         weights.by_group[tensor.group] += weight * copies * count
         weights.scale_bytes += scale * copies * count
         weights.padding_bytes += pad * copies * count
+        if padding.all_input_scales and tensor.expert and isinstance(item.weight_format, Nvfp4):
+            # The kernels from Blackwell on read the input scales of all ranks' experts.
+            scale_bytes = 4 if item.weight_format.static_input_scale else 0
+            weights.scale_bytes += scale_bytes * (tensor.copies - copies) * count
         true_rows = _unpadded_rows(tensor, tensor_parallel_size)
         if true_rows is not None and shape[0] > true_rows:
             # Padding rows are no parameters of the model; keep them apart.
@@ -166,7 +190,38 @@ def rank_weights(
         for size in sizes:
             weights.rounding_bytes += (allocated_bytes(size) - size) * count
     weights.largest_module_bytes = max(modules.values(), default=0)
+    if stored is published(spec):
+        weights.scale_bytes += _cache_scale_bytes(spec, stage)
     return weights
+
+
+# Methods whose attention layers get scales for the KV cache, in bfloat16: q, k, v and softmax
+# (vLLM 0.32.0 quantization/kv_cache.py); ModelOpt's also in latent attention.
+_CACHE_SCALES: dict[str, tuple[type, ...]] = {
+    "fp8": (GroupedQueryAttention,),
+    "compressed-tensors": (GroupedQueryAttention,),
+    "quark": (GroupedQueryAttention,),
+    "modelopt": (GroupedQueryAttention, LatentAttention),
+}
+
+
+def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
+    kinds = _CACHE_SCALES.get(spec.quantization.method if spec.quantization else "", ())
+    blocks = [spec.block(spec.layout[layer]) for layer in stage.layers]
+    return 4 * 2 * sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
+
+
+def _is_key_and_value(spec: ModelSpec, entry: Entry) -> bool:
+    """One projection for keys and values (Gemma 4), which vLLM 0.32.0 holds twice in its qkv."""
+    return entry.tensor.role == "attention.k" and any(
+        isinstance(mixer, GroupedQueryAttention) and mixer.key_is_value
+        for mixer in spec.block(entry.block).mixers
+    )
+
+
+def _padded_bias(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:
+    down = tensor.role.endswith(".down.bias")
+    return round_up(shape[0], padding.hidden if down else padding.intermediate)
 
 
 def local_shape(
@@ -174,6 +229,10 @@ def local_shape(
 ) -> tuple[tuple[int, ...], int]:
     """Shape and number of copies that the fullest rank holds of one tensor."""
     tensor = entry.tensor
+    if entry.section == "tower" and not _splits_tower(spec, tensor.role, tensor_parallel_size):
+        return tensor.shape, tensor.copies
+    if tensor.role in ("norms.q", "norms.k") and spec.model_type in _WHOLE_NORMS:
+        return tensor.shape, tensor.copies
     if tensor.expert and expert_parallel_size > 1:
         return tensor.shape, ceil_div(tensor.copies, expert_parallel_size)
     if tensor.role in _VOCABULARY_ROLES:
@@ -195,6 +254,25 @@ def local_shape(
             f"sizes that do: {_divisors(spec)}",
         )
     return (*tensor.shape[: shard.dim], local, *tensor.shape[shard.dim + 1 :]), tensor.copies
+
+
+# Models whose queries and keys are gathered from all ranks before they are normalised, so that every
+# rank has the whole weight (vLLM 0.32.0 models/olmo2.py, olmoe.py).
+_WHOLE_NORMS = ("olmo2", "olmo3", "olmoe", "flex_olmo")
+
+
+def _splits_tower(spec: ModelSpec, role: str, tensor_parallel_size: int) -> bool:
+    """Whether ranks share a tower; one whose heads do not divide is held whole by every rank.
+
+    vLLM 0.32.0 models/vision.py:is_vit_use_data_parallel.
+    """
+    return all(
+        (item.units or item.shape[0 if item.split == "out" else 1]) % tensor_parallel_size == 0
+        for tower in spec.towers
+        if f"towers.{tower.kind}" == role
+        for item in tower.tensors
+        if item.split
+    )
 
 
 def _divisors(spec: ModelSpec) -> str:
@@ -226,24 +304,50 @@ def _unpadded_rows(tensor: Tensor, tensor_parallel_size: int) -> int | None:
 
 
 def _matrix_bytes(
-    item: StoredEntry, shape: tuple[int, ...], padding: MxfpPadding
+    item: StoredEntry, shape: tuple[int, ...], padding: KernelPadding
 ) -> tuple[int, int, int]:
-    """(weight, scales, padding) of one local copy."""
-    weight_format = item.weight_format
+    """(weight, scales, padding) of one local copy, as `create_weights` makes them."""
+    tensor = item.entry.tensor
+    weight_format = _local_format(item, shape)
     if weight_format is None or isinstance(weight_format, Plain):
         return number_bytes(item.dtype, prod(shape)), 0, 0
     rows, columns = shape[0], prod(shape[1:])
-    parts = weight_format.components(rows, columns)
+    parts = weight_format.components(rows, columns, held="vllm_load")
     weight = sum(part.size_bytes for part in parts if part.name == "weight")
     scale = sum(part.size_bytes for part in parts) - weight
-    if not isinstance(weight_format, Mxfp4) or not item.entry.tensor.expert:
+    if not tensor.expert:
         return weight, scale, 0
-    if item.entry.tensor.role.endswith(".down"):
+    if isinstance(weight_format, Nvfp4):
+        # A part of a block has no scale here, though it has one in the file.
+        scale -= rows * (ceil_div(columns, 16) - columns // 16)
+    if isinstance(weight_format, PackQuantized):
+        # weight_shape: two bfloat16 for gate and up together and two for down, not two int64 each.
+        scale -= 16 if tensor.role.endswith(".up") else 12
+    if not isinstance(weight_format, Mxfp4):
+        return weight, scale, 0
+    if tensor.role.endswith(".down"):
         rows, columns = round_up(rows, padding.hidden), round_up(columns, padding.intermediate)
     else:
         rows, columns = round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
     padded = weight_format.matrix_bytes(rows, columns)
     return weight, scale, padded - weight - scale
+
+
+def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | None:
+    """The format of a rank's part where vLLM 0.32.0 departs from that of the file."""
+    tensor = item.entry.tensor
+    if tensor.role == "attention.indexer.k":
+        return None  # joined with the indexer's weights, which are never quantized
+    if not isinstance(item.weight_format, Fp8Block) or not tensor.expert:
+        return item.weight_format
+    # Tiles that do not divide a rank's part of the experts are cut into smaller squares
+    # (fused_moe/oracle/fp8.py:refine_fp8_moe_block_shape).
+    width, hidden = shape if not tensor.role.endswith(".down") else shape[::-1]
+    tile = item.weight_format
+    if width % tile.block_rows == 0 and width % tile.block_cols == 0:
+        return tile
+    side = gcd(tile.block_rows, tile.block_cols, width, hidden)
+    return replace(tile, block_rows=side, block_cols=side) if side >= _LEAST_TILE else tile
 
 
 def _collect(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.units import KIB, format_bytes, format_count, format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
     from rich.table import Table
 
@@ -22,9 +25,13 @@ _LABEL_WIDTH = 9
 
 def print_plan(plan: Plan, *, explain: bool = False) -> None:
     """Verdict first, then what fills the GPU, then what would fit instead."""
+    with _page() as console:
+        _write_plan(console, plan, explain)
+
+
+def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     from rich.text import Text
 
-    console = _console()
     style = "bold white on red"
     if plan.fits:
         style = "bold black on green" if plan.verdict.certain else "bold black on yellow"
@@ -136,9 +143,13 @@ def _print_explanation(console: Console, ledger: GpuLedger) -> None:
 
 def print_model(report: ModelReport, *, tensors: bool = False) -> None:
     """What a model is."""
+    with _page() as console:
+        _write_model(console, report, tensors)
+
+
+def _write_model(console: Console, report: ModelReport, tensors: bool) -> None:
     from rich.text import Text
 
-    console = _console()
     model, params = report.model, report.model.params
     console.print(Text.assemble((model.title, "bold"), f"  ({model.id}, {report.spec.model_type})"))
     console.print()
@@ -219,10 +230,10 @@ def _tensor_rows(report: ModelReport) -> list[dict[str, Any]]:
 
 def print_rows(what: str, rows: list[dict[str, Any]]) -> None:
     """A list of the catalogue; long columns wrap, nothing is cut off."""
-    console = _console()
     shown = [{key: value for key, value in row.items() if key in _COLUMNS[what]} for row in rows]
-    _print_rich_rows(console, [{k: _cell(k, v) for k, v in row.items()} for row in shown])
-    console.print(f"{len(rows)} {what}", style="dim", highlight=False)
+    with _page() as console:
+        _print_rich_rows(console, [{k: _cell(k, v) for k, v in row.items()} for row in shown])
+        console.print(f"{len(rows)} {what}", style="dim")
 
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -289,6 +300,20 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def _page() -> Iterator[Console]:
+    """A console whose output is written at the end, in one piece and without trailing blanks."""
+    console = _console()
+    with console.capture() as capture:
+        yield console
+    text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+    if not _unicode():
+        encoding = sys.stdout.encoding or "ascii"
+        text = text.encode(encoding, errors="replace").decode(encoding)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _unicode() -> bool:

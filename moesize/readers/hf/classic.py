@@ -132,7 +132,11 @@ def gpt_neox(config: ConfigView) -> SpecFields:
     bias = config.flag("attention_bias", default=True)
     block = Block(
         name="layer",
-        mixers=(_attention(config, width, config.int("num_attention_heads"), qkv_bias=bias, out_bias=bias),),
+        mixers=(
+            _attention(
+                config, width, config.int("num_attention_heads"), qkv_bias=bias, out_bias=bias
+            ),
+        ),
         feed_forwards=(_plain(config.int("intermediate_size")),),
         norm_bias=True,
     )

@@ -271,3 +271,42 @@ def decoder_fields(
     if "max_context" not in fields:
         fields["max_context"] = scaled_context(config)
     return fields
+
+
+def layer_blocks(
+    config: ConfigView,
+    windows: Sequence[int | None],
+    *,
+    mlp: DenseMlp | None = None,
+    attention: dict[str, Any] | None = None,
+    **facts: Any,
+) -> list[Block]:
+    """One block per layer, alike but for the window: `sliding` and `full`, or just `layer`."""
+    mixed = len(set(windows)) > 1
+    feed_forward = mlp or dense_mlp(config)
+    blocks: dict[int | None, Block] = {}
+    for window in windows:
+        if window not in blocks:
+            name = "layer" if not mixed else "full" if window is None else "sliding"
+            blocks[window] = Block(
+                name=name,
+                mixers=(grouped_query_attention(config, window=window, **(attention or {})),),
+                feed_forwards=(feed_forward,),
+                **facts,
+            )
+    return [blocks[window] for window in windows]
+
+
+def one_table(
+    config: ConfigView, *, positions: int | None = None, partial: float | None = None
+) -> tuple[RotaryTable, ...]:
+    """The single rotary table of a family that rotates every layer alike."""
+    size = grouped_query_attention(config).head_dim
+    share = partial_rotary(config) if partial is None else partial
+    return (rotary_table(config, size, positions or max_context(config), partial=share),)
+
+
+def biases(config: ConfigView, key: str, *, default: bool = False) -> dict[str, bool]:
+    """One flag for the biases of q, k, v and of the output projection."""
+    flag = config.flag(key, default=default)
+    return {"qkv_bias": flag, "out_bias": flag}

@@ -37,7 +37,9 @@ def bert(config: ConfigView) -> SpecFields:
 
     Published files of the pre-training checkpoints hold that head as well.
     """
-    if config.flag("is_decoder", default=False) or config.flag("add_cross_attention", default=False):
+    if config.flag("is_decoder", default=False) or config.flag(
+        "add_cross_attention", default=False
+    ):
         raise UnsupportedError(f"{config.file}: BERT as a decoder is not supported")
     width = config.int("hidden_size")
     positions = max_context(config)

@@ -93,9 +93,7 @@ def _layout(
 ) -> list[Block]:
     blocks = {}
     for window in windows:
-        attention = grouped_query_attention(
-            config, window=window, qk_norm=qk_norm, **_bias(config)
-        )
+        attention = grouped_query_attention(config, window=window, qk_norm=qk_norm, **_bias(config))
         blocks[window] = Block(
             name="full" if window is None else "sliding",
             mixers=(attention,),
@@ -218,7 +216,9 @@ def gemma3n(config: ConfigView) -> SpecFields:
             *_per_layer_projection(count, hidden, per_layer),
             *(
                 ExtraTensor(
-                    role=f"other.altup_{part}", shape=(hidden, hidden), copies=streams - 1,
+                    role=f"other.altup_{part}",
+                    shape=(hidden, hidden),
+                    copies=streams - 1,
                     matmul=True,
                 )
                 for part in ("projections", "unembed_projections")

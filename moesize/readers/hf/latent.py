@@ -78,7 +78,7 @@ def _deepseek(
     moe: MoeMlp,
     *,
     routed: list[bool],
-    mtp_copies: bool = True,
+    expert_norms: int = 2,
     **more: Any,
 ) -> SpecFields:
     """Dense and routed layers around one attention; MTP layers repeat a routed layer.
@@ -86,13 +86,13 @@ def _deepseek(
     The published MTP layers hold the embedding and the head a second time (DeepSeek-V3,
     README_WEIGHTS.md).
     """
-    expert_layer = layer(attention, moe)
+    expert_layer = layer(attention, moe, num_norms=expert_norms)
     dense_layer = layer(attention, _dense(config)) if not all(routed) else expert_layer
     count = next_token_layers(config)
     mtp = None
     if count:
         mtp = MultiTokenPrediction(
-            layers=(expert_layer.name,) * count, stores_embedding=mtp_copies, stores_head=mtp_copies
+            layers=(expert_layer.name,) * count, stores_embedding=True, stores_head=True
         )
     return decoder(
         config,
@@ -113,24 +113,31 @@ def _topk_bias(config: ConfigView, default: str) -> Literal["none", "correction"
 def deepseek_v2(config: ConfigView) -> SpecFields:
     """DeepSeek-V2, V2-Lite, Coder-V2."""
     moe = deepseek_experts(config, router_bias=_topk_bias(config, "greedy"))
+    notes: tuple[str, ...] = ()
+    if "q_lora_rank" not in config.data:
+        # V2-Lite publishes null and V2 a number; a copy that drops null values loses the fact.
+        notes = ("the config has no q_lora_rank; the default of its class, 1536, is taken",)
     return _deepseek(
         config,
         latent_attention(config, q_lora_default=1536),
         moe,
         routed=dense_first(config, config.layers(), default=0),
         rotary=_rope(config),
+        notes=notes,
     )
 
 
 @family("deepseek_v3", "kimi_k2", "axk1")
 def deepseek_v3(config: ConfigView) -> SpecFields:
-    """DeepSeek-V3, V3.1, R1; Kimi-K2 and A.X-K1 have the same shape."""
+    """DeepSeek-V3, V3.1, R1; Kimi-K2 has the same shape, A.X-K1 a third norm behind its experts."""
     moe = deepseek_experts(config, router_bias=_topk_bias(config, "noaux_tc"))
+    third = config.text("model_type") == "axk1"
     return _deepseek(
         config,
         latent_attention(config, q_lora_default=1536),
         moe,
-        routed=dense_first(config, config.layers(), default=3),
+        routed=dense_first(config, config.layers(), default=1 if third else 3),
+        expert_norms=3 if third else 2,
         rotary=_rope(config),
     )
 
@@ -311,16 +318,12 @@ def deepseek_v4(config: ConfigView) -> SpecFields:
         mtp=mtp,
         mtp_blocks=guesses,
         extra=_head_connections(streams, hidden),
-        rotary=(
-            RotaryTable(positions=context, rotary_dim=size, dtype="float32", copies=copies),
-        ),
+        rotary=(RotaryTable(positions=context, rotary_dim=size, dtype="float32", copies=copies),),
         naming="deepseek_v4",
     )
 
 
-def _dspark_first(
-    config: ConfigView, block: Block, heads: tuple[ExtraTensor, ...]
-) -> Block:
+def _dspark_first(config: ConfigView, block: Block, heads: tuple[ExtraTensor, ...]) -> Block:
     """The first layer of a DSpark draft with what the whole draft has once: the projection of the
     target layers' states, a Markov head of rank r, a confidence head, two more norms.
 
@@ -354,9 +357,7 @@ def _compress_ratios(config: ConfigView, num_layers: int, more: int) -> list[int
     ratios = config.list("compress_ratios")
     if ratios:
         if len(ratios) not in (num_layers, num_layers + more):
-            raise config.fail(
-                f"compress_ratios has {len(ratios)} entries for {num_layers} layers"
-            )
+            raise config.fail(f"compress_ratios has {len(ratios)} entries for {num_layers} layers")
         if any(type(ratio) is not int or ratio not in (0, 1, 4, 128) for ratio in ratios):
             raise config.fail("compress_ratios must hold 0, 4 or 128 for every layer")
         return ratios + [0] * (num_layers + more - len(ratios))
@@ -386,7 +387,9 @@ def _hyper_connections(streams: int, hidden: int) -> tuple[ExtraTensor, ...]:
     """
     wide = (2 + streams) * streams
     return tuple(
-        ExtraTensor(role=f"other.hc_{part}_{name}", shape=shape, dtype="float32", matmul=name == "fn")
+        ExtraTensor(
+            role=f"other.hc_{part}_{name}", shape=shape, dtype="float32", matmul=name == "fn"
+        )
         for part in ("attn", "ffn")
         for name, shape in (("fn", (wide, streams * hidden)), ("base", (wide,)), ("scale", (3,)))
     )
@@ -396,7 +399,11 @@ def _head_connections(streams: int, hidden: int) -> tuple[ExtraTensor, ...]:
     """Joining the streams before the head: fn (m, m * H), base (m), one scale; float32."""
     return tuple(
         ExtraTensor(role=f"other.hc_head_{name}", shape=shape, dtype="float32", matmul=name == "fn")
-        for name, shape in (("fn", (streams, streams * hidden)), ("base", (streams,)), ("scale", (1,)))
+        for name, shape in (
+            ("fn", (streams, streams * hidden)),
+            ("base", (streams,)),
+            ("scale", (1,)),
+        )
     )
 
 
@@ -419,9 +426,7 @@ def kimi_linear(config: ConfigView) -> SpecFields:
         ),
         full_rank_gate=linear.flag("use_full_rank_gate", default=False),
     )
-    latent = latent_attention(
-        config, output_gate=config.flag("mla_use_output_gate", default=False)
-    )
+    latent = latent_attention(config, output_gate=config.flag("mla_use_output_gate", default=False))
     full = _kimi_full_layers(config, linear, num_layers)
     num_shared = config.count("num_shared_experts", "n_shared_experts", default=0)
     width = config.int("moe_intermediate_size")
@@ -594,7 +599,9 @@ def hy_v4(config: ConfigView) -> SpecFields:
     connected = config.flag("enable_ihc", default=True)
     wide = 2 * streams
     extra = tuple(
-        ExtraTensor(role=f"other.hc_{part}_{name}", shape=shape, dtype="float32", matmul=name == "fn")
+        ExtraTensor(
+            role=f"other.hc_{part}_{name}", shape=shape, dtype="float32", matmul=name == "fn"
+        )
         for part in ("attn", "ffn")
         for name, shape in (("fn", (wide, streams * hidden)), ("base", (wide,)), ("scale", (2,)))
     )
@@ -716,7 +723,9 @@ def longcat_flash(config: ConfigView) -> SpecFields:
         experts_per_token=config.int("moe_topk", "num_experts_per_tok"),
         intermediate_size=config.int("expert_ffn_hidden_size", "moe_intermediate_size"),
         router_bias="correction",
-        router_dtype="" if config.text("router_dtype", default="float32") == "bfloat16" else "float32",
+        router_dtype=""
+        if config.text("router_dtype", default="float32") == "bfloat16"
+        else "float32",
         extra_routes=config.count("zero_expert_num", default=256),
     )
     block = Block(

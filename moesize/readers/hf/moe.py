@@ -101,9 +101,7 @@ def flags_per_layer(config: ConfigView, key: str, num_layers: int) -> list[bool]
     """A list of 0/1 (or booleans), one per layer; its length is checked."""
     values = config.list(key)
     if len(values) != num_layers:
-        raise config.fail(
-            f"{config.path(key)} has {len(values)} entries for {num_layers} layers"
-        )
+        raise config.fail(f"{config.path(key)} has {len(values)} entries for {num_layers} layers")
     if any(value not in (0, 1) for value in values):
         raise config.fail(f"{config.path(key)} must hold 0 or 1 for every layer")
     return [bool(value) for value in values]
@@ -262,11 +260,20 @@ def phimoe(config: ConfigView) -> SpecFields:
     return fields
 
 
-@family("granitemoe", "granitemoeshared")
+@family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(config: ConfigView) -> SpecFields:
-    """Granite 3 MoE: stacked experts; the shared variant adds one MLP that every token passes."""
+    """Granite 3 MoE: stacked experts; the shared variant adds one MLP that every token passes, the
+    windowed variant sinks and that MLP."""
+    num_layers = config.layers()
     biased = config.flag("attention_bias", default=False)
-    attention = grouped_query_attention(config, qkv_bias=biased, out_bias=biased)
+    windows: list[int | None] = [None] * num_layers
+    sinks = config.text("model_type") == "granitemoe_swa"
+    if sinks:
+        # Class rule: every fourth layer, from the first on, is full.
+        window = config.int("sliding_window", default=128, high=MAX_CONTEXT)
+        windows = sliding(config, num_layers) or [
+            window if index % 4 else None for index in range(num_layers)
+        ]
     shared_size = config.count("shared_intermediate_size", default=0)
     moe = MoeMlp(
         num_experts=config.int("num_local_experts"),
@@ -275,10 +282,17 @@ def granitemoe(config: ConfigView) -> SpecFields:
         shared=SharedExperts(intermediate_size=shared_size) if shared_size else None,
         stacked=True,
     )
+
+    def make(index: int) -> Block:
+        attention = grouped_query_attention(
+            config, window=windows[index], qkv_bias=biased, out_bias=biased, sinks=sinks
+        )
+        return layer(attention, moe, prefix=window_name(windows[index]))
+
     return decoder(
         config,
-        [layer(attention, moe)] * config.layers(),
-        rotary=rotary(config, attention.head_dim),
+        layout_of(num_layers, make),
+        rotary=rotary(config, head_dim(config)),
         naming="granitemoe",
     )
 
@@ -653,9 +667,7 @@ def glm4_moe(config: ConfigView) -> SpecFields:
     num_layers = config.layers()
     biased = config.flag("attention_bias", default=False)
     # use_qk_norm is False by class default; GLM-4.5-Air has none.
-    norm: Literal["head", "none"] = (
-        "head" if config.flag("use_qk_norm", default=False) else "none"
-    )
+    norm: Literal["head", "none"] = "head" if config.flag("use_qk_norm", default=False) else "none"
     attention = grouped_query_attention(config, qkv_bias=biased, qk_norm=norm)
     moe = layer(attention, deepseek_experts(config, router_dtype="float32"))
     dense = layer(attention, DenseMlp(intermediate_size=config.int("intermediate_size")))
@@ -694,9 +706,7 @@ def dots1(config: ConfigView) -> SpecFields:
             feed_forward = DenseMlp(intermediate_size=config.int("intermediate_size"))
         return layer(attention, feed_forward, prefix=window_name(windows[index]))
 
-    return decoder(
-        config, layout_of(num_layers, make), rotary=rotary(config, head_dim(config))
-    )
+    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, head_dim(config)))
 
 
 @family("solar_open")
@@ -725,7 +735,7 @@ def ernie4_5_moe(config: ConfigView) -> SpecFields:
             intermediate_size=width,
             router_bias="correction",
             router_dtype="float32",
-            bias=biased,
+            # `use_bias` reaches the shared experts and the head, not the routed experts.
             shared=SharedExperts(intermediate_size=num_shared * width, bias=biased)
             if num_shared
             else None,
@@ -743,7 +753,7 @@ def ernie4_5_moe(config: ConfigView) -> SpecFields:
     if count:
         # mtp_block is dense; mtp_emb_norm, mtp_hidden_norm and mtp_linear_proj.
         mtp = MultiTokenPrediction(layers=(dense.name,) * count, norms=2)
-    return decoder(
+    fields = decoder(
         config,
         layout_of(
             num_layers,
@@ -755,6 +765,8 @@ def ernie4_5_moe(config: ConfigView) -> SpecFields:
         mtp_blocks=(dense,) if mtp else (),
         naming="ernie4_5_moe",
     )
+    fields["embedding"] = replace(fields["embedding"], head_bias=biased)
+    return fields
 
 
 @family("deepseek")
@@ -846,9 +858,7 @@ def afmoe(config: ConfigView) -> SpecFields:
             feed_forward = DenseMlp(intermediate_size=config.int("intermediate_size"))
         return layer(attention, feed_forward, prefix=window_name(windows[index]), num_norms=4)
 
-    return decoder(
-        config, layout_of(num_layers, make), rotary=rotary(config, size), naming="afmoe"
-    )
+    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, size), naming="afmoe")
 
 
 @family("exaone_moe")
@@ -875,9 +885,7 @@ def exaone_moe(config: ConfigView) -> SpecFields:
 
     if next_token_layers(config):
         raise config.fail("num_nextn_predict_layers: the MTP layers of EXAONE are not described")
-    return decoder(
-        config, layout_of(num_layers, make), rotary=rotary(config, head_dim(config))
-    )
+    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, head_dim(config)))
 
 
 def _exaone_windows(config: ConfigView, num_layers: int) -> list[int | None]:
@@ -924,12 +932,13 @@ def mimo_v2(config: ConfigView) -> SpecFields:
     )
     local = GroupedQueryAttention(
         num_heads=config.int("swa_num_attention_heads", default=heads),
-        num_kv_heads=config.int("swa_num_key_value_heads", default=groups),
+        # transformers: layers with a window have twice the KV heads, and sinks.
+        num_kv_heads=config.int("swa_num_key_value_heads", default=2 * groups),
         head_dim=config.int("swa_head_dim", default=size),
         v_head_dim=config.int("swa_v_head_dim", default=values),
         window=window,
         qkv_bias=biased,
-        sinks=config.flag("add_swa_attention_sink_bias", default=False),
+        sinks=config.flag("add_swa_attention_sink_bias", default=True),
     )
     routed = dense_first(config, num_layers, default=1)
     moe = deepseek_experts(config, router_dtype="float32")
@@ -949,6 +958,147 @@ def mimo_v2(config: ConfigView) -> SpecFields:
         rotary=(replace(table[0], copies=2),) if any(slides) else table,
         naming="mimo_v2",
     )
+
+
+@family("laguna")
+def laguna(config: ConfigView) -> SpecFields:
+    """Laguna: heads per layer, a gate per head or element, one shared expert, a dense layer."""
+    num_layers = config.layers()
+    windows = sliding(config, num_layers) or [None] * num_layers
+    heads = config.list("num_attention_heads_per_layer")
+    if heads and len(heads) != num_layers:
+        raise config.fail(
+            f"num_attention_heads_per_layer has {len(heads)} entries for {num_layers} layers"
+        )
+    per_layer = [
+        ConfigView({"heads": value}, config.file, "num_attention_heads_per_layer").int("heads")
+        for value in heads
+    ] or [config.int("num_attention_heads")] * num_layers
+    gates: dict[Any, Literal["none", "per_head", "projection"]] = {
+        False: "none",
+        True: "per_head",
+        "per-head": "per_head",
+        "per-element": "projection",
+    }
+    gating = config.data.get("gating", True)
+    if not isinstance(gating, (bool, str)) or gating not in gates:
+        raise config.fail("gating must be true, false, per-head or per-element")
+    size = config.int("head_dim", default=128)
+    groups = config.int("num_key_value_heads", default=8)
+    biased = config.flag("attention_bias", default=False)
+    words = words_per_layer(config, "mlp_layer_types", num_layers, ("dense", "sparse"))
+    routed = [word == "sparse" for word in words] or [index > 0 for index in range(num_layers)]
+    moe = MoeMlp(
+        num_experts=config.int("num_experts"),
+        experts_per_token=config.int("num_experts_per_tok"),
+        intermediate_size=config.int("moe_intermediate_size"),
+        router_bias="correction",
+        router_dtype="float32",
+        shared=SharedExperts(intermediate_size=config.int("shared_expert_intermediate_size")),
+    )
+
+    def make(index: int) -> Block:
+        attention = GroupedQueryAttention(
+            num_heads=per_layer[index],
+            num_kv_heads=groups,
+            head_dim=size,
+            v_head_dim=size,
+            window=windows[index],
+            qkv_bias=biased,
+            out_bias=biased,
+            qk_norm="head",
+            gate=gates[gating],
+        )
+        feed_forward: FeedForward = moe
+        if not routed[index]:
+            feed_forward = DenseMlp(intermediate_size=config.int("intermediate_size"))
+        return layer(
+            attention, feed_forward, prefix=f"{window_name(windows[index])}{per_layer[index]}_"
+        )
+
+    return decoder(
+        config, layout_of(num_layers, make), rotary=rotary(config, size), naming="laguna"
+    )
+
+
+@family("mellum")
+def mellum(config: ConfigView) -> SpecFields:
+    """Mellum 2: Qwen3-MoE's layer with windows in some of the layers."""
+    num_layers = config.layers()
+    windows = sliding(config, num_layers) or [None] * num_layers
+    words = words_per_layer(config, "mlp_layer_types", num_layers, ("dense", "sparse"))
+    size = config.int("head_dim", default=128)
+    biased = config.flag("attention_bias", default=False)
+    moe = MoeMlp(
+        num_experts=config.int("num_experts", "num_local_experts"),
+        experts_per_token=config.int("num_experts_per_tok"),
+        intermediate_size=config.int("moe_intermediate_size"),
+    )
+
+    def make(index: int) -> Block:
+        attention = grouped_query_attention(
+            config,
+            head_dim=size,
+            v_head_dim=size,
+            window=windows[index],
+            qkv_bias=biased,
+            out_bias=biased,
+            qk_norm="head",
+        )
+        feed_forward: FeedForward = moe
+        if words and words[index] == "dense":
+            feed_forward = DenseMlp(intermediate_size=config.int("intermediate_size"))
+        return layer(attention, feed_forward, prefix=window_name(windows[index]))
+
+    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, size))
+
+
+@family("cohere2_moe")
+def cohere2_moe(config: ConfigView) -> SpecFields:
+    """Cohere 2 MoE: attention and experts side by side behind one norm, tied embeddings."""
+    num_layers = config.layers()
+    first = config.count("first_k_dense_replace", default=0)
+    windows = sliding(config, num_layers)
+    if windows is None:
+        window = config.int("sliding_window", default=4096, high=MAX_CONTEXT)
+        dense_period = config.int("prefix_dense_sliding_window_pattern", default=1)
+        period = config.int("sliding_window_pattern", default=4)
+        windows = [
+            window
+            if ((i + 1) % dense_period if i < first else (i - first + 1) % period) != 0
+            else None
+            for i in range(num_layers)
+        ]
+    words = words_per_layer(config, "mlp_layer_types", num_layers, ("dense", "sparse"))
+    routed = [word == "sparse" for word in words] or [index >= first for index in range(num_layers)]
+    size = config.int("head_dim", default=128)
+    biased = config.flag("attention_bias", default=False)
+    width = config.int("intermediate_size")
+    num_shared = config.count("num_shared_experts", default=0)
+    moe = MoeMlp(
+        num_experts=config.int("num_experts"),
+        experts_per_token=config.int("num_experts_per_tok"),
+        intermediate_size=width,
+        shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+    )
+
+    def make(index: int) -> Block:
+        attention = grouped_query_attention(
+            config,
+            head_dim=size,
+            v_head_dim=size,
+            window=windows[index],
+            qkv_bias=biased,
+            out_bias=biased,
+        )
+        feed_forward: FeedForward = moe
+        if not routed[index]:
+            feed_forward = DenseMlp(
+                intermediate_size=config.int("prefix_dense_intermediate_size", default=width)
+            )
+        return layer(attention, feed_forward, prefix=window_name(windows[index]), num_norms=1)
+
+    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, size), tied=True)
 
 
 # ---- Step -------------------------------------------------------------------------------------
@@ -1030,9 +1180,7 @@ def step3p5(config: ConfigView) -> SpecFields:
     guesses = [make(num_layers + i) for i in range(count)]
     mtp = None
     if count:
-        mtp = MultiTokenPrediction(
-            layers=tuple(block.name for block in guesses), stores_head=True
-        )
+        mtp = MultiTokenPrediction(layers=tuple(block.name for block in guesses), stores_head=True)
     notes = ()
     if other is None and "num_sliding_attention_heads" not in config:
         notes = (
@@ -1139,9 +1287,7 @@ def bailing_moe(config: ConfigView) -> SpecFields:
     """Ling and Ring 1 and 2: grouped-query attention, optional norms on q and k, one MTP layer."""
     num_layers = config.layers()
     biased = config.flag("use_bias", default=False)
-    norm: Literal["head", "none"] = (
-        "head" if config.flag("use_qk_norm", default=False) else "none"
-    )
+    norm: Literal["head", "none"] = "head" if config.flag("use_qk_norm", default=False) else "none"
     attention = grouped_query_attention(
         config,
         qkv_bias=biased or config.flag("use_qkv_bias", default=False),

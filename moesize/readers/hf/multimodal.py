@@ -50,13 +50,15 @@ def _text_fields(config: ConfigView, default_type: str, prefix: str) -> SpecFiel
     name = default_type if text is config else text.text("model_type", default=default_type)
     reader = find_reader(name)
     if reader is None and name in _SAME_AS:
-        reader = find_reader(_SAME_AS[name])
+        name = _SAME_AS[name]
+        reader = find_reader(name)
     if reader is None:
         raise UnsupportedError(
             f"{config.file}: the language model is of type {name[:60]!r}, which is not known",
             "moesize does not guess an architecture; write a model spec (`moesize import --help`)",
         )
-    fields = reader(text)
+    # Families that share a reader tell themselves apart by this name.
+    fields = reader(ConfigView({**text.data, "model_type": name}, text.file, text.where))
     if text is not config and "tie_word_embeddings" not in text:
         # The wrapper's own flag counts where the language model's part does not say.
         table: Embedding = fields["embedding"]
@@ -178,7 +180,14 @@ def qwen3_thinker(config: ConfigView) -> SpecFields:
     default = "qwen3_omni_moe_text" if moe else "qwen3_asr_text"
     fields = _video_positions(thinker, _text_fields(thinker, default, "thinker."))
     audio = thinker.need_sub("audio_config")
-    fields = _add(fields, (towers.qwen_audio(audio, "thinker.audio_tower."),))
+    # The sinusoids of the audio encoder are kept in float32.
+    sinusoids = RotaryTable(
+        positions=audio.int("max_source_positions", default=1500),
+        rotary_dim=audio.int("d_model", default=1280),
+        dtype="float32",
+    )
+    tower = towers.qwen_audio(audio, "thinker.audio_tower.")
+    fields = _add(fields, (tower,), rotary=(sinusoids,))
     vision = thinker.sub("vision_config")
     if vision is not None:
         # Deepstack mergers go by another name than in Qwen3-VL, with the same shapes.
@@ -215,6 +224,15 @@ def gemma3n(config: ConfigView) -> SpecFields:
 def gemma4(config: ConfigView) -> SpecFields:
     """Gemma 4; audio only in the small ones (E2B, E4B)."""
     fields = _with_vision(config, "gemma4_text", "model.language_model.", towers.gemma4_vision)
+    vision = config.sub("vision_config")
+    if vision is not None and vision.flag("standardize", default=False):
+        # Mean and deviation of the tower's output: buffers, which the published files hold.
+        buffers = ExtraTensor(
+            role="towers.vision.standardize",
+            shape=(vision.int("hidden_size", default=768),),
+            copies=2,
+        )
+        fields["stored_extra"] = (*fields.get("stored_extra", ()), buffers)
     return _with_audio(config, fields, towers.gemma4_audio)
 
 

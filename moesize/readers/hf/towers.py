@@ -344,7 +344,7 @@ def gemma4_vision(vision: ConfigView, text_size: int) -> tuple[Tower, Tower]:
     """Gemma 4: gated MLPs, four norms per layer, a table of positions for rows and columns.
 
     vLLM keeps the tower whole on every rank. The limits of clipped matrices (`input_min`, ...) are
-    single numbers and not listed.
+    single numbers and not listed; `std_bias` and `std_scale` are buffers.
     """
     n = _layers(vision, "num_hidden_layers", default=16)
     h = vision.int("hidden_size", default=768)
@@ -373,9 +373,6 @@ def gemma4_vision(vision: ConfigView, text_size: int) -> tuple[Tower, Tower]:
     parts.linear(f"{where}mlp.down_proj.linear", h, f, copies=n, bias=False)
     for name in _GEMMA_NORMS:
         parts.norm(where + name, h, copies=n, bias=False)
-    if vision.flag("standardize", default=False):
-        parts.add("std_bias", h)
-        parts.add("std_scale", h)
     tower = parts.tower("vision", "vision", tensor_parallel=False, num_layers=n, hidden_size=h)
     return tower, _gemma_embedder("vision", h, text_size)
 
