@@ -23,6 +23,7 @@ from moesize.core.quantization import FAMILY_WORDS, Plain, Scheme, find_scheme, 
 from moesize.core.units import parse_bytes, parse_count
 from moesize.core.verdict import judge
 from moesize.core.vllm import plan_vllm
+from moesize.costs import costs
 from moesize.engines import engine_profile, vllm_profile
 from moesize.gpus import find_gpu
 
@@ -131,9 +132,7 @@ def make_plan(
             )
         )
     _check_capability(scheme, device)
-    from moesize.costs import compute_object, performance_object
-
-    compute = compute_object(spec, stored, device, answer)
+    cost = costs(spec, stored, device, answer)
     return Plan(
         model=_model_summary(spec, source),
         quantization=_quantization_summary(spec, scheme, resolved, stored),
@@ -141,8 +140,8 @@ def make_plan(
         defaulted=answer.defaulted,
         gpus=answer.ledgers,
         kv_cache=answer.kv,
-        compute=compute,
-        performance=performance_object(spec, stored, device, answer, compute),
+        compute=cost.compute,
+        performance=cost.performance,
         verdict=judge(answer, device),
         warnings=(*warnings, *answer.warnings),
         version=__version__,

@@ -12,6 +12,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
+# No size, count or total of a model comes near it; what follows stays within 64 bits.
+MAX_INTEGER = 1 << 50
 
 class StructureError(ValueError):
     """What is wrong and at which dotted path."""
@@ -55,7 +57,7 @@ def _plain(hint: Any, data: Any, path: str) -> Any:
     if not good:
         names = {int: "an integer", str: "a string", bool: "true or false", float: "a number"}
         raise StructureError(path, f"must be {names[hint]}, not {_show(data)}")
-    if hint is int and not 0 <= data < 1 << 50:
+    if hint is int and not 0 <= data < MAX_INTEGER:
         raise StructureError(path, f"is {_show(data)}, out of range")
     return data
 

@@ -110,7 +110,9 @@ class KimiDeltaAttention:
             for part in ("q", "k", "v")
         ]
         out += [
-            Tensor(role + part + "_conv", (wide, 1, self.conv_kernel), 1, Shard(0, n), "", "float32")
+            Tensor(
+                f"{role}{part}_conv", (wide, 1, self.conv_kernel), 1, Shard(0, n), dtype="float32"
+            )
             for part in ("q", "k", "v")
         ]
         if self.full_rank_decay:
@@ -188,10 +190,12 @@ class Mamba2:
         h, inner, heads, groups = hidden_size, self.inner_size, self.num_heads, self.num_groups
         wide, kernel, one = self._group_size, self.conv_kernel, self.num_groups == 1
         role = "attention.linear."
-        join = {"fused": role + "in"}
+        fuse = role + "in"
         out = [
-            matrix(role + "in", 2 * inner + heads, h, split="out", units=heads, **join),
-            matrix(role + "in_groups", wide, h, split="out", units=groups, replicate=one, **join),
+            matrix(role + "in", 2 * inner + heads, h, split="out", units=heads, fused=fuse),
+            matrix(
+                role + "in_groups", wide, h, split="out", units=groups, replicate=one, fused=fuse
+            ),
             Tensor(role + "conv", (inner, 1, kernel), 1, Shard(0, heads), role + "conv"),
             Tensor(
                 role + "conv_groups", (wide, 1, kernel), 1, Shard(0, groups, one), role + "conv"

@@ -96,6 +96,8 @@ class EngineAnswer:
     load_peak_bytes: int
     warnings: tuple[Warning_, ...]
     weights: tuple[RankWeights, ...]
+    stages: tuple[Stage, ...]
+    recurrent_bytes: int
     layout: Layout
 
 
@@ -224,6 +226,8 @@ def plan_vllm(
         + (weights[limiting].largest_module_bytes if weights[limiting].scale_bytes else 0),
         warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], context)),
         weights=weights,
+        stages=stages,
+        recurrent_bytes=_recurrent_bytes(cache, limiting),
         layout=layout,
     )
 
@@ -431,6 +435,15 @@ def _steady_state(cache: VllmLayers, stage: int) -> tuple[int, int]:
         else:
             per_token += pages.state_bytes * pages.num_layers // pages.tokens_per_state
     return per_token, per_sequence
+
+
+def _recurrent_bytes(cache: VllmLayers, stage: int) -> int:
+    """States of linear attention and Mamba of one sequence: read and written in every step."""
+    return sum(
+        pages.state_bytes * pages.num_layers
+        for pages in cache.stages[stage]
+        if pages.kind == "mamba"
+    )
 
 
 def _defaulted(request: Request) -> tuple[str, ...]:

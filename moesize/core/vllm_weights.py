@@ -20,6 +20,7 @@ from moesize.core.inventory import Entry
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import (
     Fp8Block,
+    GroupInt,
     Mxfp4,
     Nvfp4,
     PackQuantized,
@@ -27,6 +28,7 @@ from moesize.core.quantization import (
     WeightFormat,
     number_bytes,
 )
+from moesize.core.recurrent import KimiDeltaAttention
 from moesize.core.tensors import GROUPS, Tensor
 from moesize.core.units import ceil_div, round_up
 
@@ -165,6 +167,8 @@ def rank_weights(
         weight, scale, pad = _matrix_bytes(item, shape, padding)
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
             pad = number_bytes(item.dtype, _padded_bias(tensor, shape, padding)) - weight
+        if tensor.role == "attention.linear.b":
+            pad = _joined_padding(spec, item.entry, tensor_parallel_size)
         weights.by_group[tensor.group] += weight * copies * count
         weights.scale_bytes += scale * copies * count
         weights.padding_bytes += pad * copies * count
@@ -195,20 +199,33 @@ def rank_weights(
     return weights
 
 
-# Methods whose attention layers get scales for the KV cache, in bfloat16: q, k, v and softmax
-# (vLLM 0.32.0 quantization/kv_cache.py); ModelOpt's also in latent attention.
-_CACHE_SCALES: dict[str, tuple[type, ...]] = {
-    "fp8": (GroupedQueryAttention,),
-    "compressed-tensors": (GroupedQueryAttention,),
-    "quark": (GroupedQueryAttention,),
-    "modelopt": (GroupedQueryAttention, LatentAttention),
-}
+# Bytes of scales for the KV cache that an attention layer gets: q, k, v and softmax in bfloat16
+# (vLLM 0.32.0 quantization/kv_cache.py), for compressed-tensors q, k, v in float32 with bfloat16
+# zero points. Only ModelOpt's reach latent attention.
+_CACHE_SCALE_BYTES = {"fp8": 8, "modelopt": 8, "quark": 8, "compressed-tensors": 18}
 
 
 def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
-    kinds = _CACHE_SCALES.get(spec.quantization.method if spec.quantization else "", ())
+    method = spec.quantization.method if spec.quantization else ""
+    kinds: tuple[type, ...] = (GroupedQueryAttention,)
+    if method == "modelopt":
+        kinds = (GroupedQueryAttention, LatentAttention)
     blocks = [spec.block(spec.layout[layer]) for layer in stage.layers]
-    return 4 * 2 * sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
+    layers = sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
+    return _CACHE_SCALE_BYTES.get(method, 0) * layers
+
+
+def _joined_padding(spec: ModelSpec, entry: Entry, tensor_parallel_size: int) -> int:
+    """Kimi-K3 joins q, k, v, gate, decay and beta and rounds their rows up to 16.
+
+    vLLM 0.32.0 layers/mamba/gdn/kimi_gdn_linear_attn.py.
+    """
+    for mixer in spec.block(entry.block).mixers:
+        if isinstance(mixer, KimiDeltaAttention) and mixer.full_rank_gate:
+            heads = mixer.num_heads // tensor_parallel_size
+            rows = 4 * heads * mixer.head_dim + mixer.head_dim + heads
+            return number_bytes(spec.dtype, -rows % 16 * spec.hidden_size)
+    return 0
 
 
 def _is_key_and_value(spec: ModelSpec, entry: Entry) -> bool:
@@ -231,7 +248,7 @@ def local_shape(
     tensor = entry.tensor
     if entry.section == "tower" and not _splits_tower(spec, tensor.role, tensor_parallel_size):
         return tensor.shape, tensor.copies
-    if tensor.role in ("norms.q", "norms.k") and spec.model_type in _WHOLE_NORMS:
+    if spec.model_type in _WHOLE.get(tensor.role, ()):
         return tensor.shape, tensor.copies
     if tensor.expert and expert_parallel_size > 1:
         return tensor.shape, ceil_div(tensor.copies, expert_parallel_size)
@@ -256,9 +273,14 @@ def local_shape(
     return (*tensor.shape[: shard.dim], local, *tensor.shape[shard.dim + 1 :]), tensor.copies
 
 
-# Models whose queries and keys are gathered from all ranks before they are normalised, so that every
-# rank has the whole weight (vLLM 0.32.0 models/olmo2.py, olmoe.py).
-_WHOLE_NORMS = ("olmo2", "olmo3", "olmoe", "flex_olmo")
+# What every rank holds whole in some models. Queries and keys are gathered from all ranks before
+# they are normalised (vLLM 0.32.0 models/olmo2.py, olmoe.py); attention sinks of DeepSeek-V4.
+_GATHERED = ("olmo2", "olmo3", "olmoe", "flex_olmo")
+_WHOLE = {
+    "norms.q": _GATHERED,
+    "norms.k": _GATHERED,
+    "attention.sinks": ("deepseek_v4", "deepseek_ref"),
+}
 
 
 def _splits_tower(spec: ModelSpec, role: str, tensor_parallel_size: int) -> bool:
@@ -315,8 +337,13 @@ def _matrix_bytes(
     parts = weight_format.components(rows, columns, held="vllm_load")
     weight = sum(part.size_bytes for part in parts if part.name == "weight")
     scale = sum(part.size_bytes for part in parts) - weight
+    joined = _JOINED_PARTS.get(tensor.role, 1)
+    scale += (joined - 1) * sum(part.size_bytes for part in parts if part.elements == 1)
     if not tensor.expert:
         return weight, scale, 0
+    if isinstance(weight_format, GroupInt) and weight_format.g_idx_stored:
+        # GPTQ experts get a bias of zeros each (quantization/auto_gptq.py).
+        scale += number_bytes(item.dtype, rows)
     if isinstance(weight_format, Nvfp4):
         # A part of a block has no scale here, though it has one in the file.
         scale -= rows * (ceil_div(columns, 16) - columns // 16)
@@ -331,6 +358,10 @@ def _matrix_bytes(
         rows, columns = round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
     padded = weight_format.matrix_bytes(rows, columns)
     return weight, scale, padded - weight - scale
+
+
+# Mamba-2's joined projection has single scales for gate, x and steps, and for B and C.
+_JOINED_PARTS = {"attention.linear.in": 3, "attention.linear.in_groups": 2}
 
 
 def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | None:

@@ -8,16 +8,18 @@ from the repositories' config.json.
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from moesize.core.errors import InvalidSpecError
 from moesize.core.inventory import count_parameters, inventory
-from moesize.core.model_spec import ModelSpec
 from moesize.core.naming import module_name, tensor_name
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
 from moesize.readers.hf.read import spec_from_config
+
+if TYPE_CHECKING:
+    from moesize.core.model_spec import ModelSpec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -411,7 +413,7 @@ def test_class_defaults_give_what_transformers_builds(case: str) -> None:
 RANK_BYTES = {
     "bryce-hoehn/Qwen3.5-18B-REAP-A3B-Coding": (
         QWEN35_REAP,
-        {1: 37_087_997_568, 2: 18_554_741_056, 8: 4_670_527_696},
+        {1: 37_087_997_056, 2: 18_554_741_056, 8: 4_670_527_696},
     ),
     "QuantTrio/Qwen3-Coder-Next-E336": (
         {**QWEN3_NEXT, "num_experts": 336},

@@ -7,7 +7,7 @@ implements itself; through its transformers backend there are none.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.model_spec import (
     Embedding,
@@ -27,7 +27,9 @@ from moesize.readers.hf.common import (
     with_defaults,
 )
 from moesize.readers.hf.registry import SpecFields, family
-from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from moesize.readers.hf.view import ConfigView
 
 
 @family("llama", "mistral", "ministral", "ministral3", "Yi", "aquila", "xverse", "solar", "cwm")
@@ -352,7 +354,7 @@ def seed_oss(config: ConfigView) -> SpecFields:
 
 @family("apertus")
 def apertus(config: ConfigView) -> SpecFields:
-    """Apertus: norms on query and key heads; the activation has two learned and two fixed scalars."""
+    """Apertus: norms on query and key heads; an activation with learned and fixed scalars."""
     count = config.layers()
     attention = {"qk_norm": "head", **biases(config, "attention_bias")}
     layout = layer_blocks(

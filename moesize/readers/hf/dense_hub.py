@@ -5,6 +5,8 @@ Each function names the files that its facts and defaults come from.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import DenseMlp
@@ -27,7 +29,9 @@ from moesize.readers.hf.common import (
     with_defaults,
 )
 from moesize.readers.hf.registry import SpecFields, family
-from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from moesize.readers.hf.view import ConfigView
 
 
 @family("qwen")

@@ -7,8 +7,7 @@ transformers 5.19 (configuration_*.py of the model type).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
@@ -16,7 +15,11 @@ from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, LayerRun, RotaryTable
 from moesize.readers.hf.common import layer_types, max_context, stack, with_defaults
 from moesize.readers.hf.registry import SpecFields, family
-from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesize.readers.hf.view import ConfigView
 
 
 def _heads(config: ConfigView, width: int, heads: int, **facts: Any) -> GroupedQueryAttention:

@@ -6,9 +6,8 @@ own config files leave most keys out, so they matter here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moesize.core.attention import GroupedQueryAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable
 from moesize.readers.hf.common import (
@@ -25,6 +24,9 @@ from moesize.readers.hf.common import (
 )
 from moesize.readers.hf.registry import SpecFields, family
 from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from moesize.core.attention import GroupedQueryAttention
 
 _GEMMA = {
     "vocab_size": 256000,

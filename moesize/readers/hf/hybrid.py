@@ -6,11 +6,9 @@ element types of states and decay vectors are those of vLLM 0.32.0 (model_execut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp, SharedExperts
-from moesize.core.mixers import Mixer
 from moesize.core.model_spec import Block, MultiTokenPrediction, RotaryTable
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2, ShortConv
 from moesize.readers.hf.common import (
@@ -21,9 +19,15 @@ from moesize.readers.hf.common import (
     max_context,
     rotary_table,
     stack,
+    with_defaults,
 )
 from moesize.readers.hf.registry import SpecFields, family
-from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesize.core.mixers import Mixer
+    from moesize.readers.hf.view import ConfigView
 
 _STATE_DTYPES = {"float32", "float16", "bfloat16"}
 _ATTENTION = {"attention", "full_attention", "hybrid"}
@@ -112,11 +116,12 @@ def _qwen_hybrid(
     size = config.int("head_dim", default=256)
     gated = config.flag("attn_output_gate", default=True)
     attention = grouped_query_attention(
-        config,
-        num_heads=config.int("num_attention_heads", default=num_heads),
-        num_kv_heads=config.int("num_key_value_heads", default=num_kv_heads),
-        head_dim=size,
-        v_head_dim=size,
+        with_defaults(
+            config,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads,
+            head_dim=size,
+        ),
         qk_norm="head",
         gate="elementwise" if gated else "none",
         qkv_bias=config.flag("attention_bias", default=False),
@@ -434,7 +439,7 @@ class _NemotronParts:
         size = config.int("head_dim", "attention_head_dim", default=128)
         bias = config.flag("attention_bias", default=False)
         return grouped_query_attention(
-            config, head_dim=size, v_head_dim=size, qkv_bias=bias, out_bias=bias
+            with_defaults(config, head_dim=size), qkv_bias=bias, out_bias=bias
         )
 
     def _moe(self) -> MoeMlp:

@@ -9,7 +9,7 @@ none.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import CompressedAttention, Indexer, LatentAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp, SharedExperts
@@ -21,7 +21,6 @@ from moesize.readers.hf.moe import (
     decoder,
     deepseek_experts,
     dense_first,
-    flags_per_layer,
     layer,
     layout_of,
     next_token_layers,
@@ -32,6 +31,9 @@ from moesize.readers.hf.moe import (
 )
 from moesize.readers.hf.registry import SpecFields, family
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
+
+if TYPE_CHECKING:
+    from moesize.core.mixers import Mixer
 
 
 def latent_attention(
@@ -182,17 +184,9 @@ def deepseek_v32(config: ConfigView) -> SpecFields:
     """
     num_layers = config.layers()
     plain = latent_attention(config)
-    if plain.q_lora_rank is None:
-        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
-    # Class defaults of DeepseekV32Config and GlmMoeDsaConfig: 64 and 32 heads of 128, top 2048.
+    # Class defaults of DeepseekV32Config and GlmMoeDsaConfig: 64 and 32 heads.
     heads = 64 if config.text("model_type") == "deepseek_v32" else 32
-    indexer = Indexer(
-        num_heads=config.int("index_n_heads", default=heads),
-        head_dim=config.int("index_head_dim", default=128),
-        top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
-        query_rank=plain.q_lora_rank,
-    )
-    full = replace(plain, indexer=indexer)
+    full = _with_indexer(config, plain, heads)
     shared = replace(plain, index_shared=True)
     own = _indexer_types(config, num_layers)
     routed = dense_first(config, num_layers, default=3)
@@ -226,6 +220,22 @@ def deepseek_v32(config: ConfigView) -> SpecFields:
             copies=1 if interleaved else 2,
         ),
     )
+
+
+def _with_indexer(
+    config: ConfigView, plain: LatentAttention, heads: int, *, pool: int = 1
+) -> LatentAttention:
+    """The attention with an indexer of its own; every class defaults to size 128 and top 2048."""
+    if plain.q_lora_rank is None:
+        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
+    indexer = Indexer(
+        num_heads=config.int("index_n_heads", default=heads),
+        head_dim=config.int("index_head_dim", default=128),
+        top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
+        query_rank=plain.q_lora_rank,
+        pool=pool,
+    )
+    return replace(plain, indexer=indexer)
 
 
 def _indexer_types(config: ConfigView, num_layers: int) -> list[bool]:
@@ -438,7 +448,8 @@ def kimi_linear(config: ConfigView) -> SpecFields:
         router_bias="correction",
         shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
         latent_size=latent_size,
-        latent_norm=latent_size is not None and config.flag("latent_moe_use_norm", default=False),
+        latent_norm="routed_expert_hidden_size" in config
+        and config.flag("latent_moe_use_norm", default=False),
     )
     routed = dense_first(config, num_layers, default=1)
     residuals = config.int("attn_res_block_size", default=None) is not None
@@ -512,17 +523,8 @@ def glm5_next(config: ConfigView) -> SpecFields:
         ),
     )
     plain = latent_attention(config, q_lora_default=1536)
-    if plain.q_lora_rank is None:
-        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
-    full = replace(
-        plain,
-        indexer=Indexer(
-            num_heads=config.int("index_n_heads", default=32),
-            head_dim=config.int("index_head_dim", default=128),
-            top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
-            query_rank=plain.q_lora_rank,
-            pool=config.int("index_kpool", default=16, high=1 << 16),
-        ),
+    full = _with_indexer(
+        config, plain, 32, pool=config.int("index_kpool", default=16, high=1 << 16)
     )
     shared = replace(plain, index_shared=True)
     words = words_per_layer(
@@ -545,8 +547,10 @@ def glm5_next(config: ConfigView) -> SpecFields:
         kind = "delta_"
         if latent[index]:
             kind = "latent_" if own[index] else "shared_"
-        mixer = {"delta_": delta, "latent_": full, "shared_": shared}[kind]
-        return layer(mixer, feed_forward, prefix=kind, extra=_hyper_connections(streams, hidden))
+        mixers: dict[str, Mixer] = {"delta_": delta, "latent_": full, "shared_": shared}
+        return layer(
+            mixers[kind], feed_forward, prefix=kind, extra=_hyper_connections(streams, hidden)
+        )
 
     count = next_token_layers(config)
     guess = layer(full, moe, prefix="mtp_")
@@ -566,8 +570,6 @@ def hy_v4(config: ConfigView) -> SpecFields:
     hyper-connections; the MTP layer has none of those connections."""
     num_layers, hidden = config.layers(), config.int("hidden_size")
     plain = latent_attention(config, q_lora_default=1536)
-    if plain.q_lora_rank is None:
-        raise config.fail("q_lora_rank is missing", "the sparse indexer reads the query latent")
     gated = config.flag("gated_mla", default=True)
     kind = config.text("gating_type", default="elementwise")
     if kind not in ("elementwise", "headwise"):
@@ -578,15 +580,7 @@ def hy_v4(config: ConfigView) -> SpecFields:
         head_gate=gated and kind == "headwise",
         sinks=config.flag("learnable_sink", default=True),
     )
-    full = replace(
-        plain,
-        indexer=Indexer(
-            num_heads=config.int("index_n_heads", default=16),
-            head_dim=config.int("index_head_dim", default=128),
-            top_k=config.int("index_topk", default=2048, high=MAX_CONTEXT),
-            query_rank=plain.q_lora_rank,
-        ),
-    )
+    full = _with_indexer(config, plain, 16)
     shared = replace(plain, index_shared=True)
     words = words_per_layer(config, "indexer_types", num_layers, ("full", "shared"))
     # Class rule: the first two layers, then every fourth.

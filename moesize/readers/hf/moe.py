@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp, SharedExperts
-from moesize.core.mixers import Mixer
-from moesize.core.model_spec import Block, ModelSpec, MultiTokenPrediction, RotaryTable
+from moesize.core.model_spec import Block, MultiTokenPrediction, RotaryTable
 from moesize.core.recurrent import LightningAttention
 from moesize.readers.hf.common import (
     embedding,
@@ -27,6 +26,9 @@ from moesize.readers.hf.common import (
 )
 from moesize.readers.hf.registry import SpecFields, family
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
+
+if TYPE_CHECKING:
+    from moesize.core.mixers import Mixer
 
 MAX_MTP_LAYERS = 64
 
@@ -470,12 +472,13 @@ def minimax_m3(config: ConfigView) -> SpecFields:
         if any(on and not off for on, off in zip(indexed, disabled, strict=True)):
             raise config.fail("sparse_disable_index_value: an index branch with values is unknown")
     # Class defaults of MiniMaxM3VLTextConfig.
-    index = {
-        "index_heads": _either(config, sparse, "index_n_heads", "sparse_num_index_heads", 4),
-        "index_head_dim": _either(config, sparse, "index_head_dim", "sparse_index_dim", 128),
-        "index_top_k": _either(config, sparse, "index_topk_blocks", "sparse_topk_blocks", 16),
-    }
+    index_heads = _either(config, sparse, "index_n_heads", "sparse_num_index_heads", 4)
+    index_size = _either(config, sparse, "index_head_dim", "sparse_index_dim", 128)
+    index_top_k = _either(config, sparse, "index_topk_blocks", "sparse_topk_blocks", 16)
     plain = grouped_query_attention(config, qk_norm="head")
+    with_index = replace(
+        plain, index_heads=index_heads, index_head_dim=index_size, index_top_k=index_top_k
+    )
     width = config.int("intermediate_size")
     num_shared = config.count("n_shared_experts", default=1)
     experts = MoeMlp(
@@ -495,7 +498,7 @@ def minimax_m3(config: ConfigView) -> SpecFields:
         routed = [True] * num_layers
 
     def make(index_layer: int) -> Block:
-        attention = replace(plain, **index) if indexed[index_layer] else plain
+        attention = with_index if indexed[index_layer] else plain
         feed_forward: FeedForward = experts
         if not routed[index_layer]:
             feed_forward = DenseMlp(intermediate_size=config.int("dense_intermediate_size"))
@@ -1181,7 +1184,7 @@ def step3p5(config: ConfigView) -> SpecFields:
     mtp = None
     if count:
         mtp = MultiTokenPrediction(layers=tuple(block.name for block in guesses), stores_head=True)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if other is None and "num_sliding_attention_heads" not in config:
         notes = (
             "the config gives sliding layers no head count of their own; "
@@ -1211,7 +1214,7 @@ def _step_tables(config: ConfigView, size: int, num_layers: int) -> tuple[Rotary
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise config.fail(f"{config.path(key)} must hold numbers")
         settings.append(values or [None] * num_layers)
-    tables = []
+    tables: list[RotaryTable] = []
     for _, share in dict.fromkeys(zip(*(values[:num_layers] for values in settings), strict=True)):
         factor = partial_factor(config) if share is None else float(share)
         if not 0 < factor <= 1:

@@ -7,8 +7,8 @@ weights: vLLM 0.32.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from moesize.core.errors import UnsupportedError
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable, Tower
@@ -22,6 +22,9 @@ from moesize.readers.hf.common import (
 )
 from moesize.readers.hf.registry import SpecFields, family, find_reader
 from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _TRIMMED = "the config has no {key}: read as the language model alone, without its {what} tower"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moesize.core.attention import GroupedQueryAttention
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.model_spec import (
     Block,
@@ -20,6 +19,9 @@ from moesize.readers.hf.common import (
 )
 from moesize.readers.hf.registry import SpecFields, family
 from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from moesize.core.attention import GroupedQueryAttention
 
 
 @family("nemotron-nas", "deci")

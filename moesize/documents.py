@@ -1,0 +1,412 @@
+"""The JSON documents that moesize prints, as types: `moesize schema NAME` is generated from them.
+
+Sizes are integers in bytes and end in `_bytes`. Fields may be added to a document without a new
+version; none is renamed or removed. Readers should pass over fields that they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# typing.TypedDict is not accepted by pydantic before Python 3.12.
+from typing_extensions import NotRequired, TypedDict
+
+
+class Params(TypedDict):
+    """Parameters in logical elements (no scales).
+
+    `total` is what an engine loads by default: trunk, embeddings, head (once when tied), vision
+    and audio towers; no MTP blocks. `stored` is everything the published files hold. The groups
+    from `attention` on sum to `total`.
+    """
+
+    total: int
+    mtp: int
+    stored: int
+    active: int
+    active_without_embeddings: int
+    attention: int
+    routed_experts: int
+    shared_experts: int
+    router: int
+    dense_mlp: int
+    embedding: int
+    lm_head: int
+    norms: int
+    towers: int
+    other: int
+
+
+class Model(TypedDict):
+    """Which model, and where its facts come from.
+
+    `params_exact`: the inventory was checked against the published element count.
+    """
+
+    id: str
+    title: str
+    source: Literal["catalogue", "hub", "config", "checkpoint", "gguf", "spec"]
+    params: Params
+    params_exact: bool
+    num_layers: int
+    max_context: int
+    notes: list[str]
+
+
+class Quantization(TypedDict):
+    """The weights of the whole model: all ranks together, nothing replicated.
+
+    `resolved` says why a family word such as 4bit became this scheme; empty otherwise.
+    """
+
+    scheme: str
+    format: str
+    bits_per_weight: float
+    weight_bytes: int
+    scale_bytes: int
+    resolved: str
+
+
+class Deployment(TypedDict):
+    """Every setting after defaults were resolved; `defaulted` names those that were not given."""
+
+    engine: str
+    engine_version: str
+    gpu: str
+    gpu_name: str
+    gpu_count: int
+    tp: int
+    pp: int
+    dp: int
+    ep: bool
+    context: int
+    concurrency: int
+    kv_dtype: str
+    gpu_memory_utilization: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    enforce_eager: bool
+    kv_cache_memory_bytes: int | None
+    attention_backend: str
+    moe_backend: str | None
+    defaulted: list[str]
+
+
+class Item(TypedDict):
+    """One reason why memory of a GPU is in use; `low_bytes` = `high_bytes` where it is exact."""
+
+    name: str
+    category: Literal[
+        "weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"
+    ]
+    bytes: int
+    low_bytes: int
+    high_bytes: int
+    formula: str
+    source: str
+    in_budget: bool
+
+
+class Gpu(TypedDict):
+    """What one distinct rank must hold. `used_bytes` is the sum of its items."""
+
+    rank: int
+    pp_stage: int
+    usable_bytes: int
+    budget_bytes: int
+    items: list[Item]
+    used_bytes: int
+    headroom_bytes: int
+
+
+class KvGroup(TypedDict):
+    """Layers whose cache the engine keeps in blocks of one shape."""
+
+    kind: str
+    layers: int
+    block_tokens: int
+    page_bytes: int
+
+
+class KvCache(TypedDict):
+    """The KV cache of one GPU of the limiting stage.
+
+    `capacity_tokens` and `max_concurrency` mean what the engine of that version logs;
+    `available_bytes` is negative when weights and runtime exceed the budget.
+    """
+
+    bytes_per_token: int
+    state_bytes_per_sequence: int
+    block_tokens: int
+    blocks: int
+    available_bytes: int
+    available_low_bytes: int
+    available_high_bytes: int
+    needed_bytes: int
+    capacity_tokens: int
+    max_concurrency: float
+    max_context: int
+    dtype: str
+    attention_backend: str
+    groups: list[KvGroup]
+
+
+class DenseEquivalent(TypedDict, total=False):
+    """What a token would cost if every expert were used."""
+
+    decode_flops_per_token: int
+    ratio: float
+
+
+class Compute(TypedDict, total=False):
+    """FLOPs of a token and bytes of a decode step; one multiply-add is two FLOPs."""
+
+    decode_flops_per_token: int
+    prefill_flops: int
+    decode_bytes_per_step: int
+    expected_distinct_experts: float | None
+    arithmetic_intensity: float
+    ridge_point: float | None
+    bound: Literal["memory", "compute"] | None
+    dense_equivalent: DenseEquivalent
+
+
+class Estimate(TypedDict):
+    """An estimate with its band."""
+
+    low: float
+    best: float
+    high: float
+
+
+class Performance(TypedDict, total=False):
+    """Speed of the deployment."""
+
+    decode_tokens_per_s: Estimate
+    time_per_output_token_ms: Estimate
+    time_to_first_token_ms: Estimate
+
+
+class Verdict(TypedDict):
+    """Yes or no, and how sure: `certain` is false when the band of the estimates holds both."""
+
+    fits: bool
+    reason: str
+    shortfall_bytes: int
+    limiting_rank: int
+    confidence: Literal["exact", "calibrated", "estimated"]
+    certain: bool
+
+
+class Suggestion(TypedDict):
+    """A change (options to add or to replace) that was itself planned, and fits."""
+
+    what: str
+    options: list[str]
+    detail: str
+    verdict: Verdict
+
+
+class Warning_(TypedDict):  # noqa: N801  (Warning is a builtin)
+    """Something the reader should know that is no verdict."""
+
+    code: str
+    message: str
+
+
+class PlanDocument(TypedDict):
+    """What `moesize plan MODEL --gpu GPU --format json` prints."""
+
+    schema: Literal["moesize.plan/1"]
+    moesize_version: str
+    model: Model
+    quantization: Quantization
+    deployment: Deployment
+    gpus: list[Gpu]
+    kv_cache: KvCache
+    compute: Compute
+    performance: Performance
+    verdict: Verdict
+    suggestions: list[Suggestion]
+    warnings: list[Warning_]
+
+
+class ModelKv(TypedDict):
+    """Cache of one sequence before any engine's blocks.
+
+    `state_bytes_per_sequence` is `window_bytes` + `recurrent_bytes`: what stops growing.
+    """
+
+    bytes_per_token: int
+    state_bytes_per_sequence: int
+    window_bytes: int
+    recurrent_bytes: int
+    dtype: str
+
+
+class Checkpoint(TypedDict):
+    """The published files: tensor bytes, headers not included."""
+
+    stored_bytes: int
+
+
+class TensorRow(TypedDict):
+    """One entry of the inventory; `layers` 0 = outside the layers."""
+
+    name: str
+    role: str
+    section: Literal["embedding", "encoder", "layers", "final", "tower", "mtp", "stored"]
+    shape: list[int]
+    copies_per_layer: int
+    layers: int
+    elements: int
+    format: str
+    bytes: int
+
+
+class ModelDocument(TypedDict):
+    """What `moesize show MODEL --format json` prints; `tensors` with --tensors."""
+
+    schema: Literal["moesize.model/1"]
+    moesize_version: str
+    model: Model
+    quantization: Quantization
+    kv_cache: ModelKv
+    checkpoint: Checkpoint
+    tensors: NotRequired[list[TensorRow]]
+
+
+class ModelRow(TypedDict):
+    """A model of the catalogue; `exact` = checked against the published element count."""
+
+    id: str
+    title: str
+    hub_id: str
+    model_type: str
+    aliases: list[str]
+    total: int
+    active: int
+    layers: int
+    context: int
+    quantization: str
+    exact: bool
+
+
+class ModelsDocument(TypedDict):
+    """What `moesize models --format json` prints."""
+
+    schema: Literal["moesize.models/1"]
+    models: list[ModelRow]
+
+
+class GpuRow(TypedDict):
+    """An accelerator. Peaks are dense; null = the hardware lacks it, or it is not known.
+
+    `usable_bytes` is what a program can allocate; `usable_basis` says how that is known.
+    """
+
+    id: str
+    name: str
+    vendor: str
+    architecture: str
+    compute_capability: str | None
+    one_device_is: str
+    advertised_gb: float | None
+    driver_total_bytes: int | None
+    usable_bytes: int
+    usable_low_bytes: int
+    usable_high_bytes: int
+    usable_basis: Literal["observed", "estimated", "given"]
+    memory_bandwidth_bytes_per_s: int | None
+    fp32_flops_per_s: int | None
+    tf32_flops_per_s: int | None
+    fp16_flops_per_s: int | None
+    bf16_flops_per_s: int | None
+    fp8_flops_per_s: int | None
+    int8_flops_per_s: int | None
+    fp4_flops_per_s: int | None
+    nvlink_bytes_per_s_per_direction: int | None
+    interconnect: str | None
+    tdp_w: float | None
+    aliases: list[str]
+    mig_profiles: list[str]
+    confidence: str
+    notes: str | None
+
+
+class GpusDocument(TypedDict):
+    """What `moesize gpus --format json` prints."""
+
+    schema: Literal["moesize.gpus/1"]
+    gpus: list[GpuRow]
+
+
+class QuantRow(TypedDict):
+    """A quantization scheme; `bits_per_weight` of a large matrix, scales included."""
+
+    name: str
+    title: str
+    bits_per_weight: float
+    leaves_out: str
+    min_compute_capability: str | None
+    is_gguf: bool
+
+
+class QuantsDocument(TypedDict):
+    """What `moesize quants --format json` prints."""
+
+    schema: Literal["moesize.quants/1"]
+    quants: list[QuantRow]
+
+
+class EngineRow(TypedDict):
+    """An inference engine, and the versions whose rules are known."""
+
+    name: str
+    default_version: str
+    versions: str
+    oldest_version: str
+    newest_version: str
+    note: str
+
+
+class EnginesDocument(TypedDict):
+    """What `moesize engines --format json` prints."""
+
+    schema: Literal["moesize.engines/1"]
+    engines: list[EngineRow]
+
+
+class Error(TypedDict):
+    """What is wrong, in one line, and what to do about it."""
+
+    kind: Literal[
+        "usage",
+        "invalid_input",
+        "invalid_spec",
+        "invalid_deployment",
+        "unknown_name",
+        "cannot_answer",
+        "unsupported",
+        "environment",
+    ]
+    message: str
+    hint: str
+
+
+class ErrorDocument(TypedDict):
+    """What any command prints with `--format json` when it exits with 2 or 3."""
+
+    error: Error
+
+
+DOCUMENTS: dict[str, type] = {
+    "plan": PlanDocument,
+    "model": ModelDocument,
+    "models": ModelsDocument,
+    "gpus": GpusDocument,
+    "quants": QuantsDocument,
+    "engines": EnginesDocument,
+    "error": ErrorDocument,
+}
