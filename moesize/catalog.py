@@ -9,6 +9,7 @@ from typing import Any
 
 from moesize.core.errors import InvalidSpecError, UnknownNameError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
+from moesize.core.naming import NAMES
 
 _PACKAGE = Path(__file__).parent
 # Names that people ask for whose sizes were never published: a refusal says so.
@@ -135,6 +136,9 @@ def load_spec(path: Path) -> ModelSpec:
     except StructureError as error:
         line = document.line(error.path)
         raise InvalidSpecError(f"{path}:{line}: {error}") from error
+    if spec.naming not in NAMES:
+        line = document.line("naming")
+        raise InvalidSpecError(f"{path}:{line}: naming: {spec.naming[:40]!r} names no family")
     return spec
 
 

@@ -63,12 +63,14 @@ def costs(
 ) -> Costs:
     """FLOPs of a token at the planned context, bytes of a decode step on the limiting rank, speed.
 
-    A step decodes all planned sequences at once, each at the full context. FLOPs are those of the
-    whole model; bytes and times those of one rank of the limiting stage.
+    A step decodes all planned sequences at once, each at the full context; pipeline stages take
+    them in equal micro-batches. FLOPs are those of the whole model; bytes and times those of one
+    rank of the limiting stage.
     """
     settings = answer.deployment
-    context, sequences = settings["context"], settings["concurrency"]
+    context = settings["context"]
     tp, pp = settings["tp"], settings["pp"]
+    sequences = ceil_div(settings["concurrency"], pp)
     ledger = next(item for item in answer.ledgers if item.rank == answer.limiting_rank)
     weights = answer.weights[ledger.pp_stage]
     token = flops_per_token(spec, context)
@@ -98,13 +100,13 @@ def costs(
         scheme=_matmul_scheme(spec, stored),
         step_bytes=max(1, step.total),
         step_flops=round(token.total * sequences * share / tp),
-        sequences=sequences,
+        sequences=settings["concurrency"],
         num_layers=layers,
         prefill_flops=round(prompt.total * share / tp),
         prefill_bytes=weights.parameter_bytes,
         mixture_of_experts=moe is not None,
         sparse_attention=_is_sparse(spec),
-        integrated=gpu.one_device_is == "superchip" and not gpu.memory_type.startswith("HBM"),
+        integrated=gpu.one_device_is == "soc" and not gpu.memory_type.startswith("HBM"),
         pipeline_parallel_size=pp,
     )
     compute = {

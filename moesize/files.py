@@ -15,7 +15,8 @@ from moesize.core.errors import InvalidInputError
 
 # A real config.json is below 1 MB even with thousands of module names in it.
 MAX_JSON_BYTES = 16 << 20
-MAX_YAML_BYTES = 2 << 20
+# The longest shipped spec is below 10 kB.
+MAX_YAML_BYTES = 1 << 20
 MAX_DEPTH = 64
 
 
@@ -76,7 +77,7 @@ def _object(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class YamlDocument:
-    """Parsed data, and the line of every key and list item by its dotted path."""
+    """Parsed data, and the line of every key by its dotted path."""
 
     data: Any
     file: str
@@ -107,7 +108,7 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark is not None else file
-        problem = getattr(error, "problem", None) or "not valid YAML"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
         raise InvalidInputError(f"{where}: not valid YAML ({problem})") from error
     return document
 
@@ -155,10 +156,12 @@ class _YamlBuilder:
     def sequence(self, path: str, depth: int) -> list[Any]:
         out: list[Any] = []
         for event in self.events:
-            if type(event).__name__ == "SequenceEndEvent":
+            kind = type(event).__name__
+            if kind == "SequenceEndEvent":
                 break
             here = f"{path}.{len(out)}" if path else str(len(out))
-            self.target.lines[here] = event.start_mark.line + 1
+            if kind != "ScalarEvent":  # a list of a million words needs no million lines
+                self.target.lines[here] = event.start_mark.line + 1
             out.append(self.node(event, here, depth + 1))
         return out
 
@@ -191,7 +194,7 @@ class _YamlBuilder:
             if len(body) > 24:
                 raise self.fail(event, "number out of range")
             return int(text)
-        if body[:1].isdigit() or body[:1] == ".":
+        if (body[:1].isdigit() or body[:1] == ".") and "_" not in body:
             try:
                 return float(text)
             except ValueError:

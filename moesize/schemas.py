@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from moesize.core.errors import UnknownNameError
-from moesize.structure import MAX_INTEGER
+from moesize.structure import MAX_INTEGER, sizes
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -61,7 +61,8 @@ def _model(cls: Any) -> type[BaseModel]:
     members: dict[str, Any] = {}
     for item in fields(cls):
         default = ... if item.default is MISSING or item.name == "kind" else item.default
-        members[item.name] = (_hint(hints[item.name]), default)
+        least = 1 if item.name in sizes(cls) else 0
+        members[item.name] = (_hint(hints[item.name], least), default)
     config = ConfigDict(extra="forbid", strict=True)
     model: type[BaseModel] = create_model(
         cls.__name__, __config__=config, __doc__=cls.__doc__, **members
@@ -69,12 +70,12 @@ def _model(cls: Any) -> type[BaseModel]:
     return model
 
 
-def _hint(hint: Any) -> Any:
+def _hint(hint: Any, least: int = 0) -> Any:
     """A field's type with dataclasses, unions and integers as pydantic should see them."""
     from pydantic import Field
 
     if hint is int:
-        return Annotated[int, Field(ge=0, lt=MAX_INTEGER)]
+        return Annotated[int, Field(ge=least, lt=MAX_INTEGER)]
     if is_dataclass(hint):
         return _model(hint)
     origin, members = get_origin(hint), get_args(hint)
@@ -82,7 +83,7 @@ def _hint(hint: Any) -> Any:
         return tuple[_hint(members[0]), ...]  # type: ignore[misc]
     if origin is Union or origin is types.UnionType:
         rest = [member for member in members if member is not type(None)]
-        twin: Any = Union[tuple(_hint(member) for member in rest)]  # noqa: UP007  (made at run time)
+        twin: Any = Union[tuple(_hint(member, least) for member in rest)]  # noqa: UP007  (at run time)
         if len(rest) > 1:
             twin = Annotated[twin, Field(discriminator="kind")]
         return twin if len(rest) == len(members) else twin | None

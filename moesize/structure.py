@@ -89,6 +89,9 @@ def _dataclass(cls: Any, data: Any, path: str) -> Any:
         text += f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(hints)}"
         raise StructureError(_join(path, str(unknown[0])), text)
     values = {key: build(hints[key], value, _join(path, key)) for key, value in data.items()}
+    for name in sizes(cls):
+        if values.get(name, 1) == 0:
+            raise StructureError(_join(path, name), "must be at least 1")
     missing = [
         item.name
         for item in fields(cls)
@@ -106,6 +109,20 @@ def _dataclass(cls: Any, data: Any, path: str) -> Any:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+@cache
+def sizes(cls: Any) -> tuple[str, ...]:
+    """Integers that are sizes or counts, never 0.
+
+    Those are the ones that have to be stated, and those for which None says "does not exist".
+    """
+    hints = _hints(cls)
+    return tuple(
+        item.name
+        for item in fields(cls)
+        if hints[item.name] == int | None or (hints[item.name] is int and item.default is MISSING)
+    )
 
 
 @cache

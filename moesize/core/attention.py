@@ -281,7 +281,7 @@ class CompressedAttention:
     output_groups: int
     output_rank: int
     window: int
-    compress_ratio: int
+    compress_ratio: int = 0
     index_heads: int
     index_head_dim: int
     index_top_k: int

@@ -8,14 +8,13 @@ file bytes and resident bytes both follow.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.inventory import Entry, inventory
-from moesize.core.model_spec import ModelSpec, QuantizationRule
-from moesize.core.naming import module_name
+from moesize.core.naming import module_name, names_of
 from moesize.core.quantization import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
@@ -35,7 +34,22 @@ from moesize.core.quantization import (
     number_bytes,
     scheme_format_for,
 )
-from moesize.core.tensors import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from moesize.core.model_spec import ModelSpec, QuantizationRule
+    from moesize.core.tensors import Tensor
+
+
+def _gptq(rule: QuantizationRule) -> WeightFormat:
+    return GroupInt(
+        bits=rule.bits,
+        group_size=rule.group_size,
+        symmetric=rule.symmetric,
+        act_order=rule.act_order,
+    )
+
 
 # A rule's `format` -> the weight format it stands for.
 FORMATS: dict[str, Callable[[QuantizationRule], WeightFormat]] = {
@@ -47,12 +61,9 @@ FORMATS: dict[str, Callable[[QuantizationRule], WeightFormat]] = {
         scale_dtype=rule.scale_dtype or "float32",
     ),
     "int8-channel": lambda rule: Int8PerChannel(scale_dtype=rule.scale_dtype or "float32"),
-    "gptq": lambda rule: GroupInt(
-        bits=rule.bits,
-        group_size=rule.group_size,
-        symmetric=rule.symmetric,
-        act_order=rule.act_order,
-    ),
+    "gptq": _gptq,
+    # AutoGPTQ gives every matrix a bias of zeros where the model has none.
+    "gptq-bias": _gptq,
     # AutoRound's own packing of the GPTQ layout leaves g_idx out.
     "auto-round": lambda rule: GroupInt(
         bits=rule.bits,
@@ -88,7 +99,6 @@ _NEVER = (
     "norms",
     "shared_experts.sigmoid_gate",
     "attention.indexer.weights",
-    "other.mtp_projection",
     "other.attention_residual",
     "attention.indexer.compressor",
     "attention.compressor",
@@ -99,50 +109,81 @@ _NEVER = (
 )
 
 
+# Parts that a matrix has once, however many projections were joined in it.
+_ONCE = ("g_idx", "weight_shape", "quant_map", "nested_quant_map", "weight_format")
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
     """An inventory entry and how it is stored.
 
     weight_format  None: element by element in `dtype`
+    continues      the files hold it in one matrix with an earlier entry (q, k and v of Qwen)
+    zero_bias      the files hold a bias of zeros that the model does not have
     """
 
     entry: Entry
     weight_format: WeightFormat | None
     dtype: str
+    continues: bool = False
+    zero_bias: bool = False
 
     def components(self, out_features: int, in_features: int) -> tuple[Component, ...]:
         """What one matrix of this entry is stored as in a file."""
         assert self.weight_format is not None
-        return self.weight_format.components(out_features, in_features)
+        parts = self.weight_format.components(out_features, in_features)
+        if self.continues:
+            parts = tuple(part for part in parts if part.name not in _ONCE and part.elements > 1)
+        if self.zero_bias:
+            size_bytes = number_bytes(_ZERO_BIAS_DTYPE, out_features)
+            parts = (
+                *parts,
+                Component(
+                    name="zero_bias",
+                    dtype=_ZERO_BIAS_DTYPE,
+                    elements=out_features,
+                    size_bytes=size_bytes,
+                ),
+            )
+        return parts
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored as anything but plain elements."""
+        return self.weight_format is not None and not isinstance(self.weight_format, Plain)
+
+    @property
+    def parts(self) -> tuple[Component, ...]:
+        """The components of one of its matrices; empty when it is not quantized."""
+        return self.components(*matrix_shape(self.entry.tensor)) if self.is_quantized else ()
+
+    @property
+    def matrices(self) -> int:
+        """How many equal tensors it stands for."""
+        return self.entry.tensor.copies * self.entry.count
 
     @property
     def file_bytes(self) -> int:
         """Bytes of all its copies in all layers, scales included."""
-        tensor, count = self.entry.tensor, self.entry.count
-        if self.weight_format is None or isinstance(self.weight_format, Plain):
-            return number_bytes(self.dtype, tensor.elements) * count
-        rows, columns = matrix_shape(tensor)
-        return self.weight_format.matrix_bytes(rows, columns) * tensor.copies * count
+        if not self.is_quantized:
+            return number_bytes(self.dtype, self.entry.tensor.elements) * self.entry.count
+        return sum(part.size_bytes for part in self.parts) * self.matrices
 
     @property
     def stored_elements(self) -> int:
         """Elements of all its stored tensors: packed words, scales, zero points."""
-        tensor, count = self.entry.tensor, self.entry.count
-        if self.weight_format is None or isinstance(self.weight_format, Plain):
-            return tensor.elements * count
-        parts = self.weight_format.components(*matrix_shape(tensor))
-        return sum(part.elements for part in parts) * tensor.copies * count
+        if not self.is_quantized:
+            return self.entry.elements
+        return sum(part.elements for part in self.parts) * self.matrices
 
     @property
     def scale_bytes(self) -> int:
         """The part of `file_bytes` that is not the packed weight itself."""
-        if self.weight_format is None or isinstance(self.weight_format, Plain):
-            return 0
-        tensor = self.entry.tensor
-        rows, columns = matrix_shape(tensor)
-        parts = self.weight_format.components(rows, columns)
-        extra = sum(part.size_bytes for part in parts if part.name != "weight")
-        return extra * tensor.copies * self.entry.count
+        extra = sum(part.size_bytes for part in self.parts if part.name != "weight")
+        return extra * self.matrices
+
+
+_ZERO_BIAS_DTYPE = "float16"
 
 
 def matrix_shape(tensor: Tensor) -> tuple[int, int]:
@@ -168,16 +209,17 @@ def hub_elements(spec: ModelSpec, *, scales: bool = True) -> int:
     AWQ, gpt-oss and DeepSeek-V4, the first for most FP8 and NVFP4 files.
     """
     if not scales:
-        return sum(item.entry.elements for item in published(spec))
+        return sum(
+            item.entry.elements + item.zero_bias * item.entry.tensor.shape[0] * item.matrices
+            for item in published(spec)
+        )
     # compressed-tensors writes single scales as vectors of one element, other tools as scalars.
-    scalars = spec.quantization is not None and spec.quantization.method != "compressed-tensors"
+    scalars = spec.quantization is None or spec.quantization.method == "compressed-tensors"
     total = 0
     for item in published(spec):
         total += item.stored_elements
-        if scalars and item.weight_format is not None:
-            parts = item.weight_format.components(*matrix_shape(item.entry.tensor))
-            single = sum(part.elements == 1 and part.name != "weight" for part in parts)
-            total -= single * item.entry.tensor.copies * item.entry.count
+        if not scalars:
+            total -= sum(part.elements == 1 for part in item.parts) * item.matrices
     return total
 
 
@@ -200,45 +242,73 @@ def _remember(
 
 def _published(spec: ModelSpec) -> Iterator[StoredEntry]:
     quantization = spec.quantization
-    rules = [] if quantization is None else [_CompiledRule(rule) for rule in quantization.rules]
+    if quantization is None:
+        for entry in inventory(spec):
+            yield StoredEntry(entry, None, entry.tensor.dtype or spec.dtype)
+        return
+    rules = [_CompiledRule(rule) for rule in quantization.rules]
+    biased = {
+        (entry.section, entry.block, entry.tensor.role.removesuffix(".bias"))
+        for entry in inventory(spec)
+        if entry.tensor.role.endswith(".bias")
+    }
+    joined: set[tuple[str, str, tuple[int, ...]]] = set()
     for entry in inventory(spec):
-        tensor = entry.tensor
-        dtype = tensor.dtype or spec.dtype
-        if quantization is None or not _may_be_quantized(entry, quantization.quantized_head):
+        dtype = entry.tensor.dtype or spec.dtype
+        if not _may_be_quantized(spec, entry, quantization.quantized_head):
             yield StoredEntry(entry, None, dtype)
-        elif entry.section == "tower":
-            weight_format = rules[-1].weight_format if quantization.towers else None
-            if quantization.towers:
-                weight_format = _first_match(rules, entry.name.removesuffix(".weight"))
-            yield StoredEntry(entry, weight_format, dtype)
-        else:
-            yield from _by_layer(spec, entry, rules, dtype)
+            continue
+        name = module_name(spec.naming, entry.tensor.role, entry.section).replace("{expert}", "0")
+        if entry.section == "tower":
+            name = entry.name.removesuffix(".weight")
+            if not quantization.towers:
+                yield StoredEntry(entry, None, dtype)
+                continue
+        has_bias = (entry.section, entry.block, entry.tensor.role) in biased
+        for rule, part in _by_layer(spec, entry, rules, name):
+            if rule is None or rule.weight_format is None:
+                yield StoredEntry(part, None, dtype)
+                continue
+            key = (name, part.block, part.layers)
+            yield StoredEntry(
+                part,
+                rule.weight_format,
+                dtype,
+                continues=key in joined,
+                zero_bias=rule.zero_bias and not has_bias,
+            )
+            joined.add(key)
 
 
-def _may_be_quantized(entry: Entry, quantized_head: bool) -> bool:
+def _may_be_quantized(spec: ModelSpec, entry: Entry, quantized_head: bool) -> bool:
     tensor = entry.tensor
     # What has a type of its own (float32 mixing matrices of DeepSeek-V4) was left alone on purpose.
     if not tensor.matmul or tensor.dtype or len(tensor.shape) < 2:
         return False
     if tensor.group == "lm_head":
         return quantized_head
+    if tensor.role == "other.mtp_projection":
+        # Two FP8 matrices in DeepSeek-V4; in all other families it stays as it is.
+        return spec.naming.partition("@")[0] == "deepseek_v4"
     return not any(tensor.role == role or tensor.role.startswith(role + ".") for role in _NEVER)
 
 
 def _by_layer(
-    spec: ModelSpec, entry: Entry, rules: list[_CompiledRule], dtype: str
-) -> Iterator[StoredEntry]:
-    """One entry for each format that its layers have."""
-    template = module_name(spec.naming, entry.tensor.role, entry.section).replace("{expert}", "0")
-    if not entry.layers:
-        yield StoredEntry(entry, _first_match(rules, template), dtype)
+    spec: ModelSpec, entry: Entry, rules: list[_CompiledRule], template: str
+) -> Iterator[tuple[_CompiledRule | None, Entry]]:
+    """The rule that decides about an entry, apart for each set of layers with another one."""
+    if not entry.layers or "{layer}" not in template:
+        yield _first_match(rules, template), entry
         return
-    by_format: dict[WeightFormat | None, list[int]] = {}
+    # Where MTP layers have a prefix of their own they count from 0.
+    first = spec.num_layers if entry.section == "mtp" and names_of(spec.naming).mtp_layers else 0
+    by_rule: dict[int | None, list[int]] = {}
     for layer in entry.layers:
-        name = template.replace("{layer}", str(layer))
-        by_format.setdefault(_first_match(rules, name), []).append(layer)
-    for weight_format, layers in by_format.items():
-        yield StoredEntry(replace(entry, layers=tuple(layers)), weight_format, dtype)
+        rule = _first_match(rules, template.replace("{layer}", str(layer - first)))
+        by_rule.setdefault(None if rule is None else rules.index(rule), []).append(layer)
+    for index, layers in by_rule.items():
+        rule = None if index is None else rules[index]
+        yield rule, replace(entry, layers=tuple(layers))
 
 
 class _CompiledRule:
@@ -246,6 +316,7 @@ class _CompiledRule:
 
     def __init__(self, rule: QuantizationRule) -> None:
         self.pattern = compile_pattern("|".join(f"(?:{p})" for p in rule.modules))
+        self.zero_bias = rule.format == "gptq-bias"
         if rule.format == "keep":
             self.weight_format: WeightFormat | None = None
         elif rule.format in FORMATS:
@@ -257,11 +328,11 @@ class _CompiledRule:
             )
 
 
-def _first_match(rules: list[_CompiledRule], name: str) -> WeightFormat | None:
+def _first_match(rules: list[_CompiledRule], name: str) -> _CompiledRule | None:
     plain = plain_name(name)
     for rule in rules:
         if rule.pattern.search(plain) or rule.pattern.search(name):
-            return rule.weight_format
+            return rule
     return None
 
 
@@ -276,24 +347,27 @@ def plain_name(name: str) -> str:
 
 
 _MAX_PATTERN_LENGTH = 1 << 17
-_MAX_OPEN_QUANTIFIERS = 3
-_CHARACTER_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
+# Matching costs at most (length of a name) ** (wide quantifiers): two, and a few narrow ones.
+_MAX_WEIGHT = 7
+_WIDE_WEIGHT = 3
+_NARROW_CLASS = re.compile(r"\\[^wWDSsB]|\[0-9\]")
+_WIDE_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern of a checkpoint, which may be hostile.
 
-    Only patterns that cannot blow up are taken: no repeated group, and at most three open-ended
-    quantifiers in one alternative. Raises InvalidInputError.
+    Only patterns that cannot blow up are taken: no repeated groups, and few quantifiers one after
+    another. Raises InvalidInputError.
     """
     shown = pattern if len(pattern) <= 60 else pattern[:57] + "..."
     if len(pattern) > _MAX_PATTERN_LENGTH:
         raise InvalidInputError(f"the pattern {shown!r} is {len(pattern):,} characters long")
-    bare = _CHARACTER_CLASS.sub("x", pattern)
-    if re.search(r"\)[*+{]", bare) or _open_quantifiers(bare) > _MAX_OPEN_QUANTIFIERS:
+    bare = _WIDE_CLASS.sub(".", _NARROW_CLASS.sub("x", pattern))
+    if re.search(r"\)[*+{]", bare) or _quantifier_weight(bare) > _MAX_WEIGHT:
         raise InvalidInputError(
             f"the pattern {shown!r} could take very long to match",
-            "repeated groups and more than three of * + {} in a row are not taken",
+            "repeated groups and more than two of .* in a row are not taken",
         )
     try:
         return re.compile(pattern)
@@ -303,11 +377,33 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         ) from error
 
 
+def _quantifier_weight(pattern: str) -> int:
+    """Most that the quantifiers on one path through the alternatives of a pattern weigh."""
+    stack = [(0, 0)]  # (on the current alternative, most on an earlier one) of each open group
+    before = ""
+    for char in pattern:
+        here, most = stack[-1]
+        if char == "(":
+            stack.append((0, 0))
+        elif char == "|":
+            stack[-1] = (0, max(here, most))
+        elif char == ")" and len(stack) > 1:
+            stack.pop()
+            stack[-1] = (stack[-1][0] + max(here, most), stack[-1][1])
+        elif char in "*+{":
+            stack[-1] = (here + (_WIDE_WEIGHT if before == "." else 1), most)
+        elif char == "?" and before not in "(*+}":
+            stack[-1] = (here + 1, most)
+        before = char
+    return max(stack[-1])
+
+
 def _with_scheme(spec: ModelSpec, scheme: Scheme, engine: str) -> Iterator[StoredEntry]:
     for entry in inventory(spec):
         tensor = entry.tensor
         dtype = tensor.dtype or _serving_dtype(spec, scheme)
-        if isinstance(scheme.weight_format, Plain) or not tensor.matmul:
+        # What has a type of its own is left alone, as in `_may_be_quantized`.
+        if isinstance(scheme.weight_format, Plain) or not tensor.matmul or tensor.dtype:
             yield StoredEntry(entry, None, dtype)
         else:
             weight_format = scheme_format_for(scheme, tensor.role, tensor.shape, engine=engine)
@@ -319,20 +415,3 @@ def _serving_dtype(spec: ModelSpec, scheme: Scheme) -> str:
     if isinstance(scheme.weight_format, Plain):
         return scheme.weight_format.dtype
     return "bfloat16" if spec.dtype == "float32" else spec.dtype
-
-
-def _open_quantifiers(pattern: str) -> int:
-    """Most quantifiers that one path through the alternatives of a pattern can pass."""
-    stack = [(0, 0)]  # (on the current alternative, most on an earlier one) of each open group
-    for char in pattern:
-        here, most = stack[-1]
-        if char == "(":
-            stack.append((0, 0))
-        elif char == "|":
-            stack[-1] = (0, max(here, most))
-        elif char == ")" and len(stack) > 1:
-            stack.pop()
-            stack[-1] = (stack[-1][0] + max(here, most), stack[-1][1])
-        elif char in "*+{":
-            stack[-1] = (here + 1, most)
-    return max(stack[-1])

@@ -61,6 +61,7 @@ class _Span:
 
     window   the newest `window`; chunk: those since the last multiple of `chunk`
     ratio    one state stands for `ratio` tokens, complete ones only; limit: at most so many
+    tail     beyond the limit, also the newest tokens that fill no pool of `tail` yet
     blocks   the newest, begun block and at most blocks - 1 whole ones of _INDEX_BLOCK_TOKENS
     """
 
@@ -68,6 +69,7 @@ class _Span:
     chunk: int = 0
     ratio: int = 1
     limit: int = 0
+    tail: int = 1
     blocks: int = 0
 
     def at(self, position: int) -> int:
@@ -80,7 +82,7 @@ class _Span:
             n = (n - 1) % self.chunk + 1
         n //= self.ratio
         most = self.window or self.limit
-        return min(n, most) if most else n
+        return n if not most or n <= most else most + n % self.tail
 
     def total(self, tokens: int) -> int:
         """Sum of `at` over positions 1..tokens, in closed form."""
@@ -103,12 +105,19 @@ class _Span:
                 self.ratio * _triangle(q - 1) + q * (head - q * self.ratio + 1) + most * (n - head)
             )
         if most and n > most:
-            return _triangle(most) + (n - most) * most
+            tails = _remainders(n, self.tail) - _remainders(most, self.tail)
+            return _triangle(most) + (n - most) * most + tails
         return _triangle(n)
 
 
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2
+
+
+def _remainders(n: int, divisor: int) -> int:
+    """Sum of i % divisor over 1..n."""
+    whole, rest = divmod(n, divisor)
+    return whole * _triangle(divisor - 1) + _triangle(rest)
 
 
 # --- FLOPs --------------------------------------------------------------------------------------
@@ -123,6 +132,7 @@ class FlopsBreakdown:
     sparse_indexer          index scores over all cached tokens (or compressed states)
     recurrent               linear attention and Mamba: projections, convolution, state
     other                   latent-MoE projections, hyper-connections, per-layer inputs
+    lm_head                 the head, for sampled positions; a pooler in an encoder-only model
     encoder                 encoder layers and the keys and values that cross attention keeps
     excluded                what this model has and the numbers leave out
     """
@@ -208,13 +218,14 @@ def prefill_flops(
     *,
     encoder_tokens: int = 0,
     cached_tokens: int = 0,
-    causal: bool = True,
+    causal: bool | None = None,
 ) -> FlopsBreakdown:
     """FLOPs of a whole prompt: every position's own attended tokens, the head once.
 
     `cached_tokens` of the prompt are already in the cache (prefix caching) and cost nothing.
-    `encoder_tokens` pass the encoder and its cross-attention keys and values. causal False:
-    every token attends to all (encoder-only models). Raises InvalidInputError unless
+    `encoder_tokens` pass the encoder and its cross-attention keys and values; in a model that is
+    an encoder only, the prompt does. causal False: every token attends to all, as it does by
+    default in an encoder-only model. Raises InvalidInputError unless
     0 <= cached_tokens < prompt_tokens.
     """
     _at_least("prompt_tokens", prompt_tokens, 1)
@@ -228,7 +239,7 @@ def prefill_flops(
     new = prompt_tokens - cached_tokens
     parts = {part: flops * new for part, flops in profile.linear.items()}
     for part, flops, span in profile.terms:
-        if causal:
+        if causal or (causal is None and spec.layout):
             states = span.total(prompt_tokens) - span.total(cached_tokens)
         else:
             states = span.at(prompt_tokens) * new
@@ -281,39 +292,41 @@ def _profile(spec: ModelSpec, phase: Phase) -> _Profile:
 def _make_profile(spec: ModelSpec, phase: Phase) -> _Profile:
     linear: dict[str, int] = {}
     encoder_linear = head = routed_all = 0
+    encoder_only = not spec.layout
+    layout = spec.encoder_layout if encoder_only else spec.layout
     for entry in inventory(spec):
         tensor = entry.tensor
         if not tensor.matmul or entry.section not in ("layers", "encoder", "final"):
             continue
         flops = 2 * tensor.elements * entry.count
         if tensor.expert:
-            if entry.section == "layers":
+            if entry.section == "layers" or encoder_only:
                 routed_all += flops
             flops = flops // tensor.copies * _visited(spec.block(entry.block))
-        if tensor.group == "lm_head":
+        if tensor.group == "lm_head" or (encoder_only and entry.section == "final"):
             head += flops
-        elif entry.section == "encoder" or tensor.role in _ENCODER_SIDE:
+        elif not encoder_only and (entry.section == "encoder" or tensor.role in _ENCODER_SIDE):
             encoder_linear += flops
         else:
             part = _part_of(tensor)
             linear[part] = linear.get(part, 0) + flops
     if spec.embedding.tied and spec.embedding.has_head:
         rows = spec.embedding.head_vocab_size or spec.embedding.vocab_size
-        head += 2 * rows * spec.hidden_size
+        head += 2 * rows * (spec.embedding.size or spec.hidden_size)
     states = sum(
         _recurrent_flops(mixer, phase) * count
-        for block, count in _block_counts(spec, spec.layout)
+        for block, count in _block_counts(spec, layout)
         for mixer in block.mixers
     )
     if states:
         linear["recurrent"] = linear.get("recurrent", 0) + states
     return _Profile(
         linear=linear,
-        terms=_terms(spec, spec.layout, phase),
+        terms=_terms(spec, layout, phase),
         cross=_cross_flops(spec),
         head=head,
         encoder_linear=encoder_linear,
-        encoder_terms=_terms(spec, spec.encoder_layout, "prefill"),
+        encoder_terms=() if encoder_only else _terms(spec, spec.encoder_layout, "prefill"),
         routed_all=routed_all,
         excluded=_excluded(spec),
     )
@@ -343,26 +356,34 @@ def _block_counts(spec: ModelSpec, layout: tuple[str, ...]) -> list[tuple[Block,
 
 def _terms(spec: ModelSpec, layout: tuple[str, ...], phase: Phase) -> _Terms:
     merged: dict[tuple[str, _Span], int] = {}
-    top_k = _shared_top_k(spec)
+    shared = _shared_span(spec)
     for block, count in _block_counts(spec, layout):
         for mixer in block.mixers:
-            for part, flops, span in _attention_terms(mixer, phase, top_k):
+            for part, flops, span in _attention_terms(mixer, phase, shared):
                 merged[part, span] = merged.get((part, span), 0) + flops * count
     return tuple((part, flops, span) for (part, span), flops in merged.items())
 
 
-def _shared_top_k(spec: ModelSpec) -> int:
-    """Tokens that a layer without an indexer of its own takes over from the one before it."""
+def _shared_span(spec: ModelSpec) -> _Span:
+    """What a layer without an indexer of its own attends to: the choice of the one before it."""
     for block in spec.blocks:
         for mixer in block.mixers:
             if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
-                return mixer.indexer.top_k
-    return 0
+                return _latent_span(mixer, _Span())
+    return _Span()
 
 
-def _attention_terms(
-    mixer: Mixer, phase: Phase, shared_top_k: int
-) -> Iterable[tuple[str, int, _Span]]:
+def _latent_span(mixer: LatentAttention, shared: _Span) -> _Span:
+    """All tokens; or the indexer's choice, with pooled keys also the begun pool.
+
+    vLLM 0.32.0 v1/attention/backends/mla/flashinfer_mla_sparse_sm90.py: topk + context % kpool.
+    """
+    if mixer.indexer is None:
+        return shared if mixer.index_shared else _Span()
+    return _Span(limit=mixer.indexer.top_k, tail=mixer.indexer.pool)
+
+
+def _attention_terms(mixer: Mixer, phase: Phase, shared: _Span) -> Iterable[tuple[str, int, _Span]]:
     """FLOPs per attended token of one layer.
 
     grouped-query   2*N*d for the score and 2*N*dv for the value
@@ -391,14 +412,11 @@ def _attention_terms(
                 core = 2 * n * (2 * mixer.kv_lora_rank + rope)
             else:
                 core = 2 * n * (mixer.qk_nope_head_dim + rope + mixer.v_head_dim)
+            attended = ("attention_core", core, _latent_span(mixer, shared))
             if mixer.indexer is None:
-                limit = shared_top_k if mixer.index_shared else 0
-                return (("attention_core", core, _Span(limit=limit)),)
+                return (attended,)
             scores = 2 * mixer.indexer.num_heads * mixer.indexer.head_dim
-            return (
-                ("sparse_indexer", scores, _Span()),
-                ("attention_core", core, _Span(limit=mixer.indexer.top_k)),
-            )
+            return (("sparse_indexer", scores, _Span(ratio=mixer.indexer.pool)), attended)
         case CompressedAttention():
             core = 4 * mixer.num_heads * mixer.head_dim
             ratio = mixer.compress_ratio
@@ -531,21 +549,18 @@ def average_distinct_experts(spec: ModelSpec, tokens: int) -> float | None:
 def routed_fraction(spec: ModelSpec, tokens: int) -> float:
     """Part of all routed-expert weights that a step of `tokens` tokens reads; 0 if dense."""
     read = whole = 0.0
-    for entry in inventory(spec):
-        if entry.section == "layers" and entry.tensor.expert:
-            moe = moe_of(spec.block(entry.block))
-            if moe is not None:
-                whole += entry.elements
-                read += (
-                    entry.elements
-                    / moe.num_experts
-                    * expected_distinct_experts(
-                        moe.num_experts,
-                        moe.experts_per_token,
-                        tokens,
-                        extra_routes=moe.extra_routes,
-                    )
+    for block, count in _block_counts(spec, spec.layout):
+        moe = moe_of(block)
+        if moe is not None:
+            elements = count * sum(t.elements for t in spec.block_tensors[block.name] if t.expert)
+            whole += elements
+            read += (
+                elements
+                / moe.num_experts
+                * expected_distinct_experts(
+                    moe.num_experts, moe.experts_per_token, tokens, extra_routes=moe.extra_routes
                 )
+            )
     return read / whole if whole else 0.0
 
 
@@ -565,19 +580,19 @@ def kv_read_elements(
     choices count what is attended to; heads are split over ranks and repeated when too few.
     """
     _at_least("context_tokens", context_tokens, 1)
-    top_k = _shared_top_k(spec)
+    shared = _shared_span(spec)
     out: dict[str, int] = {}
     for block, count in _block_counts(spec, spec.layout):
         for mixer in block.mixers:
             for part, elements in _reads(
-                mixer, context_tokens, tensor_parallel_size, encoder_tokens, top_k
+                mixer, context_tokens, tensor_parallel_size, encoder_tokens, shared
             ):
                 out[part] = out.get(part, 0) + elements * count
     return out
 
 
 def _reads(
-    mixer: Mixer, position: int, ranks: int, encoder_tokens: int, shared_top_k: int
+    mixer: Mixer, position: int, ranks: int, encoder_tokens: int, shared: _Span
 ) -> Iterable[tuple[str, int]]:
     match mixer:
         case GroupedQueryAttention():
@@ -591,14 +606,11 @@ def _reads(
             return (("kv", per_token * span.at(position)),)
         case LatentAttention():
             per_token = mixer.kv_lora_rank + mixer.qk_rope_head_dim
+            attended = per_token * _latent_span(mixer, shared).at(position)
             if mixer.indexer is None:
-                limit = shared_top_k if mixer.index_shared else 0
-                return (("latent", per_token * _Span(limit=limit).at(position)),)
-            attended = _Span(limit=mixer.indexer.top_k).at(position)
-            return (
-                ("latent", per_token * attended),
-                ("index", mixer.indexer.head_dim * position),
-            )
+                return (("latent", attended),)
+            keys = position // mixer.indexer.pool
+            return (("latent", attended), ("index", mixer.indexer.head_dim * keys))
         case CompressedAttention():
             ratio, size = mixer.compress_ratio, mixer.head_dim
             parts = [("latent", size * min(position, mixer.window))]
@@ -690,7 +702,7 @@ def decode_step_bytes(
     table = resident_bytes.get("embedding", 0)
     embedding = spec.embedding
     if embedding.tied and embedding.has_head and not weights.get("lm_head"):
-        head = embedding.vocab_size * spec.hidden_size
+        head = embedding.vocab_size * (embedding.size or spec.hidden_size)
         tables = sum(e.elements for e in inventory(spec) if e.section == "embedding")
         weights["lm_head"] = table * min(head, tables) // tables
     resident = sum(

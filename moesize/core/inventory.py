@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from moesize.core.errors import InvalidSpecError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, ModelSpec, MultiTokenPrediction
 from moesize.core.tensors import GROUPS, Shard, Tensor, matrix, vector
+
+# Far above any number of experts; keeps nonsense from becoming a list of that length.
+_MOST_COPIES = 1 << 16
 
 Section = Literal["embedding", "encoder", "layers", "final", "tower", "mtp", "stored"]
 
@@ -82,7 +86,13 @@ def tensors_of_block(block: Block, hidden_size: int) -> tuple[Tensor, ...]:
 
 @lru_cache(maxsize=64)
 def _cached(key: _SpecKey) -> tuple[Entry, ...]:
-    return tuple(_entries(key.spec))
+    entries = tuple(_entries(key.spec))
+    for entry in entries:
+        if entry.tensor.copies > _MOST_COPIES:
+            raise InvalidSpecError(
+                f"{key.spec.id}: {entry.tensor.copies:,} tensors {entry.tensor.role} in one layer"
+            )
+    return entries
 
 
 class _SpecKey:

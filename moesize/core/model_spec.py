@@ -13,7 +13,11 @@ from typing import Literal
 
 from moesize.core.feed_forward import FeedForward
 from moesize.core.mixers import Mixer
-from moesize.core.tensors import Tensor
+from moesize.core.tensors import GROUPS, Tensor
+
+# Element types that checkpoints hold unquantized weights in.
+DTYPES = ("bfloat16", "float16", "float32")
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,10 @@ class ExtraTensor:
     split: Literal["", "out", "in"] = ""
     dtype: str = ""
     matmul: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role.partition(".")[0] not in GROUPS:
+            raise ValueError(f"role {self.role!r} must begin with one of {', '.join(GROUPS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +179,19 @@ class CheckpointQuantization:
 class RotaryTable:
     """One cos/sin cache that engines keep: positions x rotary_dim elements.
 
-    dtype float32 where engines keep it so (yarn); empty = the model's dtype.
+    dtype     float32 where engines keep it so (yarn); empty = the model's dtype
+    scaling   rope type as configs name it (llama3, longrope, yarn); empty = none or not said
     """
 
     positions: int
     rotary_dim: int
     dtype: str = ""
     copies: int = 1
+    scaling: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("", *DTYPES):
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +244,16 @@ class ModelSpec:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        for runs in (self.layers, self.encoder_layers):
+            # Counted before it is expanded: a repeat of 10^12 must not be tried.
+            stacked = sum(run.repeat * len(run.blocks) for run in runs)
+            if stacked > MAX_LAYERS:
+                raise ValueError(f"{stacked:,} layers; more than {MAX_LAYERS:,} is no model")
+        # An encoder-only model (BERT) has no decoder layers.
+        if not any(run.repeat and run.blocks for run in (*self.layers, *self.encoder_layers)):
+            raise ValueError("layers and encoder_layers stack no block")
         names = [block.name for block in self.blocks]
         if len(set(names)) != len(names):
             raise ValueError(f"block names repeat: {names}")

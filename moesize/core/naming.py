@@ -186,10 +186,6 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "minimax_m3": Naming(
-        layers="language_model.model.layers.{layer}.",
-        tokens="language_model.model.embed_tokens",
-        head="language_model.lm_head",
-        final_norm="language_model.model.norm",
         roles={
             "attention.indexer.q": "self_attn.index_q_proj",
             "attention.indexer.k": "self_attn.index_k_proj",
@@ -228,10 +224,6 @@ NAMES: dict[str, Naming] = {
         bare=frozenset({"routed_experts.gate", "routed_experts.up", "routed_experts.down"}),
     ),
     "llama4": Naming(
-        layers="language_model.model.layers.{layer}.",
-        tokens="language_model.model.embed_tokens",
-        head="language_model.lm_head",
-        final_norm="language_model.model.norm",
         roles={
             "router.weight": "feed_forward.router",
             "routed_experts.gate": "feed_forward.experts.gate_up_proj",
@@ -451,9 +443,6 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "glm5_next": Naming(
-        layers="model.language_model.layers.{layer}.",
-        tokens="model.language_model.embed_tokens",
-        final_norm="model.language_model.norm",
         roles={
             "attention.linear.q": "self_attn.q_proj",
             "attention.linear.k": "self_attn.k_proj",
@@ -498,6 +487,9 @@ NAMES: dict[str, Naming] = {
             "shared_experts.down": "mlp.shared_expert.down_proj",
             "router.bias": "mlp.experts.e_score_correction_bias",
         }
+    ),
+    "exaone_moe": Naming(
+        mtp_layers="mtp.layers.{layer}.", roles={"router.bias": "mlp.e_score_correction_bias"}
     ),
     "ernie4_5_moe": Naming(
         roles={"router.bias": "mlp.moe_statics.e_score_correction_bias"},
@@ -768,6 +760,42 @@ NAMES |= {
             "dense_mlp.up": "mlp.fc1",
             "dense_mlp.down": "mlp.fc2",
         },
+    ),
+    "bitnet": Naming(
+        roles={
+            "norms.attention_inner": "self_attn.attn_sub_norm",
+            "norms.mlp_inner": "mlp.ffn_sub_norm",
+        }
+    ),
+    "phi_msft": Naming(
+        layers="transformer.h.{layer}.",
+        tokens="transformer.embd.wte",
+        head="lm_head.linear",
+        final_norm="lm_head.ln",
+        norms=("ln",),
+        roles=_fused(
+            "mixer.Wqkv",
+            "mixer.out_proj",
+            **{"dense_mlp.up": "mlp.fc1", "dense_mlp.down": "mlp.fc2"},
+        ),
+    ),
+    "phi4flash": Naming(
+        final_norm="model.final_layernorm",
+        roles=_fused(
+            "attn.Wqkv",
+            "attn.out_proj",
+            **{
+                **_mamba2_names("attn"),
+                "dense_mlp.gate": "mlp.fc1",
+                "dense_mlp.up": "mlp.fc1",
+                "dense_mlp.down": "mlp.fc2",
+                "other.memory_in": "attn.in_proj",
+                "other.memory_out": "attn.out_proj",
+                "norms.differential": "attn.inner_cross_attn.subln",
+                "other.lambda": "attn.inner_cross_attn.lambda_{index}",
+            },
+        ),
+        bare=frozenset({"other.lambda"}),
     ),
     "phi3": Naming(
         roles=_fused(

@@ -13,6 +13,14 @@ from typing import Literal
 from moesize.core.cache import StatePart, TokenCache
 from moesize.core.tensors import Shard, Tensor, matrix, vector
 
+_STATE_DTYPES = ("", "float32", "bfloat16", "float16")
+
+
+def _check_state_dtype(name: str) -> None:
+    """An engine keeps a state in one of these; empty = the model's dtype."""
+    if name not in _STATE_DTYPES:
+        raise ValueError(f"state_dtype {name!r} is not one of {', '.join(_STATE_DTYPES[1:])}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDeltaNet:
@@ -29,6 +37,9 @@ class GatedDeltaNet:
     conv_kernel: int
     state_dtype: str = ""
     split_projections: bool = False
+
+    def __post_init__(self) -> None:
+        _check_state_dtype(self.state_dtype)
 
     @property
     def key_size(self) -> int:
@@ -164,6 +175,9 @@ class Mamba2:
     projection_bias: bool = False
     gate_norm: bool = True
     state_dtype: str = ""
+
+    def __post_init__(self) -> None:
+        _check_state_dtype(self.state_dtype)
 
     @property
     def inner_size(self) -> int:

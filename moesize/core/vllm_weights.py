@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
+from typing import TYPE_CHECKING
 
 from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.inventory import Entry
-from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import (
     Fp8Block,
     GroupInt,
@@ -31,6 +31,9 @@ from moesize.core.quantization import (
 from moesize.core.recurrent import KimiDeltaAttention
 from moesize.core.tensors import GROUPS, Tensor
 from moesize.core.units import ceil_div, round_up
+
+if TYPE_CHECKING:
+    from moesize.core.model_spec import ModelSpec
 
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
 _LEAST_TILE = 32  # the smallest FP8 tile that its Triton kernels take
@@ -74,17 +77,46 @@ class Stage:
     first: bool
     last: bool
 
-    def count(self, entry: Entry) -> int:
+    def count(self, entry: Entry, spec: ModelSpec) -> int:
         """How many times this stage holds a tensor."""
         match entry.section:
             case "layers":
                 return sum(1 for layer in entry.layers if layer in self.layers)
-            case "embedding" | "tower" | "encoder":
-                return entry.count if self.first else 0
+            case "tower":
+                return entry.count  # built on every stage
+            case "embedding" | "encoder":
+                tied = spec.embedding.tied and entry.tensor.role == "embedding.tokens"
+                here = self.first or (self.last and tied)
+                return entry.count if here or _on_every_stage(spec, entry) else 0
             case "final":
-                return entry.count if self.last else 0
+                return entry.count if self.last or _on_every_stage(spec, entry) else 0
             case "mtp" | "stored":
                 return 0
+
+
+# Model classes of vLLM 0.32.0 that create more than they need on the first and last pipeline stage:
+# (embedding, final norm, head) without asking for the stage. `models/*.py`, the other 30 ask.
+# fmt: off
+_ALL_OF_THEM = (
+    "bloom", "chatglm", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma", "gemma2",
+    "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2", "gptj", "gpt_oss", "granitemoe",
+    "granitemoehybrid", "granitemoeshared", "hy_v3", "internlm2", "jamba", "mamba", "mamba2",
+    "minicpm", "mixtral", "molmo", "nemotron_h", "olmo_hybrid", "olmoe", "opt", "phimoe",
+    "qwen2_moe", "qwen3_moe", "stablelm", "zamba2",
+)
+# fmt: on
+_ON_EVERY_STAGE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_ALL_OF_THEM, ("embedding", "norms.final", "lm_head")),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"), ("embedding",)),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), ("embedding",)),
+    "qwen3_next": ("embedding", "lm_head"),
+    "deepseek_v4": ("other.hc_head_fn", "other.hc_head_base", "other.hc_head_scale"),
+}
+
+
+def _on_every_stage(spec: ModelSpec, entry: Entry) -> bool:
+    names = _ON_EVERY_STAGE.get(spec.model_type, ())
+    return entry.tensor.group in names or entry.tensor.role in names
 
 
 def pipeline_stages(num_layers: int, pipeline_parallel_size: int) -> tuple[Stage, ...]:
@@ -155,13 +187,11 @@ def rank_weights(
         if item.entry.tensor.expert and isinstance(item.weight_format, Mxfp4)
     }
     for item in stored:
-        count = stage.count(item.entry)
+        count = stage.count(item.entry, spec)
         if not count:
             continue
         tensor = item.entry.tensor
-        shape, copies = local_shape(
-            spec, item.entry, tensor_parallel_size, expert_parallel_size
-        )
+        shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
         if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
             copies *= 2
         weight, scale, pad = _matrix_bytes(item, shape, padding)

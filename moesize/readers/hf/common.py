@@ -100,6 +100,7 @@ def rotary_table(
     """
     scaling = config.sub("rope_scaling", "rope_parameters")
     rotary = int(size * partial)
+    kind = ""
     if scaling is not None:
         kind = scaling.text("rope_type", "type", default="default")
         if kind in ("yarn", "deepseek_yarn", "longrope", "su"):
@@ -111,12 +112,13 @@ def rotary_table(
             )
             factor = scaling.number("factor", default=1.0)
             if kind in ("yarn", "deepseek_yarn"):
-                positions = int(original * factor)
+                positions = _stretched(config, original, factor)
             else:  # one table for short sequences, one for long ones, behind each other
                 positions += original
         elif kind == "linear":
             positions = _stretched(config, positions, scaling.number("factor"))
-    return RotaryTable(positions=positions, rotary_dim=rotary)
+    stated_kind = "" if kind == "default" else kind
+    return RotaryTable(positions=positions, rotary_dim=rotary, scaling=stated_kind)
 
 
 def _stretched(config: ConfigView, positions: int, factor: float) -> int:

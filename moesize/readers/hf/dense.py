@@ -219,14 +219,15 @@ def granite(config: ConfigView) -> SpecFields:
     count = config.layers()
     windows: list[int | None] = [None] * count
     attention: dict[str, Any] = biases(config, "attention_bias")
-    if config.text("model_type") == "granite_swa":
+    windowed = config.text("model_type") == "granite_swa"
+    if windowed:
         config = with_defaults(config, sliding_window=128)
         pattern = ["sliding_attention" if i % 4 else "full_attention" for i in range(count)]
         windows = layer_windows(config, count, pattern=pattern)
         attention["sinks"] = True
     mlp = dense_mlp(config, bias=config.flag("mlp_bias", default=False))
     layout = layer_blocks(config, windows, mlp=mlp, attention=attention)
-    return decoder_fields(config, layout, tied=False, rotary=one_table(config))
+    return decoder_fields(config, layout, tied=windowed, rotary=one_table(config))
 
 
 @family("starcoder2")
@@ -331,27 +332,6 @@ def nemotron(config: ConfigView) -> SpecFields:
     )
 
 
-@family("hunyuan_v1_dense")
-def hunyuan_dense(config: ConfigView) -> SpecFields:
-    """Hunyuan 0.5B-7B: Llama with a norm on query and key heads."""
-    attention = {"qk_norm": "head", **biases(config, "attention_bias")}
-    layout = layer_blocks(config, [None] * config.layers(), attention=attention)
-    return decoder_fields(config, layout, tied=False, naming="hunyuan")
-
-
-@family("seed_oss")
-def seed_oss(config: ConfigView) -> SpecFields:
-    """Seed-OSS: biases on q, k, v; the output projection has its own flag."""
-    config = with_defaults(config, head_dim=128, num_key_value_heads=8)
-    attention = {
-        "qkv_bias": config.flag("attention_bias", default=True),
-        "out_bias": config.flag("attention_out_bias", default=False),
-    }
-    mlp = dense_mlp(config, bias=config.flag("mlp_bias", default=False))
-    layout = layer_blocks(config, [None] * config.layers(), mlp=mlp, attention=attention)
-    return decoder_fields(config, layout, tied=False)
-
-
 @family("apertus")
 def apertus(config: ConfigView) -> SpecFields:
     """Apertus: norms on query and key heads; an activation with learned and fixed scalars."""
@@ -376,48 +356,4 @@ def apertus(config: ConfigView) -> SpecFields:
             ExtraTensor(role="other.activation_constants", shape=(1,), copies=2 * count),
         ),
         naming="apertus",
-    )
-
-
-@family("helium", "arcee", "ernie4_5", "hyperclovax", "nanochat", "jais2")
-def llama_variants(config: ConfigView) -> SpecFields:
-    """Llama's shape with one change each: an MLP without a gate, more norms, none, or with bias."""
-    kind = config.text("model_type")
-    defaults: dict[str, Any] = {}
-    if kind in ("helium", "ernie4_5"):
-        defaults["head_dim"] = 128
-    if kind == "ernie4_5":
-        defaults["num_key_value_heads"] = 2
-    config = with_defaults(config, **defaults)
-    layer_norm = kind == "jais2"
-    bias_key = "use_bias" if kind == "ernie4_5" else "attention_bias"
-    mlp_bias = bias_key if kind == "ernie4_5" else "mlp_bias"
-    attention = biases(config, bias_key, default=layer_norm)
-    if kind == "helium":
-        attention["out_bias"] = False
-    norms = 2
-    if kind == "hyperclovax" and config.flag("use_post_norm", default=False):
-        norms = 4
-    if kind == "nanochat":
-        norms = 0
-    layout = layer_blocks(
-        config,
-        [None] * config.layers(),
-        mlp=dense_mlp(
-            config,
-            gated=kind in ("helium", "ernie4_5", "hyperclovax"),
-            bias=config.flag(mlp_bias, default=layer_norm) if kind != "nanochat" else False,
-        ),
-        attention=attention,
-        num_norms=norms,
-        norm_bias=layer_norm,
-    )
-    return decoder_fields(
-        config,
-        layout,
-        tied=kind == "ernie4_5",
-        num_final_norms=0 if kind == "nanochat" else 1,
-        final_norm_bias=layer_norm,
-        rotary=one_table(config) if kind in ("ernie4_5", "hyperclovax") else (),
-        naming=kind if kind in ("hyperclovax", "nanochat") else "default",
     )

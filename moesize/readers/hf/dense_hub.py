@@ -5,17 +5,13 @@ Each function names the files that its facts and defaults come from.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import DenseMlp
-from moesize.core.model_spec import (
-    Block,
-    Embedding,
-    ExtraTensor,
-    RotaryTable,
-)
+from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable
+from moesize.core.recurrent import Mamba1
 from moesize.readers.hf.common import (
     biases,
     decoder_fields,
@@ -26,12 +22,12 @@ from moesize.readers.hf.common import (
     one_table,
     partial_rotary,
     scaled_context,
+    sliding_window,
     with_defaults,
 )
+from moesize.readers.hf.dense import phi
 from moesize.readers.hf.registry import SpecFields, family
-
-if TYPE_CHECKING:
-    from moesize.readers.hf.view import ConfigView
+from moesize.readers.hf.view import ConfigView
 
 
 @family("qwen")
@@ -258,3 +254,76 @@ def orion(config: ConfigView) -> SpecFields:
     return decoder_fields(
         config, layout, tied=False, final_norm_bias=True, rotary=one_table(config)
     )
+
+
+@family("phi-msft")
+def phi_msft(config: ConfigView) -> SpecFields:
+    """Phi-1.5 and Phi-2 as first published, under names of their own.
+
+    Source: configuration_phi.py of microsoft/phi-2 at its first revision.
+    """
+    renamed = {
+        "model_type": "phi",
+        "hidden_size": config.int("n_embd"),
+        "num_hidden_layers": config.layers("n_layer"),
+        "num_attention_heads": config.int("n_head"),
+        "num_key_value_heads": config.int("n_head_kv", default=None),
+        "intermediate_size": config.int("n_inner", default=4 * config.int("n_embd")),
+        "max_position_embeddings": max_context(config, "n_positions"),
+    }
+    return phi(ConfigView({**config.data, **renamed}, config.file, config.where)) | {
+        "naming": "phi_msft"
+    }
+
+
+@family("phi4flash")
+def phi4flash(config: ConfigView) -> SpecFields:
+    """Phi-4-mini-flash (SambaY): a decoder whose second half re-uses one layer's cache.
+
+    First half: Mamba and windowed attention in turn, then one Mamba layer and one layer of full
+    attention. Second half: gated memory units on that Mamba layer's output, and attention that
+    reads the full layer's cache. Attention is differential: four vectors of a head's
+    size, and a norm over two heads.
+    Source: modeling_phi4flash.py of microsoft/Phi-4-mini-flash-reasoning.
+    """
+    config = with_defaults(config, mb_per_layer=2, mamba_d_state=16, mamba_d_conv=4, mamba_expand=2)
+    count, hidden = config.layers(), config.int("hidden_size")
+    if config.int("mb_per_layer") != 2 or count % 4:
+        raise UnsupportedError(f"{config.file}: only every other layer a Mamba layer is known")
+    inner = config.int("mamba_expand", high=64) * hidden
+    mamba = Mamba1(
+        inner_size=inner,
+        state_size=config.int("mamba_d_state"),
+        dt_rank=config.int("mamba_dt_rank", default=-(-hidden // 16)),
+        conv_kernel=config.int("mamba_d_conv"),
+    )
+    memory_unit = (
+        ExtraTensor(role="other.memory_in", shape=(inner, hidden), split="out", matmul=True),
+        ExtraTensor(role="other.memory_out", shape=(hidden, inner), split="in", matmul=True),
+    )
+    half = count // 2
+    blocks = []
+    for i in range(count):
+        facts: dict[str, Any] = {}
+        if i % 2 == 0:
+            name = "mamba" if i <= half else "memory"
+            facts = {"mixers": (mamba,)} if i <= half else {"extra": memory_unit}
+        else:
+            name = "sliding" if i < half else "full" if i == half + 1 else "shared"
+            attention = grouped_query_attention(
+                config,
+                window=sliding_window(config, default=512) if i < half else None,
+                shares_kv=i > half + 1,
+                qkv_bias=True,
+                out_bias=True,
+            )
+            size = attention.head_dim
+            facts = {
+                "mixers": (attention,),
+                "extra": (
+                    ExtraTensor(role="other.lambda", shape=(size,), copies=4),
+                    ExtraTensor(role="norms.differential", shape=(2 * size,)),
+                ),
+            }
+        blocks.append(Block(name=name, feed_forwards=(dense_mlp(config),), norm_bias=True, **facts))
+    return decoder_fields(config, blocks, tied=True, final_norm_bias=True, naming="phi4flash")

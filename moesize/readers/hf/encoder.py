@@ -152,7 +152,8 @@ def t5(config: ConfigView) -> SpecFields:
     """T5 and its relatives: relative positions learned in the first layer of each stack.
 
     umT5 learns them in every layer. Switch has experts in every n-th layer, from the second on.
-    There is no stated context limit; 512 tokens is what T5 was trained on.
+    There is no stated context limit; 512 tokens is what T5 was trained on. The head is tied as the
+    config says: v1.1 and mT5 have one of their own in their files, although transformers 5 ties it.
     """
     kind = config.text("model_type")
     width, heads = config.int("d_model"), config.int("num_heads")

@@ -196,8 +196,7 @@ def gemma3n(config: ConfigView) -> SpecFields:
             config, window=window, qk_norm="head", shares_kv=shared, **_bias(config)
         )
         if shared:
-            groups, size = attention.num_kv_heads, attention.head_dim
-            unused += 2 * groups * size * hidden + size
+            unused += _unused_elements(attention, hidden)
         name = ("full" if window is None else "sliding") + f"_{width}" + "_shared" * shared
         layout.append(
             Block(
@@ -227,7 +226,7 @@ def gemma3n(config: ConfigView) -> SpecFields:
                 if streams > 1
             ),
         ),
-        stored_extra=(ExtraTensor(role="other.unused_kv", shape=(unused,)),) if unused else (),
+        stored_extra=_unused_kv(unused),
         rotary=_local_and_global(config, config.int("head_dim"), config.int("head_dim")),
         naming="gemma3n",
     )
@@ -244,6 +243,16 @@ def _widths(config: ConfigView, count: int) -> list[int]:
         ConfigView({"intermediate_size": width}, config.file, config.where).int("intermediate_size")
         for width in value
     ]
+
+
+def _unused_elements(attention: GroupedQueryAttention, hidden: int) -> int:
+    """Key and value weights and the key norm of a layer that reads another layer's cache."""
+    parts = 1 if attention.key_is_value else 2
+    return (parts * attention.num_kv_heads * hidden + 1) * attention.head_dim
+
+
+def _unused_kv(elements: int) -> tuple[ExtraTensor, ...]:
+    return (ExtraTensor(role="other.unused_kv", shape=(elements,)),) if elements else ()
 
 
 def _shared_layers(config: ConfigView, count: int) -> int:
@@ -286,7 +295,7 @@ def gemma4(config: ConfigView) -> SpecFields:
 
     Per-layer embeddings and shared caches (E2B, E4B); one projection as key and value of global
     layers (26B, 31B); experts beside the dense MLP of every layer (26B-A4B). Every layer ends with
-    a scalar that is stored as a buffer.
+    a scalar that is stored as a buffer. Files hold unused key and value weights as in Gemma 3n.
     """
     config = _flatten_overrides(with_defaults(config, **_GEMMA4))
     count, hidden = config.layers(), config.int("hidden_size")
@@ -307,17 +316,20 @@ def gemma4(config: ConfigView) -> SpecFields:
             ExtraTensor(role="router.scale", shape=(hidden,)),
             ExtraTensor(role="router.expert_scale", shape=(moe.num_experts,)),
         )
-    layout = []
+    layout, unused = [], 0
     for i, window in enumerate(windows):
         shared = i >= first_shared
         width = config.int("intermediate_size") * (2 if wide and shared else 1)
         feed_forwards: tuple[FeedForward, ...] = (DenseMlp(intermediate_size=width),)
         if moe is not None:
             feed_forwards += (moe,)
+        attention = _gemma4_attention(config, window, shared)
+        if shared:
+            unused += _unused_elements(attention, hidden)
         layout.append(
             Block(
                 name=("full" if window is None else "sliding") + "_shared" * shared,
-                mixers=(_gemma4_attention(config, window, shared),),
+                mixers=(attention,),
                 feed_forwards=feed_forwards,
                 num_norms=4 if moe is None else 7,
                 extra=extra,
@@ -331,7 +343,10 @@ def gemma4(config: ConfigView) -> SpecFields:
         max_context=max_context(config),
         embedding=_per_layer_embedding(config, per_layer),
         extra=_per_layer_projection(count, hidden, per_layer) if per_layer else (),
-        stored_extra=(ExtraTensor(role="other.layer_scalar", shape=(1,), copies=count),),
+        stored_extra=(
+            ExtraTensor(role="other.layer_scalar", shape=(1,), copies=count),
+            *_unused_kv(unused),
+        ),
         rotary=_local_and_global(config, head, global_head),
         naming="gemma4",
     )

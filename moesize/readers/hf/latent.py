@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import CompressedAttention, Indexer, LatentAttention
-from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp, SharedExperts
+from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp
 from moesize.core.model_spec import Block, ExtraTensor, MultiTokenPrediction, RotaryTable
 from moesize.core.recurrent import KimiDeltaAttention, LightningAttention
 from moesize.readers.hf.common import head_dim, max_context
@@ -20,6 +20,7 @@ from moesize.readers.hf.moe import (
     bailing_experts,
     decoder,
     deepseek_experts,
+    deepseek_v1,
     dense_first,
     layer,
     layout_of,
@@ -27,6 +28,7 @@ from moesize.readers.hf.moe import (
     partial_factor,
     rotary,
     rotary_settings,
+    shared_experts,
     words_per_layer,
 )
 from moesize.readers.hf.registry import SpecFields, family
@@ -59,10 +61,15 @@ def latent_attention(
     return LatentAttention(**facts)
 
 
-def _rope(config: ConfigView, *, dtype: str = "", copies: int = 1) -> tuple[RotaryTable, ...]:
-    """The table covers the rope part of the head, whatever `partial_rotary_factor` says."""
-    size = config.count("qk_rope_head_dim")
-    if not size:
+def _rope(
+    config: ConfigView, *, dtype: str = "", copies: int = 1, **default: int
+) -> tuple[RotaryTable, ...]:
+    """The table covers the rope part of the head, whatever `partial_rotary_factor` says.
+
+    `default`: the size, for classes that have one.
+    """
+    size = config.count("qk_rope_head_dim", **default)
+    if size == 0:
         return ()
     return rotary(config, size, partial=1.0, dtype=dtype, copies=copies)
 
@@ -113,7 +120,11 @@ def _topk_bias(config: ConfigView, default: str) -> Literal["none", "correction"
 
 @family("deepseek_v2")
 def deepseek_v2(config: ConfigView) -> SpecFields:
-    """DeepSeek-V2, V2-Lite, Coder-V2."""
+    """DeepSeek-V2, V2-Lite, Coder-V2; without latent sizes (DeepSeek-VL2-tiny) the attention is
+    that of the first DeepSeek-MoE."""
+    sizes = [config.count(key, default=None) for key in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    if not config.flag("use_mla", default=True) or sizes == [0, 0]:
+        return deepseek_v1(config)
     moe = deepseek_experts(config, router_bias=_topk_bias(config, "greedy"))
     notes: tuple[str, ...] = ()
     if "q_lora_rank" not in config.data:
@@ -446,7 +457,7 @@ def kimi_linear(config: ConfigView) -> SpecFields:
         experts_per_token=config.int("num_experts_per_token", "num_experts_per_tok"),
         intermediate_size=width,
         router_bias="correction",
-        shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+        shared=shared_experts(num_shared, width),
         latent_size=latent_size,
         latent_norm="routed_expert_hidden_size" in config
         and config.flag("latent_moe_use_norm", default=False),
@@ -559,7 +570,7 @@ def glm5_next(config: ConfigView) -> SpecFields:
         layout_of(num_layers, make),
         mtp=MultiTokenPrediction(layers=(guess.name,) * count) if count else None,
         mtp_blocks=(guess,) if count else (),
-        rotary=_rope(config) if "qk_rope_head_dim" in config else (),
+        rotary=_rope(config, default=0),
         naming="glm5_next",
     )
 
@@ -665,16 +676,20 @@ def bailing_hybrid(config: ConfigView) -> SpecFields:
             prefix="latent_" if is_full else "linear_",
         )
 
+    if delta:
+        # Ling 3.0 applies partial_rotary_factor to the rope part, Ling 2.5 to the linear heads.
+        tables = rotary(config, full.qk_rope_head_dim) if full.qk_rope_head_dim else ()
+    else:
+        tables = _rope(config, default=64) + rotary(config, head_dim(config))
     count = next_token_layers(config)
     guess = layer(full, experts, prefix="latent_")
     mtp = MultiTokenPrediction(layers=(guess.name,) * count) if count else None
-    rope = config.count("qk_rope_head_dim", default=64)
     return decoder(
         config,
         layout_of(num_layers, make),
         mtp=mtp,
         mtp_blocks=(guess,) if mtp else (),
-        rotary=rotary(config, rope, partial=1.0) if rope else (),
+        rotary=tables,
         naming="bailing_hybrid",
     )
 

@@ -158,6 +158,13 @@ def dense_first(config: ConfigView, num_layers: int, *, default: int | None = No
     return [index >= first and index % every == 0 for index in range(num_layers)]
 
 
+def shared_experts(count: int, width: int, *, bias: bool = False) -> SharedExperts | None:
+    """So many experts of that width that every token passes, as one MLP; None without any."""
+    if not count * width:
+        return None
+    return SharedExperts(intermediate_size=count * width, bias=bias)
+
+
 def deepseek_experts(config: ConfigView, **overrides: Any) -> MoeMlp:
     """Experts under the names DeepSeek introduced: sigmoid scores with a correction bias."""
     width = config.int("moe_intermediate_size")
@@ -167,7 +174,7 @@ def deepseek_experts(config: ConfigView, **overrides: Any) -> MoeMlp:
         "experts_per_token": config.int("num_experts_per_tok"),
         "intermediate_size": width,
         "router_bias": "correction",
-        "shared": SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+        "shared": shared_experts(num_shared, width),
         **overrides,
     }
     return MoeMlp(**facts)
@@ -281,7 +288,7 @@ def granitemoe(config: ConfigView) -> SpecFields:
         num_experts=config.int("num_local_experts"),
         experts_per_token=config.int("num_experts_per_tok"),
         intermediate_size=config.int("intermediate_size"),
-        shared=SharedExperts(intermediate_size=shared_size) if shared_size else None,
+        shared=shared_experts(1, shared_size),
         stacked=True,
     )
 
@@ -487,7 +494,7 @@ def minimax_m3(config: ConfigView) -> SpecFields:
         intermediate_size=width,
         router_bias="correction" if config.flag("use_routing_bias", default=True) else "none",
         router_dtype="float32",
-        shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+        shared=shared_experts(num_shared, width),
     )
     words = words_per_layer(config, "mlp_layer_types", num_layers, ("dense", "sparse"))
     if words:
@@ -543,7 +550,7 @@ def minimax(config: ConfigView) -> SpecFields:
         num_experts=config.int("num_local_experts"),
         experts_per_token=config.int("num_experts_per_tok"),
         intermediate_size=config.int("intermediate_size"),
-        shared=SharedExperts(intermediate_size=shared) if shared else None,
+        shared=shared_experts(1, shared),
     )
     rotary_dim = config.int("rotary_dim", default=full.head_dim, high=full.head_dim)
     context = max_context(config)
@@ -739,9 +746,7 @@ def ernie4_5_moe(config: ConfigView) -> SpecFields:
             router_bias="correction",
             router_dtype="float32",
             # `use_bias` reaches the shared experts and the head, not the routed experts.
-            shared=SharedExperts(intermediate_size=num_shared * width, bias=biased)
-            if num_shared
-            else None,
+            shared=shared_experts(num_shared, width, bias=biased),
         ),
     )
     dense = layer(
@@ -809,7 +814,7 @@ def hy_v3(config: ConfigView) -> SpecFields:
             intermediate_size=width,
             router_bias="correction",
             router_dtype="float32",
-            shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+            shared=shared_experts(num_shared, width),
         ),
     )
     dense = layer(attention, DenseMlp(intermediate_size=config.int("intermediate_size")))
@@ -844,7 +849,7 @@ def afmoe(config: ConfigView) -> SpecFields:
         intermediate_size=width,
         router_bias="correction",
         router_dtype="float32",
-        shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+        shared=shared_experts(num_shared, width),
     )
 
     def make(index: int) -> Block:
@@ -886,9 +891,21 @@ def exaone_moe(config: ConfigView) -> SpecFields:
             prefix=window_name(windows[index]),
         )
 
-    if next_token_layers(config):
-        raise config.fail("num_nextn_predict_layers: the MTP layers of EXAONE are not described")
-    return decoder(config, layout_of(num_layers, make), rotary=rotary(config, head_dim(config)))
+    count = next_token_layers(config)
+    if count > 1:
+        raise config.fail(f"num_nextn_predict_layers is {count}; only one MTP layer is described")
+    attention = grouped_query_attention(
+        config, window=windows[0], qkv_bias=biased, out_bias=biased, qk_norm="head"
+    )
+    guess = layer(attention, dense, prefix="mtp_")
+    return decoder(
+        config,
+        layout_of(num_layers, make),
+        rotary=rotary(config, head_dim(config)),
+        mtp=_mtp_like_trunk(guess, count),
+        mtp_blocks=(guess,) if count else (),
+        naming="exaone_moe",
+    )
 
 
 def _exaone_windows(config: ConfigView, num_layers: int) -> list[int | None]:
@@ -1082,7 +1099,7 @@ def cohere2_moe(config: ConfigView) -> SpecFields:
         num_experts=config.int("num_experts"),
         experts_per_token=config.int("num_experts_per_tok"),
         intermediate_size=width,
-        shared=SharedExperts(intermediate_size=num_shared * width) if num_shared else None,
+        shared=shared_experts(num_shared, width),
     )
 
     def make(index: int) -> Block:
@@ -1281,7 +1298,7 @@ def bailing_experts(config: ConfigView, *, correction: bool | None = None) -> Mo
         intermediate_size=width,
         router_bias="correction" if correction else "none",
         router_dtype=kinds[kind],
-        shared=SharedExperts(intermediate_size=shared, bias=biased) if shared else None,
+        shared=shared_experts(1, shared, bias=biased),
     )
 
 

@@ -30,6 +30,7 @@ _TRIMMED = "the config has no {key}: read as the language model alone, without i
 
 # Text parts that are an ordinary family under a name of their own.
 _SAME_AS = {
+    "exaone4_5_text": "exaone4",
     "gemma4_unified_text": "gemma4_text",
     "glm4v_text": "glm4",
     "qwen2_vl_text": "qwen2",
@@ -175,6 +176,18 @@ def qwen3_5(config: ConfigView) -> SpecFields:
     )
 
 
+_TALKER = "the talker and its codec are not counted: engines serve the thinker alone"
+
+
+def _sinusoids(audio: ConfigView) -> RotaryTable:
+    """Positions of an audio encoder, computed and kept in float32."""
+    return RotaryTable(
+        positions=audio.int("max_source_positions", default=1500),
+        rotary_dim=audio.int("d_model", default=1280),
+        dtype="float32",
+    )
+
+
 @family("qwen3_omni_moe", "qwen3_asr")
 def qwen3_thinker(config: ConfigView) -> SpecFields:
     """Qwen3-Omni's thinker (what engines serve) and Qwen3-ASR: audio and, in Omni, vision."""
@@ -183,23 +196,55 @@ def qwen3_thinker(config: ConfigView) -> SpecFields:
     default = "qwen3_omni_moe_text" if moe else "qwen3_asr_text"
     fields = _video_positions(thinker, _text_fields(thinker, default, "thinker."))
     audio = thinker.need_sub("audio_config")
-    # The sinusoids of the audio encoder are kept in float32.
-    sinusoids = RotaryTable(
-        positions=audio.int("max_source_positions", default=1500),
-        rotary_dim=audio.int("d_model", default=1280),
-        dtype="float32",
-    )
     tower = towers.qwen_audio(audio, "thinker.audio_tower.")
-    fields = _add(fields, (tower,), rotary=(sinusoids,))
+    fields = _add(fields, (tower,), rotary=(_sinusoids(audio),))
     vision = thinker.sub("vision_config")
     if vision is not None:
         # Deepstack mergers go by another name than in Qwen3-VL, with the same shapes.
         found = towers.qwen3_vision(vision, "thinker.visual.")
         fields = _add(fields, (found,), rotary=(_qwen3_rotary(vision),))
     if "talker_config" in config:
-        note = "the talker and its codec are not counted: engines serve the thinker alone"
-        fields = _add(fields, (), note=note)
+        fields = _add(fields, (), note=_TALKER)
     return fields
+
+
+@family("qwen2_5_omni")
+def qwen2_5_omni(config: ConfigView) -> SpecFields:
+    """Qwen2.5-Omni's thinker, which is what engines serve."""
+    thinker = config.need_sub("thinker_config")
+    fields = _video_positions(thinker, _text_fields(thinker, "qwen2_5_omni_text", "thinker."))
+    audio = thinker.need_sub("audio_config")
+    found = towers.whisper_encoder(audio, "thinker.audio_tower.", stored_positions=False)
+    fields = _add(fields, (found,), rotary=(_sinusoids(audio),))
+    vision = thinker.sub("vision_config")
+    if vision is not None:
+        tower = towers.qwen2_5_vision(vision, "thinker.visual.")
+        fields = _add(fields, (tower,), rotary=(_qwen2_5_rotary(vision),))
+    return _add(fields, (), note=_TALKER)
+
+
+@family("exaone4_5")
+def exaone4_5(config: ConfigView) -> SpecFields:
+    """EXAONE 4.5: Qwen2.5-VL's tower with fewer heads for keys and values."""
+    return _with_vision(
+        config,
+        "exaone4_5_text",
+        "model.language_model.",
+        lambda vision, _: (towers.qwen2_5_vision(vision, "model.visual."),),
+        _qwen2_5_rotary,
+    )
+
+
+@family("voxtral")
+def voxtral(config: ConfigView) -> SpecFields:
+    """Voxtral: Whisper's encoder before a Mistral."""
+    fields = _text_fields(config, "llama", "language_model.")
+    audio = config.need_sub("audio_config")
+    found = (
+        towers.whisper_encoder(audio, "audio_tower.", stored_positions=True),
+        towers.voxtral_projector(audio, fields["hidden_size"]),
+    )
+    return _add(fields, found)
 
 
 # Gemma ------------------------------------------------------------------------------------------
@@ -468,7 +513,7 @@ def glm4v(config: ConfigView) -> SpecFields:
         "model.language_model.",
         lambda vision, _: (towers.glm4v_vision(vision),),
         lambda vision: towers.qwen_rotary(
-            vision, hidden_size=vision.int("hidden_size", default=1536)
+            vision, hidden_size=vision.int("hidden_size", default=1536), heads=12
         ),
     )
     return _video_positions(config, fields)
@@ -520,3 +565,86 @@ def minimax_m3_vl(config: ConfigView) -> SpecFields:
         "model.language_model.",
         lambda vision, size: towers.minimax_m3_vision(vision, config, size),
     )
+
+
+# Step, DeepSeek-VL2, Phi ------------------------------------------------------------------------
+
+
+@family("step3_vl")
+def step3_vl(config: ConfigView) -> SpecFields:
+    """Step-3."""
+    return _with_vision(
+        config,
+        "step3_text",
+        "",
+        lambda vision, size: towers.step3_vision(config, vision, size),
+    )
+
+
+@family("deepseek_vl_v2")
+def deepseek_vl2(config: ConfigView) -> SpecFields:
+    """DeepSeek-VL2; pictures are cut in tiles and lines are marked by vectors ("2D")."""
+    tag = config.text("tile_tag", default="2D")
+    if tag != "2D":
+        raise UnsupportedError(f"{config.file}: tile_tag {tag[:40]!r} is not known")
+    projector = config.sub("projector_config") or ConfigView({}, config.file, "projector_config")
+    text = config.sub("language_config")
+    if text is not None and not text.flag("use_mla", default=True):
+        # The tiny one has plain attention: the layers of the first DeepSeek-MoE.
+        plain = {**text.data, "model_type": "deepseek"}
+        config = ConfigView({**config.data, "language_config": plain}, config.file)
+    return _with_vision(
+        config,
+        "deepseek_v2",
+        "language.",
+        lambda vision, size: towers.deepseek_vl2_vision(vision, projector, size),
+    )
+
+
+@family("phi3_v")
+def phi3_v(config: ConfigView) -> SpecFields:
+    """Phi-3 Vision and Phi-3.5 Vision."""
+    fields = _text_fields(config, "phi3", "")
+    processor = config.sub("img_processor")
+    if processor is None:
+        return _add(fields, (), note=_TRIMMED.format(key="img_processor", what="vision"))
+    name = processor.text("name", default="clip_vision_model")
+    if name != "clip_vision_model":
+        raise UnsupportedError(f"{config.file}: vision tower {name[:60]!r} is not known")
+    return _add(fields, towers.phi3_vision(config, fields["hidden_size"]))
+
+
+@family("phi4mm")
+def phi4mm(config: ConfigView) -> SpecFields:
+    """Phi-4 multimodal: Phi-4-mini, two towers, and a LoRA adapter per mode in the same files."""
+    fields = _text_fields(config, "phi3", "")
+    size: int = fields["hidden_size"]
+    processor = config.sub("audio_processor")
+    audio = processor.sub("config") if processor is not None else None
+    audio = audio or ConfigView({}, config.file, "audio_processor.config")
+    fields = _add(fields, (*towers.phi4_vision(config, size), *towers.phi4_audio(audio, size)))
+    adapters = []
+    heads = config.int("num_attention_heads")
+    groups = config.int("num_key_value_heads", default=heads)
+    d, f = size // heads, config.int("intermediate_size")
+    shapes = (
+        ((heads + 2 * groups) * d, size),
+        (size, heads * d),
+        (2 * f, size),
+        (size, f),
+    )
+    for mode in ("vision", "speech"):
+        # Ranks of the only model of this type, for configs without them.
+        lora = config.sub(f"{mode}_lora")
+        default = {"vision": 256, "speech": 320}[mode]
+        rank = default if lora is None else lora.int("r", default=default)
+        for out_features, in_features in shapes:
+            adapters += [
+                ExtraTensor(role=f"other.{mode}_lora_a", shape=(rank, in_features)),
+                ExtraTensor(role=f"other.{mode}_lora_b", shape=(out_features, rank)),
+            ]
+    layers = config.layers()
+    stored = tuple(replace(adapter, copies=layers) for adapter in adapters)
+    fields["stored_extra"] = (*fields.get("stored_extra", ()), *stored)
+    note = "the LoRA adapters for pictures and speech are in the files, but not among the weights"
+    return _add(fields, (), note=note)

@@ -313,8 +313,9 @@ def _keep_mtp(names: _Names) -> tuple[QuantizationRule, ...]:
 
 def _gptq(config: ConfigView, view: ConfigView) -> CheckpointQuantization:
     names = _Names(config)
+    # AutoGPTQ's own `save_quantized` names its file, other writers of the layout do not.
     base = QuantizationRule(
-        format="gptq",
+        format="gptq-bias" if "model_file_base_name" in view else "gptq",
         bits=_bits(view),
         group_size=_group_size(view, -1),
         symmetric=view.flag("sym", default=True),

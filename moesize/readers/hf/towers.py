@@ -111,9 +111,9 @@ def _patches(config: ConfigView, image: int, patch: int) -> int:
 # Qwen -------------------------------------------------------------------------------------------
 
 
-def qwen_rotary(vision: ConfigView, *, hidden_size: int) -> RotaryTable:
+def qwen_rotary(vision: ConfigView, *, hidden_size: int, heads: int = 16) -> RotaryTable:
     """Rotary table of the Qwen and GLM towers: half of each head, over rows and columns."""
-    heads = vision.int("num_heads", default=16)
+    heads = vision.int("num_heads", default=heads)
     return RotaryTable(positions=_VISION_ROTARY_POSITIONS, rotary_dim=hidden_size // heads // 2)
 
 
@@ -146,9 +146,15 @@ def qwen2_5_vision(vision: ConfigView, prefix: str = "visual.") -> Tower:
     h = vision.int("hidden_size", default=3584)
     heads = vision.int("num_heads", default=16)
     f = vision.int("intermediate_size", default=3420)
+    # EXAONE 4.5 gives its tower fewer heads for keys and values.
+    groups = vision.int("num_key_value_heads", default=heads)
+    if h % heads or heads % groups:
+        raise vision.fail(f"{heads} heads and {groups} for keys do not divide the width {h}")
     parts = Parts(prefix)
     _qwen_patches(parts, vision, h, bias=False)
-    _qwen_attention(parts, h, heads, n)
+    qkv = (heads + 2 * groups) * (h // heads)
+    parts.linear("blocks.{layer}.attn.qkv", qkv, h, copies=n, split="out", units=groups)
+    parts.linear("blocks.{layer}.attn.proj", h, h, copies=n, split="in", units=heads)
     for norm in ("norm1", "norm2"):
         parts.norm(f"blocks.{{layer}}.{norm}", h, copies=n, bias=False)
     for up in ("gate_proj", "up_proj"):
@@ -241,6 +247,54 @@ def qwen_audio(audio: ConfigView, prefix: str) -> Tower:
     parts.linear("proj1", h, h)
     parts.linear("proj2", audio.int("output_dim", default=3584), h)
     return parts.tower("audio", "audio", num_layers=n, hidden_size=h)
+
+
+def whisper_encoder(audio: ConfigView, prefix: str, *, stored_positions: bool) -> Tower:
+    """Whisper's encoder: two convolutions, plain layers whose keys have no bias.
+
+    stored_positions: the sinusoids are in the files (Voxtral); Qwen2.5-Omni computes them.
+    """
+    n = _layers(audio, "encoder_layers", "num_hidden_layers", default=32)
+    h = audio.int("d_model", "hidden_size", default=1280)
+    heads = audio.int("encoder_attention_heads", "num_attention_heads", default=20)
+    f = audio.int("encoder_ffn_dim", "intermediate_size", default=5120)
+    parts = Parts(prefix)
+    for name, inner in (("conv1", audio.int("num_mel_bins", default=128)), ("conv2", h)):
+        parts.add(name + ".weight", h, inner, 3)
+        parts.add(name + ".bias", h)
+    if stored_positions:
+        parts.add("embed_positions.weight", audio.int("max_source_positions", default=1500), h)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        parts.linear(
+            f"layers.{{layer}}.self_attn.{name}",
+            h,
+            h,
+            copies=n,
+            split="out",
+            units=heads,
+            bias=name != "k_proj",
+        )
+    parts.linear("layers.{layer}.self_attn.out_proj", h, h, copies=n, split="in", units=heads)
+    for norm in ("self_attn_layer_norm", "final_layer_norm"):
+        parts.norm(f"layers.{{layer}}.{norm}", h, copies=n)
+    parts.linear("layers.{layer}.fc1", f, h, copies=n, split="out")
+    parts.linear("layers.{layer}.fc2", h, f, copies=n, split="in")
+    if stored_positions:
+        parts.norm("layer_norm", h)
+    else:
+        out = audio.int("output_dim", default=3584)
+        parts.norm("ln_post", h)
+        parts.linear("proj", out, h)
+        parts.add("audio_bos_eos_token.weight", 2, out)
+    return parts.tower("audio", "audio", num_layers=n, hidden_size=h)
+
+
+def voxtral_projector(audio: ConfigView, text_size: int) -> Tower:
+    """Stacks as many frames as the feed-forward is wider than the encoder, then two matrices."""
+    parts = Parts("multi_modal_projector.")
+    parts.linear("linear_1", text_size, audio.int("intermediate_size", default=5120), bias=False)
+    parts.linear("linear_2", text_size, text_size, bias=False)
+    return parts.tower("projector", "projector", tensor_parallel=False)
 
 
 # SigLIP and CLIP --------------------------------------------------------------------------------
@@ -915,4 +969,243 @@ def minimax_m3_vision(vision: ConfigView, config: ConfigView, text_size: int) ->
     return (
         parts.tower("vision", "vision", num_layers=n, hidden_size=h),
         projector.tower("projector", "projector", tensor_parallel=False),
+    )
+
+
+# Step, DeepSeek-VL2, Phi ------------------------------------------------------------------------
+
+
+def step3_vision(config: ConfigView, vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+    """Step-3: CLIP-like layers of 1792, two strided convolutions, one matrix."""
+    n = _layers(vision, "num_hidden_layers", "num_layers", default=63)
+    h = vision.int("hidden_size", default=1792)
+    heads = vision.int("num_attention_heads", default=16)
+    f = vision.int("intermediate_size", default=3072)
+    out = vision.int("output_hidden_size", default=4096)
+    patch = _side(vision, "patch_size", default=14)
+    image = _side(vision, "image_size", default=728)
+    parts = Parts("vision_model.")
+    parts.add("embeddings.class_embedding", 1, h)
+    parts.add(
+        "embeddings.patch_embedding.weight", h, vision.int("num_channels", default=3), patch, patch
+    )
+    parts.add("embeddings.patch_embedding.bias", h)
+    parts.add("embeddings.position_embedding.weight", _patches(vision, image, patch) + 1, h)
+    where = "transformer.layers.{layer}."
+    parts.linear(where + "self_attn.qkv_proj", 3 * h, h, copies=n, split="out", units=heads)
+    parts.linear(where + "self_attn.out_proj", h, h, copies=n, split="in", units=heads)
+    for norm in ("layer_norm1", "layer_norm2"):
+        parts.norm(where + norm, h, copies=n)
+    parts.linear(where + "mlp.fc1", f, h, copies=n, split="out")
+    parts.linear(where + "mlp.fc2", h, f, copies=n, split="in")
+    projector = Parts()
+    projector.add("vit_downsampler.weight", out, h, 2, 2)
+    projector.add("vit_downsampler.bias", out)
+    projector.add("vit_downsampler2.weight", 2 * out, out, 3, 3)
+    projector.add("vit_downsampler2.bias", 2 * out)
+    projector.linear(
+        "vit_large_projector",
+        text_size,
+        2 * out,
+        bias=config.flag("projector_bias", default=False),
+    )
+    return (
+        parts.tower("vision", "vision", num_layers=n, hidden_size=h),
+        projector.tower("projector", "projector", tensor_parallel=False),
+    )
+
+
+def step3p7_vision(config: ConfigView, vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
+    """Step-3.7: norms in front, a scale per branch, two convolutions that halve and double."""
+    n = _layers(vision, "num_hidden_layers", "layers", default=47)
+    h = vision.int("hidden_size", "width", default=1536)
+    heads = vision.int("num_attention_heads", "heads", default=16)
+    f = vision.int("intermediate_size", default=8960)
+    patch = _side(vision, "patch_size", default=14)
+    image = _side(vision, "image_size", default=728)
+    parts = Parts("vision_model.")
+    parts.add(
+        "embeddings.patch_embedding.weight", h, vision.int("num_channels", default=3), patch, patch
+    )
+    parts.add("embeddings.position_embedding.weight", _patches(vision, image, patch), h)
+    parts.norm("pre_layernorm", h)
+    where = "layers.{layer}."
+    for name in ("q_proj", "k_proj", "v_proj"):
+        parts.linear(f"{where}self_attn.{name}", h, h, copies=n, split="out", units=heads)
+    parts.linear(where + "self_attn.out_proj", h, h, copies=n, split="in", units=heads)
+    parts.linear(where + "mlp.fc1", f, h, copies=n, split="out")
+    parts.linear(where + "mlp.fc2", h, f, copies=n, split="in")
+    for norm in ("layernorm_before", "layernorm_after"):
+        parts.norm(where + norm, h, copies=n)
+    for scale in ("lambda_1", "lambda_2"):
+        parts.add(where + scale, h, copies=n)
+    parts.add("downsampler1.weight", 2 * h, h, 3, 3)
+    parts.add("downsampler1.bias", 2 * h)
+    parts.add("downsampler2.weight", 4 * h, 2 * h, 3, 3)
+    parts.add("downsampler2.bias", 4 * h)
+    projector = Parts()
+    projector.linear(
+        "multi_modal_projector",
+        text_size,
+        4 * h,
+        split="out",
+        bias=config.flag("projector_bias", default=False),
+    )
+    return (
+        parts.tower("vision", "vision", num_layers=n, hidden_size=h),
+        projector.tower("projector", "projector"),
+    )
+
+
+def deepseek_vl2_vision(
+    vision: ConfigView, projector: ConfigView, text_size: int
+) -> tuple[Tower, ...]:
+    """DeepSeek-VL2: SigLIP as timm spells it, with its pooling head (which engines drop).
+
+    Defaults: VisionEncoderConfig and MlpProjectorConfig in vLLM 0.32.0
+    transformers_utils/configs/deepseek_vl2.py.
+    """
+    n = _layers(vision, "layers", default=24)
+    h = vision.int("width", default=1024)
+    ratio = vision.number("mlp_ratio", default=4)
+    if not 0 < ratio <= 64:
+        raise vision.fail(f"{vision.path('mlp_ratio')} is {ratio}; it must lie in 0..64")
+    f = int(h * ratio)
+    patch = _side(vision, "patch_size", default=16)
+    image = _side(vision, "image_size", default=384)
+    parts = Parts("vision.")
+    parts.add("patch_embed.proj.weight", h, 3, patch, patch)
+    parts.add("patch_embed.proj.bias", h)
+    # Patches at the edge that do not fill a square are cut off.
+    parts.add("pos_embed", 1, (image // patch) ** 2, h)
+    where = "blocks.{layer}."
+    for norm in ("norm1", "norm2"):
+        parts.norm(where + norm, h, copies=n)
+    parts.linear(where + "attn.qkv", 3 * h, h, copies=n)
+    parts.linear(where + "attn.proj", h, h, copies=n)
+    parts.linear(where + "mlp.fc1", f, h, copies=n)
+    parts.linear(where + "mlp.fc2", h, f, copies=n)
+    parts.norm("norm", h)
+    parts.add("attn_pool.latent", 1, 1, h)
+    parts.linear("attn_pool.q", h, h)
+    parts.linear("attn_pool.kv", 2 * h, h)
+    parts.linear("attn_pool.proj", h, h)
+    parts.norm("attn_pool.norm", h)
+    parts.linear("attn_pool.mlp.fc1", f, h)
+    parts.linear("attn_pool.mlp.fc2", h, f)
+    kind = projector.text("projector_type", default="downsample_mlp_gelu")
+    if kind != "downsample_mlp_gelu":
+        raise projector.fail(f"projector {kind[:40]!r} is not known")
+    depth = projector.int("depth", default=2, high=16)
+    inner = projector.int("n_embed", default=2048) * projector.int("mlp_ratio", default=1)
+    factor = projector.int("downsample_ratio", default=2)
+    behind = Parts("projector.layers.")
+    behind.linear("0", inner, h * factor**2)
+    for i in range(1, depth - 1):
+        behind.linear(str(2 * i), inner, inner)
+    behind.linear(str(2 * (depth - 1)), text_size, inner)
+    marks = Parts()
+    for name in ("image_newline", "view_seperator"):
+        marks.add(name, text_size)
+    return (
+        parts.tower("vision", "vision", tensor_parallel=False, num_layers=n, hidden_size=h),
+        behind.tower("projector", "projector", tensor_parallel=False),
+        marks.tower("marks", "projector", tensor_parallel=False),
+    )
+
+
+_CLIP_LARGE_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+_SIGLIP_448 = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 448,
+    "patch_size": 14,
+}
+
+
+def phi3_vision(config: ConfigView, text_size: int) -> tuple[Tower, ...]:
+    """Phi-3 and 3.5 Vision: CLIP-L/14 at 336 pixels, which the config only names."""
+    prefix = "model.vision_embed_tokens."
+    tower = clip(ConfigView(_CLIP_LARGE_336, config.file), prefix + "img_processor.vision_model.")
+    parts = Parts(prefix)
+    wide = 4 * tower.hidden_size
+    parts.add("glb_GN", 1, 1, wide)
+    parts.add("sub_GN", 1, 1, 1, wide)
+    parts.linear("img_projection.0", text_size, wide)
+    parts.linear("img_projection.2", text_size, text_size)
+    return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+
+def phi4_vision(config: ConfigView, text_size: int) -> tuple[Tower, ...]:
+    """Phi-4 multimodal: SigLIP at 448 pixels with its pooling head, fixed in the model's code."""
+    prefix = "model.embed_tokens_extend.image_embed."
+    tower = siglip(ConfigView(_SIGLIP_448, config.file), prefix + "img_processor.")
+    parts = Parts(prefix)
+    parts.add("glb_GN", 1, 1, tower.hidden_size)
+    parts.add("sub_GN", 1, 1, 1, tower.hidden_size)
+    parts.linear("img_projection.0", text_size, tower.hidden_size)
+    parts.linear("img_projection.2", text_size, text_size)
+    return tower, parts.tower("projector", "projector", tensor_parallel=False)
+
+
+def phi4_audio(audio: ConfigView, text_size: int) -> tuple[Tower, ...]:
+    """Phi-4 multimodal: a conformer behind separable convolutions, one projector per mode."""
+    n = audio.layers("num_blocks", default=24)
+    h = audio.int("attention_dim", default=1024)
+    heads = audio.int("attention_heads", default=16)
+    f = audio.int("linear_units", default=1536)
+    kernel = audio.int("kernel_size", default=3)
+    bins = audio.int("input_size", default=80)
+    relative = audio.sub("relative_attention_bias_args")
+    distance = 500 if relative is None else relative.int("t5_bias_max_distance", default=500)
+    prefix = "model.embed_tokens_extend.audio_embed."
+    parts = Parts(prefix + "encoder.")
+    for name in ("global_mean", "global_invstd"):
+        parts.add("encoder_embedding." + name, bins)
+    parts.add("embed.conv.0.weight", h, 1, 3, 3)
+    parts.add("embed.conv.0.bias", h)
+    for first in (2, 5):
+        parts.add(f"embed.conv.{first}.weight", h, 1, 3, 3)
+        parts.add(f"embed.conv.{first}.bias", h)
+        parts.add(f"embed.conv.{first + 1}.weight", h, h, 1, 1)
+        parts.add(f"embed.conv.{first + 1}.bias", h)
+    # Three strides of two, rounding up.
+    parts.linear("embed.out", h, h * -(-bins // 8))
+    parts.add("relative_attention_bias_layer.bias_values.weight", 2 * distance, heads)
+    where = "encoders.{layer}."
+    for block in ("feed_forward_in", "feed_forward_out"):
+        parts.norm(f"{where}{block}.layer_norm", h, copies=n)
+        parts.linear(f"{where}{block}.net.0.linear", 2 * f, h, copies=n)
+        parts.linear(f"{where}{block}.net.2", h, f, copies=n)
+    for name in ("linear_q", "linear_k", "linear_v", "linear_out"):
+        parts.linear(f"{where}self_attn.{name}", h, h, copies=n)
+    parts.norm(where + "conv.layer_norm", h, copies=n)
+    for name in ("b1", "b2"):
+        parts.add(f"{where}conv.glu.{name}", 1, h, 1, copies=n)
+    for name, shape in (
+        ("glu.ext_pw_conv_1d", (2 * h, h, 1)),
+        ("dw_sep_conv_1d.dw_conv", (h, 1, kernel)),
+        ("dw_sep_conv_1d.pw_conv", (h, h, 1)),
+        ("ext_pw_conv_1d", (h, h, 1)),
+    ):
+        parts.add(f"{where}conv.{name}.weight", *shape, copies=n)
+        parts.add(f"{where}conv.{name}.bias", shape[0], copies=n)
+    for norm in ("layer_norm_att", "layer_norm"):
+        parts.norm(where + norm, h, copies=n)
+    behind = Parts(prefix + "audio_projection.")
+    for mode in ("speech", "vision"):
+        behind.linear(f"{mode}.0", text_size, h)
+        behind.linear(f"{mode}.2", text_size, text_size)
+    return (
+        parts.tower("audio", "audio", tensor_parallel=False, num_layers=n, hidden_size=h),
+        behind.tower("audio_projection", "projector", tensor_parallel=False),
     )

@@ -1,0 +1,609 @@
+"""From a model's inventory to the tensors of its GGUF file, and how large that file is.
+
+What llama.cpp's converter (`conversion/*.py`, ggml-org/llama.cpp at 0c1e57098) makes of a published
+checkpoint, as data: GGUF architecture, which projections stay fused, whether MTP blocks come along,
+which tensors are added (rotary factors) and left out (towers, which have a file of their own, the
+mmproj). `moesize.core.gguf` then gives every tensor its type.
+
+Left out: files of other converters and dates (one tensor for each expert before 2024, MLA with an
+undivided kv_b before spring 2025, files without MTP blocks by `--no-mtp`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
+from moesize.core.checkpoint import StoredEntry
+from moesize.core.errors import UnsupportedError
+from moesize.core.feed_forward import MoeMlp
+from moesize.core.gguf import (
+    GgufModel,
+    GgufTensor,
+    assign_types,
+    file_tensor_bytes,
+    find_file_type,
+    gguf_name,
+    model_bytes,
+)
+from moesize.core.inventory import Entry, inventory
+from moesize.core.quantization import BLOCK_TYPES, BlockType, Gguf, WeightFormat
+from moesize.core.recurrent import GatedDeltaNet
+from moesize.core.tensors import Tensor, matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from moesize.core.mixers import Mixer
+    from moesize.core.model_spec import ModelSpec
+    from moesize.core.quantization import Scheme
+
+
+# --- Families -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What llama.cpp's converter does with one model type.
+
+    keeps_mtp       MTP blocks come along as further blocks
+    fused_qkv       q, k and v are published, and stay, one matrix
+    fused_gate_up   so are gate and up, as one ffn_up
+    kv_heads_vary   KV heads are written for each layer, 0 for layers without attention; otherwise
+                    the number of the attention layers stands for all
+    drops_tied_head a head that the files repeat although it is tied is left out
+    """
+
+    architecture: str
+    keeps_mtp: bool = False
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
+    kv_heads_vary: bool = False
+    drops_tied_head: bool = False
+
+
+def _family(architecture: str, flags: str = "") -> _Family:
+    """`flags`: the names of the facts that hold."""
+    return _Family(architecture=architecture, **dict.fromkeys(flags.split(), True))
+
+
+_FAMILIES: dict[str, _Family] = {
+    # Llama and what is converted as one
+    **dict.fromkeys(
+        ("llama", "mistral", "mixtral", "Yi", "internlm3", "ministral"), _family("llama")
+    ),
+    "llama4": _family("llama4"),
+    "llama4_text": _family("llama4"),
+    "ministral3": _family("mistral3"),
+    "mistral3": _family("mistral3"),
+    "mistral4": _family("mistral4"),
+    "smollm3": _family("smollm3"),
+    "arcee": _family("arcee"),
+    "apertus": _family("apertus"),
+    "deci": _family("deci", "kv_heads_vary"),
+    "nemotron-nas": _family("deci", "kv_heads_vary"),
+    # Qwen
+    "qwen": _family("qwen", "fused_qkv"),
+    "qwen2": _family("qwen2"),
+    "qwen2_moe": _family("qwen2moe"),
+    "qwen2_vl": _family("qwen2vl"),
+    "qwen2_5_vl": _family("qwen2vl"),
+    "qwen3": _family("qwen3"),
+    "qwen3_moe": _family("qwen3moe"),
+    "qwen3_vl": _family("qwen3vl"),
+    "qwen3_asr": _family("qwen3vl"),
+    "qwen3_vl_moe": _family("qwen3vlmoe"),
+    "qwen3_vl_moe_text": _family("qwen3vlmoe"),
+    "qwen3_omni_moe": _family("qwen3vlmoe"),
+    "qwen3_omni_moe_text": _family("qwen3vlmoe"),
+    "qwen3_next": _family("qwen3next", "keeps_mtp"),
+    "qwen3_5": _family("qwen35", "keeps_mtp"),
+    "qwen3_5_text": _family("qwen35", "keeps_mtp"),
+    "qwen3_5_moe": _family("qwen35moe", "keeps_mtp"),
+    "qwen3_5_moe_text": _family("qwen35moe", "keeps_mtp"),
+    # DeepSeek and its kin
+    "deepseek": _family("deepseek"),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "kimi_k2", "kimi_k25", "kimi_vl"),
+        _family("deepseek2", "drops_tied_head"),
+    ),
+    "glm4_moe_lite": _family("deepseek2", "keeps_mtp drops_tied_head"),
+    "deepseek_v32": _family("deepseek32", "keeps_mtp drops_tied_head"),
+    "deepseek_v4": _family("deepseek4"),
+    "deepseek_ref": _family("deepseek4"),
+    "glm_moe_dsa": _family("glm-dsa", "keeps_mtp drops_tied_head"),
+    "kimi_linear": _family("kimi-linear", "kv_heads_vary"),
+    # GLM
+    "chatglm": _family("chatglm", "fused_qkv fused_gate_up"),
+    "glm": _family("chatglm", "fused_gate_up"),
+    "glm4": _family("glm4", "fused_gate_up"),
+    "glm4v": _family("glm4", "fused_gate_up"),
+    "glm4_moe": _family("glm4moe", "keeps_mtp"),
+    "glm4v_moe": _family("glm4moe", "keeps_mtp"),
+    "glm4v_moe_text": _family("glm4moe", "keeps_mtp"),
+    "solar_open": _family("glm4moe"),
+    # Gemma
+    "gemma": _family("gemma", "drops_tied_head"),
+    "gemma2": _family("gemma2", "drops_tied_head"),
+    "gemma3": _family("gemma3"),
+    "gemma3_text": _family("gemma3"),
+    "gemma3n": _family("gemma3n"),
+    "gemma3n_text": _family("gemma3n"),
+    "gemma4": _family("gemma4"),
+    "gemma4_text": _family("gemma4"),
+    "gemma4_unified": _family("gemma4"),
+    # Phi, Granite, OLMo, Cohere
+    "phi": _family("phi2"),
+    "phi3": _family("phi3", "fused_qkv fused_gate_up"),
+    "phimoe": _family("phimoe"),
+    "granite": _family("granite"),
+    "granitemoe": _family("granitemoe"),
+    "granitemoeshared": _family("granitemoe"),
+    "granitemoehybrid": _family("granitehybrid", "kv_heads_vary"),
+    "bamba": _family("granitehybrid", "kv_heads_vary"),
+    "olmo": _family("olmo"),
+    "hf_olmo": _family("olmo"),
+    "olmo2": _family("olmo2"),
+    "olmo3": _family("olmo2"),
+    "olmoe": _family("olmoe"),
+    "cohere": _family("command-r"),
+    "cohere2": _family("cohere2"),
+    # Experts
+    "gpt_oss": _family("gpt-oss"),
+    "dbrx": _family("dbrx", "fused_qkv"),
+    "minimax_m2": _family("minimax-m2"),
+    "minimax_m3": _family("minimax-m3"),
+    "minimax_m3_vl": _family("minimax-m3"),
+    "minimax_m3_vl_text": _family("minimax-m3"),
+    "minimax_m1": _family("minimax-01"),
+    "minimax_text_01": _family("minimax-01"),
+    "dots1": _family("dots1"),
+    "ernie4_5": _family("ernie4_5"),
+    "ernie4_5_moe": _family("ernie4_5-moe"),
+    "ernie4_5_moe_text": _family("ernie4_5-moe"),
+    "afmoe": _family("afmoe"),
+    "bailing_moe": _family("bailingmoe"),
+    "bailing_moe_v2": _family("bailingmoe2", "fused_qkv keeps_mtp"),
+    "hunyuan_v1_moe": _family("hunyuan-moe", "drops_tied_head"),
+    "hunyuan": _family("hunyuan-moe", "drops_tied_head"),
+    "hunyuan_v1_dense": _family("hunyuan-dense", "drops_tied_head"),
+    "hy_v3": _family("hy_v3", "keeps_mtp"),
+    "exaone": _family("exaone"),
+    "exaone4": _family("exaone4"),
+    "exaone_moe": _family("exaone-moe", "keeps_mtp"),
+    "mimo_v2": _family("mimo2", "keeps_mtp kv_heads_vary"),
+    "mimo_v2_flash": _family("mimo2", "keeps_mtp kv_heads_vary"),
+    "step3p5": _family("step35", "keeps_mtp"),
+    "step3p7": _family("step35", "keeps_mtp"),
+    # State-space layers
+    "jamba": _family("jamba", "kv_heads_vary"),
+    "nemotron_h": _family("nemotron_h", "kv_heads_vary keeps_mtp"),
+    "mamba": _family("mamba", "kv_heads_vary drops_tied_head"),
+    "falcon_mamba": _family("mamba", "kv_heads_vary drops_tied_head"),
+    "mamba2": _family("mamba2", "kv_heads_vary"),
+    "falcon_h1": _family("falcon-h1"),
+    "lfm2": _family("lfm2", "kv_heads_vary"),
+    "lfm2_vl": _family("lfm2", "kv_heads_vary"),
+    "lfm2_moe": _family("lfm2moe", "kv_heads_vary"),
+    # Others
+    "baichuan": _family("baichuan"),
+    "bloom": _family("bloom", "fused_qkv"),
+    "falcon": _family("falcon", "fused_qkv"),
+    "RefinedWeb": _family("falcon", "fused_qkv"),
+    "RefinedWebModel": _family("falcon", "fused_qkv"),
+    "gpt2": _family("gpt2", "fused_qkv"),
+    "gpt_bigcode": _family("starcoder", "fused_qkv"),
+    "gpt_neox": _family("gptneox", "fused_qkv"),
+    "mpt": _family("mpt", "fused_qkv"),
+    "internlm2": _family("internlm2"),
+    "jais2": _family("jais2"),
+    "minicpm": _family("minicpm"),
+    "nemotron": _family("nemotron"),
+    "orion": _family("orion"),
+    "seed_oss": _family("seed_oss"),
+    "stablelm": _family("stablelm"),
+    "stablelm_epoch": _family("stablelm"),
+    "starcoder2": _family("starcoder2"),
+    "xverse": _family("xverse"),
+    "bert": _family("bert"),
+    "camembert": _family("bert"),
+    "roberta": _family("bert"),
+    "xlm-roberta": _family("bert"),
+}
+
+# Wrappers around any of several language models, which the facts of the spec tell apart.
+_WRAPPERS = frozenset({"internvl", "internvl_chat", "llava", "llava_next", "llava_onevision"})
+
+
+def _family_of(spec: ModelSpec) -> _Family:
+    family = _FAMILIES.get(spec.model_type)
+    if family is None and spec.model_type in _WRAPPERS:
+        family = _FAMILIES.get(_wrapped_model_type(spec))
+    if family is None:
+        raise UnsupportedError(
+            f"llama.cpp has no converter for model type {spec.model_type!r}, as far as moesize "
+            "knows, so the size of a GGUF file cannot be told",
+            "choose a quantization that is not GGUF: `moesize quants` lists all",
+        )
+    return family
+
+
+def _wrapped_model_type(spec: ModelSpec) -> str:
+    """The model type inside a wrapper, by what sets the likely ones apart."""
+    inner = spec.naming.partition("@")[0]
+    if inner in _FAMILIES:
+        return inner
+    attention = _attention(spec, vary=False)
+    if not isinstance(attention, GroupedQueryAttention) or inner != "default":
+        return ""
+    has_experts = _num_experts(spec) > 0
+    if attention.qk_norm == "head":
+        return "qwen3_moe" if has_experts else "qwen3"
+    if has_experts:
+        return ""
+    return "qwen2" if attention.qkv_bias and not attention.out_bias else "llama"
+
+
+def gguf_architecture(spec: ModelSpec) -> str:
+    """GGUF's name for the architecture, `general.architecture` in the file.
+
+    Raises UnsupportedError for a model type that llama.cpp's converter does not take.
+    """
+    architecture = _family_of(spec).architecture
+    if architecture == "nemotron_h" and _num_experts(spec):
+        return "nemotron_h_moe"
+    return architecture
+
+
+# --- Tensors ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Equal tensors of the file: the entry that stands for them, and one tensor for each copy."""
+
+    entry: Entry
+    tensors: tuple[GgufTensor, ...]
+    copies: int  # tensors in one layer
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A GGUF file before types: what the quantizer knows, and all parts in inventory order."""
+
+    model: GgufModel
+    parts: tuple[_Part, ...]
+    tensors: tuple[GgufTensor, ...]
+
+
+# Published, and never converted.
+_DROPPED = ("other.pooler", "other.inverse_frequencies", "towers")
+_QKV = ("attention.q", "attention.k", "attention.v")
+
+
+def gguf_tensors(spec: ModelSpec) -> tuple[GgufModel, tuple[GgufTensor, ...]]:
+    """Every tensor of the GGUF file, and what the quantizer knows of the model.
+
+    Raises UnsupportedError for families and tensors that llama.cpp lacks.
+    """
+    view = _view(spec)
+    return view.model, view.tensors
+
+
+def _view(spec: ModelSpec) -> _View:
+    # Kept on the spec, as moesize.core.checkpoint does: a global cache would keep specs alive.
+    view: _View | None = spec.__dict__.get("_gguf_view")
+    if view is None:
+        view = spec.__dict__["_gguf_view"] = _make_view(spec)
+    return view
+
+
+def _make_view(spec: ModelSpec) -> _View:
+    family = _family_of(spec)
+    parts = tuple(_part(spec, entry) for entry in _entries(spec, family))
+    mtp = len(spec.mtp.layers) if spec.mtp is not None and family.keeps_mtp else 0
+    attention = _attention(spec, vary=family.kv_heads_vary)
+    heads, kv_heads = _heads(attention)
+    model = GgufModel(
+        architecture=gguf_architecture(spec),
+        num_layers=(spec.num_layers or len(spec.encoder_layout)) + mtp,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        num_experts=_num_experts(spec),
+    )
+    return _View(model, parts, tuple(tensor for part in parts for tensor in part.tensors))
+
+
+def _attention(spec: ModelSpec, *, vary: bool) -> Mixer | None:
+    """The attention whose heads the quantizer sees: layer 0's, or the first there is."""
+    layout = spec.layout or spec.encoder_layout
+    for name in layout[:1] if vary else dict.fromkeys(layout):
+        for mixer in spec.block(name).mixers:
+            if isinstance(mixer, (GroupedQueryAttention, LatentAttention, CompressedAttention)):
+                return mixer
+    return None
+
+
+def _heads(attention: Mixer | None) -> tuple[int, int]:
+    match attention:
+        case GroupedQueryAttention():
+            return attention.num_heads, attention.num_kv_heads
+        case LatentAttention() | CompressedAttention():
+            return attention.num_heads, 1
+        case _:
+            return 0, 0
+
+
+def _num_experts(spec: ModelSpec) -> int:
+    return max(
+        (
+            feed_forward.num_experts
+            for block in spec.blocks
+            for feed_forward in block.feed_forwards
+            if isinstance(feed_forward, MoeMlp)
+        ),
+        default=0,
+    )
+
+
+def _entries(spec: ModelSpec, family: _Family) -> Iterator[Entry]:
+    """The inventory as the converter rearranges it."""
+    for entry in inventory(spec):
+        role = entry.tensor.role
+        if entry.section == "tower" or role.startswith(_DROPPED):
+            continue
+        if entry.section == "mtp" or (entry.section == "stored" and entry.layers):
+            if family.keeps_mtp:
+                yield from _converted(spec, family, entry)
+        elif entry.section == "stored":
+            if role == "lm_head.weight" and not family.drops_tied_head:
+                yield entry
+        else:
+            yield from _converted(spec, family, entry)
+    yield from _added(spec, family)
+
+
+def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry]:
+    """One entry as none, one or two of the file."""
+    tensor = entry.tensor
+    role = tensor.role
+    base, bias = role.removesuffix(".bias"), role[len(role.removesuffix(".bias")) :]
+    if base == "attention.kv_b":
+        for half in _split_kv_b(spec, entry):
+            yield replace(entry, tensor=half)
+    elif base == "attention.linear.qkvz":
+        mixer = next(m for m in spec.block(entry.block).mixers if isinstance(m, GatedDeltaNet))
+        rows = 2 * mixer.key_size + mixer.value_size
+        columns = tensor.shape[1]
+        yield replace(entry, tensor=matrix("attention.linear.qkv", rows, columns))
+        yield replace(entry, tensor=matrix("attention.linear.z", mixer.value_size, columns))
+    elif base.endswith("_groups"):
+        pass  # the second part of a Mamba-2 matrix, see below
+    elif base in ("attention.linear.in", "attention.linear.conv"):
+        yield _joined(spec, entry, role, (role, base + "_groups" + bias))
+    elif family.fused_qkv and base in _QKV:
+        if base == "attention.q":
+            roles = tuple(part + bias for part in _QKV)
+            yield _joined(spec, entry, "attention.qkv" + bias, roles)
+    elif family.fused_gate_up and base in ("dense_mlp.gate", "dense_mlp.up"):
+        if base == "dense_mlp.up":
+            roles = ("dense_mlp.gate" + bias, "dense_mlp.up" + bias)
+            yield _joined(spec, entry, role, roles)
+    else:
+        yield entry
+
+
+def _joined(spec: ModelSpec, entry: Entry, role: str, roles: tuple[str, ...]) -> Entry:
+    """The tensors of these roles in the entry's block, one below the other."""
+    parts = [tensor for tensor in spec.block_tensors[entry.block] if tensor.role in roles]
+    rows = sum(tensor.shape[0] for tensor in parts)
+    shape = (rows, *entry.tensor.shape[1:])
+    return replace(entry, tensor=replace(entry.tensor, role=role, shape=shape, shard=None))
+
+
+def _split_kv_b(spec: ModelSpec, entry: Entry) -> tuple[Tensor, Tensor]:
+    """MLA's kv_b by head: k_b transposed, (rank, nope), and v_b (v, rank).
+
+    As `moesize.core.gguf.split_mla_kv_b`, in the inventory's order of dimensions.
+    """
+    mixer = next(m for m in spec.block(entry.block).mixers if isinstance(m, LatentAttention))
+    rank, heads = mixer.kv_lora_rank, mixer.num_heads
+    return (
+        matrix("attention.k_b", rank, mixer.qk_nope_head_dim, copies=heads),
+        matrix("attention.v_b", mixer.v_head_dim, rank, copies=heads),
+    )
+
+
+def _added(spec: ModelSpec, family: _Family) -> Iterator[Entry]:
+    """Tensors that the converter makes: factors of the rotary frequencies, one for each pair."""
+    pairs = max((table.rotary_dim // 2 for table in spec.rotary), default=0)
+    scaling = {table.scaling for table in spec.rotary}
+    architecture = family.architecture
+    if architecture == "gemma4":
+        pairs = max(
+            mixer.head_dim // 2
+            for block in spec.blocks
+            for mixer in block.mixers
+            if isinstance(mixer, GroupedQueryAttention)
+        )
+        yield Entry(Tensor("other.rope_freqs", (pairs,)), "final")
+    elif "llama3" in scaling and architecture in _LLAMA3_ROPE:
+        yield Entry(Tensor("other.rope_freqs", (pairs,)), "final")
+    elif scaling & {"longrope", "su"} and architecture in _LONG_ROPE:
+        yield Entry(Tensor("other.rope_factors_long", (pairs,)), "final")
+        yield Entry(Tensor("other.rope_factors_short", (pairs,)), "final")
+
+
+# Converters that write `rope_freqs` for rope type llama3, and `rope_factors_*` for longrope.
+_LLAMA3_ROPE = frozenset(
+    {
+        "afmoe",
+        "apertus",
+        "arcee",
+        "deci",
+        "exaone",
+        "exaone-moe",
+        "exaone4",
+        "granite",
+        "granitehybrid",
+        "granitemoe",
+        "llama",
+        "llama4",
+        "mistral3",
+        "smollm3",
+        "step35",
+    }
+)
+_LONG_ROPE = frozenset({"minicpm", "phi3", "phimoe"})
+
+
+def _part(spec: ModelSpec, entry: Entry) -> _Part:
+    """The tensors that an entry stands for; experts and heads of one layer are stacked in one."""
+    tensor = entry.tensor
+    stacked = tensor.copies > 1 and (tensor.expert or tensor.role in _STACKED)
+    shape = tuple(reversed(tensor.shape))
+    if stacked:
+        shape = (*shape, tensor.copies)
+    name = _name(spec, entry)
+    copies = 1 if stacked else tensor.copies
+    if entry.layers:
+        tensors = tuple(
+            GgufTensor(name=f"blk.{layer}.{name}", shape=shape, block=layer)
+            for layer in entry.layers
+            for _ in range(copies)
+        )
+        name = "blk.{layer}." + name
+    else:
+        tensors = (GgufTensor(name=name, shape=shape),) * copies
+    return _Part(replace(entry, name=name), tensors, copies)
+
+
+_STACKED = ("attention.k_b", "attention.v_b")
+
+
+def _name(spec: ModelSpec, entry: Entry) -> str:
+    role = entry.tensor.role
+    if entry.section == "stored" and entry.layers:
+        role = "other.mtp_" + ("embedding" if role == "embedding.tokens" else "head")
+    mixers = spec.block(entry.block).mixers if entry.block else ()
+    kinds = [mixer.kind for mixer in mixers]
+    if role.startswith("attention.linear."):
+        kinds = [kind for kind in kinds if kind not in ("gqa", "mla", "compressed")]
+    return gguf_name(role, mixer=kinds[0] if kinds else "")
+
+
+# --- Sizes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufFileSize:
+    """Bytes of a GGUF file: exact tensor data plus metadata, which depends on the vocabulary.
+
+    low and high enclose the metadata of published files of common tokenizers.
+    """
+
+    tensor_bytes: int
+    metadata_bytes: int
+    low: int
+    high: int
+
+    @property
+    def estimate(self) -> int:
+        """Tensor data and the likely metadata."""
+        return self.tensor_bytes + self.metadata_bytes
+
+
+def gguf_entries(
+    spec: ModelSpec, scheme: Scheme, *, imatrix: bool = False
+) -> tuple[StoredEntry, ...]:
+    """The tensors of the GGUF file as inventory entries with the type of each.
+
+    An entry is divided where its layers have different types. `imatrix` as in `assign_types`.
+    Raises UnsupportedError for families that llama.cpp lacks and for schemes that are not its own.
+    """
+    if not scheme.gguf_file_type:
+        raise UnsupportedError(
+            f"{scheme.name} is no GGUF file type", "`moesize quants` lists the schemes"
+        )
+    file_type = find_file_type(scheme.gguf_file_type)
+    cache: dict[tuple[str, bool], tuple[StoredEntry, ...]]
+    cache = spec.__dict__.setdefault("_gguf_entries", {})
+    key = (file_type, imatrix)
+    if key not in cache:
+        cache[key] = tuple(_stored(_view(spec), file_type, imatrix))
+    return cache[key]
+
+
+def gguf_model_bytes(spec: ModelSpec, file_type: str, *, imatrix: bool = False) -> int:
+    """What llama.cpp prints as "model size": all tensors of the file, MTP blocks included."""
+    view = _view(spec)
+    types = assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix)
+    return model_bytes(view.tensors, types)
+
+
+def gguf_file_bytes(spec: ModelSpec, file_type: str, *, imatrix: bool = False) -> GgufFileSize:
+    """Size of the file: tensors padded to 32 bytes, and metadata within a band.
+
+    Metadata is almost all vocabulary. Published files have 23 bytes for each token of 32k
+    SentencePiece vocabularies (text, score, type) and 39 to 61 for BPE ones (merges as well).
+    """
+    view = _view(spec)
+    types = assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix)
+    tensor_data = file_tensor_bytes(view.tensors, types)
+    directory = len(view.tensors) * _TENSOR_INFO_BYTES
+    vocabulary = spec.embedding.vocab_size
+    each = _SMALL_TOKEN_BYTES if vocabulary <= _SMALL_VOCABULARY else _TOKEN_BYTES
+    return GgufFileSize(
+        tensor_bytes=tensor_data,
+        metadata_bytes=vocabulary * each + directory,
+        low=tensor_data + vocabulary * _TOKEN_BYTES_LOW + directory,
+        high=tensor_data + vocabulary * _TOKEN_BYTES_HIGH + directory,
+    )
+
+
+# Name (about 22 characters) with its length, number of dimensions, two of them, type and offset.
+_TENSOR_INFO_BYTES = 62
+_SMALL_VOCABULARY = 65_536
+_SMALL_TOKEN_BYTES, _TOKEN_BYTES = 24, 46
+_TOKEN_BYTES_LOW, _TOKEN_BYTES_HIGH = 18, 66
+
+
+def _stored(view: _View, file_type: str, imatrix: bool) -> Iterator[StoredEntry]:
+    types = iter(assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix))
+    for part in view.parts:
+        of_part = [next(types) for _ in part.tensors]
+        entry = part.entry
+        if not entry.layers:
+            yield _stored_entry(entry, of_part[0])
+            continue
+        by_type: dict[str, list[int]] = {}
+        for layer, block_type in zip(entry.layers, of_part[:: part.copies], strict=True):
+            by_type.setdefault(block_type.name, []).append(layer)
+        for name, layers in by_type.items():
+            yield _stored_entry(replace(entry, layers=tuple(layers)), BLOCK_TYPES[name])
+
+
+_PLAIN_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _stored_entry(entry: Entry, block_type: BlockType) -> StoredEntry:
+    dtype = _PLAIN_DTYPES.get(block_type.name)
+    if dtype is None:
+        weight_format: WeightFormat = Gguf(block_type=block_type)
+        return StoredEntry(entry, weight_format, block_type.name)
+    # Token tables of hash routing are I32, as wide as F32.
+    return StoredEntry(entry, None, entry.tensor.dtype if "int" in entry.tensor.dtype else dtype)
+
+
+def count_types(entries: Iterable[StoredEntry]) -> dict[str, int]:
+    """Tensors of each type, as a GGUF loader lists them."""
+    counts: Counter[str] = Counter()
+    names = {dtype: name for name, dtype in _PLAIN_DTYPES.items()} | {"int32": "I32"}
+    for item in entries:
+        tensor = item.entry.tensor
+        stacked = tensor.expert or tensor.role in _STACKED
+        copies = 1 if stacked else tensor.copies
+        counts[names.get(item.dtype, item.dtype)] += copies * item.entry.count
+    return dict(counts)
