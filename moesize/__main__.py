@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (interface: 0, 1, 2, 3, 130)."""
     argv = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until exit)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # files are read with errors of their own: this is stdout
+        from moesize.cli import silence_stdout
+
+        silence_stdout()
+        if isinstance(error, BrokenPipeError):
+            return 0
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 3
+
+
+def _run(argv: list[str]) -> int:
     if argv in (["--version"], ["-V"]):
         from moesize._version import __version__
 
-        print(f"moesize {__version__}")
+        print(f"moesize {__version__}", flush=True)
         return 0
     from moesize.cli import run
 

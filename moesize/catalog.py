@@ -89,7 +89,10 @@ def _is_plain(key: str) -> bool:
 def _as_path(name: str) -> Path | None:
     if len(name) > 4096:
         return None
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~nobody
+        path = Path(name)
     suffix = path.suffix.lower()
     if suffix in (".json", ".yaml", ".yml", ".gguf") or name.startswith((".", "/", "~")):
         return path
@@ -136,7 +139,7 @@ def load_spec(path: Path) -> ModelSpec:
     except StructureError as error:
         line = document.line(error.path)
         raise InvalidSpecError(f"{path}:{line}: {error}") from error
-    if spec.naming not in NAMES:
+    if spec.naming.partition("@")[0] not in NAMES:
         line = document.line("naming")
         raise InvalidSpecError(f"{path}:{line}: naming: {spec.naming[:40]!r} names no family")
     return spec

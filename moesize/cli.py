@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -15,12 +16,15 @@ from moesize.core.errors import InvalidInputError, MoesizeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_YES, EXIT_NO, EXIT_WRONG_QUESTION, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_YES, EXIT_NO, EXIT_WRONG_QUESTION = 0, 1, 2
 
 
 def run(argv: list[str]) -> int:
     """Run the command line and return its exit code; no traceback for foreseeable trouble."""
     as_json = _wants_json(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets ?
     try:
         code = main.main(args=argv, prog_name="moesize", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_YES
@@ -32,23 +36,38 @@ def run(argv: list[str]) -> int:
         return _report("usage", message, f"see `{hint}`", EXIT_WRONG_QUESTION, as_json)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except SystemExit:  # how click ends when the reader of a pipe has left
         return EXIT_YES
+
+
+def _emit(render: Callable[..., None], *args: Any, **options: Any) -> None:
+    """Print. A reader that has seen enough (head, less) changes no exit code."""
+    try:
+        render(*args, **options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Send what is still to be printed nowhere: Python would try, and complain, again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(kind: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:
     message, hint = _one_line(message), _one_line(hint)
     if as_json:
-        print(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}, indent=2))
+        _emit(_print_json, {"error": {"kind": kind, "message": message, "hint": hint}})
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"\nhint: {hint}", file=sys.stderr)
     return exit_code
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
 
 
 def _one_line(text: str) -> str:
@@ -57,7 +76,7 @@ def _one_line(text: str) -> str:
 
 
 def _wants_json(argv: list[str]) -> bool:
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
     return any(a == "--format=json" or (a in ("--format", "-f") and b == "json") for a, b in pairs)
 
 
@@ -88,9 +107,10 @@ class _PanelCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            # Arguments stand in the usage line and are explained in the text.
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
-                panel = getattr(param, "panel", "Other")
+                panel = getattr(param, "panel", "Output")  # --help itself
                 panels.setdefault(panel, []).append(record)
         for panel, records in panels.items():
             with formatter.section(panel):
@@ -100,7 +120,7 @@ class _PanelCommand(click.Command):
 class _Option(click.Option):
     """An option that knows its help panel."""
 
-    def __init__(self, *args: Any, panel: str = "Other", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, panel: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.panel = panel
 
@@ -235,21 +255,21 @@ def plan(
     if quiet:
         from moesize.renderers.text import verdict_line
 
-        print(verdict_line(answer))
+        _emit(print, verdict_line(answer))
     elif output == "json":
-        print(json.dumps(answer.to_dict(), indent=2))
+        _emit(_print_json, answer.to_dict())
     elif output == "markdown":
         from moesize.renderers.markdown import plan_markdown
 
-        print(plan_markdown(answer, explain=explain))
+        _emit(print, plan_markdown(answer, explain=explain))
     elif output == "csv":
         from moesize.renderers.text import plan_csv
 
-        print(plan_csv(answer), end="")
+        _emit(print, plan_csv(answer), end="")
     else:
         from moesize.renderers.table import print_plan
 
-        print_plan(answer, explain=explain)
+        _emit(print_plan, answer, explain=explain)
     return EXIT_YES if answer.fits else EXIT_NO
 
 
@@ -273,11 +293,11 @@ def show(model: str, output: str, tensors: bool, **options: Any) -> int:
 
     report = make_report(model, **options)
     if output == "json":
-        print(json.dumps(report.to_dict(tensors=tensors), indent=2))
+        _emit(_print_json, report.to_dict(tensors=tensors))
     else:
         from moesize.renderers.table import print_model
 
-        print_model(report, tensors=tensors)
+        _emit(print_model, report, tensors=tensors)
     return EXIT_YES
 
 
@@ -342,14 +362,14 @@ def engines(output: str) -> int:
 
 def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output: str) -> int:
     if output == "json":
-        print(json.dumps({"schema": f"moesize.{what}/1", what: rows}, indent=2))
+        _emit(_print_json, {"schema": f"moesize.{what}/1", what: rows})
         return EXIT_YES if rows else EXIT_NO
     if not rows:
-        print(f"no {what} match {_one_line(word or '')!r}")
+        _emit(print, f"no {what} match {_one_line(word or '')!r}")
         return EXIT_NO
     from moesize.renderers.table import print_rows
 
-    print_rows(what, rows)
+    _emit(print_rows, what, rows)
     return EXIT_YES
 
 
@@ -371,7 +391,7 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
 
     text = spec_yaml(source, spec_id=spec_id, online=online)
     if target is None:
-        print(text, end="")
+        _emit(print, text, end="")
     else:
         write_spec(target, text)
         print(f"wrote {target}", file=sys.stderr)
@@ -381,7 +401,7 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
 @main.command(cls=_PanelCommand)
 @click.argument("document")
 def schema(document: str) -> int:
-    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines.
+    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines, error.
 
     \b
     moesize schema plan
@@ -389,7 +409,7 @@ def schema(document: str) -> int:
     """
     from moesize.schemas import find_schema
 
-    print(json.dumps(find_schema(document), indent=2))
+    _emit(_print_json, find_schema(document))
     return EXIT_YES
 
 

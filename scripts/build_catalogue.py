@@ -5,7 +5,10 @@
 
 FOLDER holds `owner__name.json` files and a sources.csv (model_id, file, source). CSV holds
 published element counts (model_id, params_total, exactness, source_url). Every spec is read by the
-importer, checked against its published count, and left out when the two disagree.
+importer, checked against its published count, and left out when the two disagree. Folders given
+with --reconstructed hold configs put together from other sources: they count only where a
+published count vouches for them. `stated_configs/` here holds the facts of papers and of authors'
+code for models that have no config.json.
 """
 
 from __future__ import annotations
@@ -16,20 +19,25 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.catalog import load_spec, normal_form
 from moesize.core.checkpoint import hub_elements
+from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import MoesizeError
-from moesize.core.inventory import count_parameters
-from moesize.core.model_spec import ModelSpec, Source
+from moesize.core.inventory import count_parameters, inventory
+from moesize.core.model_spec import ExtraTensor, ModelSpec, Source
 from moesize.importer import dump_spec, write_spec
 from moesize.readers.hf.read import spec_from_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = ROOT / "model_specs"
 INDEX = ROOT / "moesize" / "data" / "models.json"
 LIST = ROOT / "scripts" / "catalogue.csv"
+STATED = ROOT / "scripts" / "stated_configs"
 CHECKED = "2026-11-22"
 
 
@@ -37,14 +45,16 @@ def main() -> int:
     """Build everything, print what was left out and why."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--configs", action="append", default=[], type=Path)
+    parser.add_argument("--reconstructed", action="append", default=[], type=Path)
     parser.add_argument("--totals", type=Path)
     parser.add_argument("--index-only", action="store_true")
     options = parser.parse_args()
     if not options.index_only:
-        sources = _sources(options.configs)
+        sources = _sources([STATED, *options.configs])
+        rebuilt = _sources(options.reconstructed)
         totals = _totals(options.totals) if options.totals else {}
         for row in _rows(LIST):
-            _build(row, sources, totals)
+            _build(row, sources, rebuilt, totals)
     write_index()
     return 0
 
@@ -57,8 +67,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _sources(folders: list[Path]) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     for folder in folders:
-        listed = folder / "sources.csv"
-        rows = _rows(listed if listed.is_file() else folder.parent / "sources.csv")
+        beside = folder.parent / f"{folder.name}_sources.csv"
+        places = (folder / "sources.csv", beside, folder.parent / "sources.csv")
+        rows = _rows(next(place for place in places if place.is_file()))
         for row in rows:
             path = folder / row["file"]
             if path.is_file():
@@ -77,12 +88,16 @@ def _totals(path: Path) -> dict[str, tuple[int, str]]:
 def _build(
     row: dict[str, str],
     sources: dict[str, tuple[Path, str]],
+    rebuilt: dict[str, tuple[Path, str]],
     totals: dict[str, tuple[int, str]],
 ) -> None:
     hub_id, same_as = row["hub_id"], row["config_of"]
     names = [hub_id, *(alias for alias in row["aliases"].split(";") if "/" in alias)]
     looked_up = [same_as] if same_as else names
     found = next((sources[name.lower()] for name in looked_up if name.lower() in sources), None)
+    reconstructed = found is None
+    if found is None:
+        found = next((rebuilt[name.lower()] for name in names if name.lower() in rebuilt), None)
     if found is None:
         print(f"left out: {row['id']}: no config found")
         return
@@ -103,6 +118,8 @@ def _build(
     spec, problem = _checked(spec, total)
     if same_as and total is None:
         problem = f"nothing published shows that it is built like {same_as}"
+    if reconstructed and total is None:
+        problem = "its config is a reconstruction and no published count vouches for it"
     if problem:
         print(f"left out: {row['id']}: {problem}")
         return
@@ -117,6 +134,10 @@ def _build(
         notes=notes,
         source=replace(spec.source, config=source),
     )
+    if reconstructed:
+        spec = replace(
+            spec, notes=(*spec.notes, "config put together from other sources; the count agrees")
+        )
     target = SPECS / f"{row['id']}.yaml"
     write_spec(str(target), dump_spec(spec))
     if load_spec(target) != spec:

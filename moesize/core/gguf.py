@@ -159,6 +159,7 @@ _NAMES = {
 _NAMES_BY_MIXER = {
     ("kimi_delta", "attention.linear.out"): "attn_output.weight",
     ("lightning", "attention.linear.out"): "attn_output.weight",
+    ("lightning", "attention.linear.g"): "attn_gate.weight",
     ("short_conv", "attention.linear.in"): "shortconv.in_proj.weight",
     ("short_conv", "attention.linear.conv"): "shortconv.conv.weight",
     ("short_conv", "attention.linear.out"): "shortconv.out_proj.weight",

@@ -54,6 +54,9 @@ class _Family:
     kv_heads_vary   KV heads are written for each layer, 0 for layers without attention; otherwise
                     the number of the attention layers stands for all
     drops_tied_head a head that the files repeat although it is tied is left out
+    positions_from  rows of the position table before the first token's, which are left out
+    unlisted_blocks MTP blocks that files have and configs do not state: they count as blocks for
+                    the quantizer's rules, but their tensors are not in the inventory
     """
 
     architecture: str
@@ -62,11 +65,19 @@ class _Family:
     fused_gate_up: bool = False
     kv_heads_vary: bool = False
     drops_tied_head: bool = False
+    positions_from: int = 0
+    unlisted_blocks: int = 0
 
 
 def _family(architecture: str, flags: str = "") -> _Family:
     """`flags`: the names of the facts that hold."""
     return _Family(architecture=architecture, **dict.fromkeys(flags.split(), True))
+
+
+# Roberta numbers positions from pad_token_id + 1, and its pad token is 1 (conversion/bert.py).
+_ROBERTA = _Family(architecture="bert", positions_from=2)
+# Three MTP blocks (conversion/mimo.py).
+_MIMO_V2 = _Family(architecture="mimo2", keeps_mtp=True, kv_heads_vary=True, unlisted_blocks=3)
 
 
 _FAMILIES: dict[str, _Family] = {
@@ -173,8 +184,8 @@ _FAMILIES: dict[str, _Family] = {
     "exaone": _family("exaone"),
     "exaone4": _family("exaone4"),
     "exaone_moe": _family("exaone-moe", "keeps_mtp"),
-    "mimo_v2": _family("mimo2", "keeps_mtp kv_heads_vary"),
-    "mimo_v2_flash": _family("mimo2", "keeps_mtp kv_heads_vary"),
+    "mimo_v2": _MIMO_V2,
+    "mimo_v2_flash": _MIMO_V2,
     "step3p5": _family("step35", "keeps_mtp"),
     "step3p7": _family("step35", "keeps_mtp"),
     # State-space layers
@@ -209,8 +220,8 @@ _FAMILIES: dict[str, _Family] = {
     "xverse": _family("xverse"),
     "bert": _family("bert"),
     "camembert": _family("bert"),
-    "roberta": _family("bert"),
-    "xlm-roberta": _family("bert"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }
 
 # Wrappers around any of several language models, which the facts of the spec tell apart.
@@ -303,7 +314,9 @@ def _view(spec: ModelSpec) -> _View:
 def _make_view(spec: ModelSpec) -> _View:
     family = _family_of(spec)
     parts = tuple(_part(spec, entry) for entry in _entries(spec, family))
-    mtp = len(spec.mtp.layers) if spec.mtp is not None and family.keeps_mtp else 0
+    mtp = family.unlisted_blocks
+    if spec.mtp is not None and family.keeps_mtp:
+        mtp = len(spec.mtp.layers)
     attention = _attention(spec, vary=family.kv_heads_vary)
     heads, kv_heads = _heads(attention)
     model = GgufModel(
@@ -358,11 +371,28 @@ def _entries(spec: ModelSpec, family: _Family) -> Iterator[Entry]:
             if family.keeps_mtp:
                 yield from _converted(spec, family, entry)
         elif entry.section == "stored":
-            if role == "lm_head.weight" and not family.drops_tied_head:
-                yield entry
+            yield from _repeated(spec, family, entry)
         else:
             yield from _converted(spec, family, entry)
     yield from _added(spec, family)
+
+
+def _repeated(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry]:
+    """What published files hold and engines do not load, where the converter keeps it."""
+    role = entry.tensor.role
+    if role == "lm_head.weight" and not family.drops_tied_head:
+        yield entry
+    elif role == "other.layer_scalar":  # Gemma 4: one scalar in each layer
+        layers = tuple(range(spec.num_layers))
+        yield Entry(replace(entry.tensor, shape=(1,), copies=1), "layers", layers)
+    elif role == "other.unused_kv":  # Gemma 3n and 4: layers that read another layer's cache
+        for block in spec.blocks:
+            mixer = block.mixers[0]
+            if isinstance(mixer, GroupedQueryAttention) and mixer.shares_kv:
+                layers = tuple(i for i, name in enumerate(spec.layout) if name == block.name)
+                for tensor in replace(mixer, shares_kv=False).tensors(spec.hidden_size):
+                    if tensor.role in ("attention.k", "attention.v", "norms.k"):
+                        yield Entry(tensor, "layers", layers, block.name)
 
 
 def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry]:
@@ -379,6 +409,9 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
         columns = tensor.shape[1]
         yield replace(entry, tensor=matrix("attention.linear.qkv", rows, columns))
         yield replace(entry, tensor=matrix("attention.linear.z", mixer.value_size, columns))
+    elif base == "embedding.positions":
+        rows, columns = tensor.shape
+        yield replace(entry, tensor=replace(tensor, shape=(rows - family.positions_from, columns)))
     elif base.endswith("_groups"):
         pass  # the second part of a Mamba-2 matrix, see below
     elif base in ("attention.linear.in", "attention.linear.conv"):

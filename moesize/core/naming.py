@@ -830,9 +830,7 @@ NAMES |= {
     "stablelm": Naming(
         roles={"norms.q": "self_attn.q_layernorm", "norms.k": "self_attn.k_layernorm"}
     ),
-    "glm": Naming(
-        roles={"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"}
-    ),
+    "glm": Naming(roles={"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"}),
     "glm4": Naming(
         roles={"dense_mlp.gate": "mlp.gate_up_proj", "dense_mlp.up": "mlp.gate_up_proj"},
         norms=(
@@ -1093,6 +1091,7 @@ NAMES |= {
         },
     ),
 }
+
 
 @lru_cache(maxsize=256)
 def names_of(naming: str) -> Naming:

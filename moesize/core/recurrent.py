@@ -308,7 +308,10 @@ class Mamba1:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LightningAttention:
-    """Linear attention with a decay per head (MiniMax-01, Bailing hybrids)."""
+    """Linear attention with a decay per head (MiniMax-01, Bailing hybrids).
+
+    state_dtype: "float32" for MiniMax-01; Bailing's state has the model's type (vLLM 0.32.0).
+    """
 
     kind: Literal["lightning"] = "lightning"
     num_heads: int
@@ -318,6 +321,10 @@ class LightningAttention:
     output_norm: bool = True
     norm_size: int = 0
     qk_norm: bool = False
+    state_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_state_dtype(self.state_dtype)
 
     def tensors(self, hidden_size: int) -> tuple[Tensor, ...]:
         """qkv ((N + 2K)*d, H), output gate (N*d, H), norm, out (H, N*d)."""
@@ -330,7 +337,8 @@ class LightningAttention:
         if self.gate:
             out.append(matrix(role + "g", n * d, h, split="out", units=n))
         if self.output_norm:
-            out.append(vector("norms.linear", self.norm_size or n * d))
+            size = self.norm_size or n * d
+            out.append(vector("norms.linear", size, units=0 if self.norm_size else n))
         if self.qk_norm:
             out += [vector("norms.q", d), vector("norms.k", d)]
         return tuple(out)
@@ -340,9 +348,9 @@ class LightningAttention:
         return ()
 
     def state(self) -> tuple[StatePart, ...]:
-        """One d x d matrix per head, float32."""
+        """One d x d matrix per head."""
         n, d = self.num_heads, self.head_dim
-        return (StatePart("recurrent", (n, d, d), 0, n, "float32"),)
+        return (StatePart("recurrent", (n, d, d), 0, n, self.state_dtype),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

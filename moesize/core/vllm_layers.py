@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
-from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.errors import InvalidDeploymentError, UnknownNameError, UnsupportedError
 from moesize.core.recurrent import (
     GatedDeltaNet,
     KimiDeltaAttention,
@@ -100,7 +100,8 @@ def vllm_layers(
     """Pages of the model's layers on one rank of every stage (default: one stage with all).
 
     `stages` are ranges of layer indices. Layers that read another layer's cache store nothing.
-    Raises UnsupportedError for what vLLM refuses or this function does not know.
+    Raises UnknownNameError for an unknown KV dtype, UnsupportedError for what vLLM refuses or what
+    this function does not know.
     """
     stages = stages or (range(model.num_layers),)
     mixers = {block.name: block.mixers for block in model.blocks}
@@ -127,9 +128,10 @@ def resolve_kv_dtype(model: ModelSpec, options: CacheOptions) -> str:
     """Number format of the cache: what was asked for, else the checkpoint's, else the model's."""
     asked = options.kv_dtype
     if asked not in _KV_DTYPES:
-        raise UnsupportedError(
-            f"unknown KV-cache dtype {asked!r} for vLLM", f"use one of {', '.join(_KV_DTYPES)}"
-        )
+        from difflib import get_close_matches
+
+        near = get_close_matches(asked[:40], _KV_DTYPES) or ("auto", "bfloat16", "fp8")
+        raise UnknownNameError("KV-cache dtype of vLLM", asked, near)
     if asked != "auto":
         return asked
     if model.quantization is not None and model.quantization.kv_dtype:

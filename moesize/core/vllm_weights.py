@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry, published
-from moesize.core.errors import InvalidDeploymentError
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError
 from moesize.core.inventory import Entry
 from moesize.core.quantization import (
     Fp8Block,
+    Fp8PerTensor,
     GroupInt,
     Mxfp4,
     Nvfp4,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from moesize.core.model_spec import ModelSpec
 
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
-_LEAST_TILE = 32  # the smallest FP8 tile that its Triton kernels take
+_LEAST_TILE = 32  # the smallest FP8 tile or group of integers that the Triton kernels take
+_WEIGHT_SHAPE_BYTES = 16
 _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight", "lm_head.bias")
 
 
@@ -181,6 +183,7 @@ def rank_weights(
     fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
     modules: dict[tuple[str, str], int] = {}
     padding = mxfp4_padding(compute_capability)
+    joined: set[tuple[str, tuple[int, ...], str]] = set()
     mxfp4_blocks = {
         item.entry.block
         for item in stored
@@ -194,9 +197,19 @@ def rank_weights(
         shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
         if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
             copies *= 2
-        weight, scale, pad = _matrix_bytes(item, shape, padding)
+        try:
+            weight, scale, pad = _matrix_bytes(item, shape, padding)
+        except InvalidInputError as error:
+            raise InvalidDeploymentError(
+                f"tensor parallel size {tensor_parallel_size}: {error.message}", error.hint
+            ) from error
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
             pad = number_bytes(item.dtype, _padded_bias(tensor, shape, padding)) - weight
+        if isinstance(item.weight_format, PackQuantized) and tensor.fused and not tensor.expert:
+            # One weight_shape for the projections that are joined.
+            projection = (item.entry.block, item.entry.layers, tensor.fused)
+            scale -= _WEIGHT_SHAPE_BYTES if projection in joined else 0
+            joined.add(projection)
         if tensor.role == "attention.linear.b":
             pad = _joined_padding(spec, item.entry, tensor_parallel_size)
         weights.by_group[tensor.group] += weight * copies * count
@@ -232,7 +245,7 @@ def rank_weights(
 # Bytes of scales for the KV cache that an attention layer gets: q, k, v and softmax in bfloat16
 # (vLLM 0.32.0 quantization/kv_cache.py), for compressed-tensors q, k, v in float32 with bfloat16
 # zero points. Only ModelOpt's reach latent attention.
-_CACHE_SCALE_BYTES = {"fp8": 8, "modelopt": 8, "quark": 8, "compressed-tensors": 18}
+_CACHE_SCALE_BYTES = {"fp8": 8, "mxfp8": 8, "modelopt": 8, "quark": 8, "compressed-tensors": 18}
 
 
 def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
@@ -364,6 +377,10 @@ def _matrix_bytes(
     if weight_format is None or isinstance(weight_format, Plain):
         return number_bytes(item.dtype, prod(shape)), 0, 0
     rows, columns = shape[0], prod(shape[1:])
+    if tensor.expert and isinstance(weight_format, GroupInt):
+        group_size = _cut_group_size(weight_format, tensor, rows, columns)
+        if group_size:
+            return _group_bytes(item, weight_format, rows, columns, group_size)
     parts = weight_format.components(rows, columns, held="vllm_load")
     weight = sum(part.size_bytes for part in parts if part.name == "weight")
     scale = sum(part.size_bytes for part in parts) - weight
@@ -371,15 +388,7 @@ def _matrix_bytes(
     scale += (joined - 1) * sum(part.size_bytes for part in parts if part.elements == 1)
     if not tensor.expert:
         return weight, scale, 0
-    if isinstance(weight_format, GroupInt) and weight_format.g_idx_stored:
-        # GPTQ experts get a bias of zeros each (quantization/auto_gptq.py).
-        scale += number_bytes(item.dtype, rows)
-    if isinstance(weight_format, Nvfp4):
-        # A part of a block has no scale here, though it has one in the file.
-        scale -= rows * (ceil_div(columns, 16) - columns // 16)
-    if isinstance(weight_format, PackQuantized):
-        # weight_shape: two bfloat16 for gate and up together and two for down, not two int64 each.
-        scale -= 16 if tensor.role.endswith(".up") else 12
+    scale += _expert_scales(item, weight_format, rows, columns)
     if not isinstance(weight_format, Mxfp4):
         return weight, scale, 0
     if tensor.role.endswith(".down"):
@@ -388,6 +397,57 @@ def _matrix_bytes(
         rows, columns = round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
     padded = weight_format.matrix_bytes(rows, columns)
     return weight, scale, padded - weight - scale
+
+
+def _expert_scales(item: StoredEntry, weight_format: WeightFormat, rows: int, columns: int) -> int:
+    """Bytes that the scales of an expert's matrix take beyond (below 0: short of) the file's."""
+    is_up = item.entry.tensor.role.endswith(".up")
+    match weight_format:
+        case GroupInt(packed_along="in"):
+            # A bias of zeros each, whether or not the files have one (quantization/auto_gptq.py).
+            return number_bytes(item.dtype, rows)
+        case Nvfp4(static_input_scale=static):
+            # A part of a block has no scale here, though it has one in the file; input scales are
+            # made even where activations are not quantized.
+            return (0 if static else 4) - rows * (ceil_div(columns, 16) - columns // 16)
+        case Fp8PerTensor(static_input_scale=True):
+            return -4 if is_up else 0  # one input scale for gate and up
+        case PackQuantized():
+            # weight_shape: two bfloat16 for gate and up together and two for down, not two int64.
+            return -16 if is_up else -12
+        case _:
+            return 0
+
+
+def _cut_group_size(weight_format: GroupInt, tensor: Tensor, rows: int, columns: int) -> int:
+    """Group size of experts whose groups a rank's part cuts; 0 when Marlin's kernels take them.
+
+    vLLM 0.32.0 quantization/utils/marlin_utils.py:check_moe_marlin_supports_config, moe_wna16.py.
+    """
+    size = weight_format.group_size
+    hidden, width = (rows, columns) if tensor.role.endswith(".down") else (columns, rows)
+    if size == -1 or (width % size == 0 and hidden % size == 0):
+        return 0
+    while width % size or hidden % size:
+        size //= 2
+        if size < _LEAST_TILE:
+            raise InvalidDeploymentError(
+                f"experts of width {width} on a rank do not divide into groups of at least "
+                f"{_LEAST_TILE} weights",
+                "choose a smaller tensor parallel size, or expert parallelism",
+            )
+    return size
+
+
+def _group_bytes(
+    item: StoredEntry, weight_format: GroupInt, rows: int, columns: int, group_size: int
+) -> tuple[int, int, int]:
+    """Experts in moe_wna16: packed bytes, scales and zero points by the smaller group."""
+    groups = rows * columns // group_size
+    scale = number_bytes(item.dtype, groups)
+    if not weight_format.symmetric:
+        scale += groups * weight_format.bits // 8
+    return rows * columns * weight_format.bits // 8, scale, 0
 
 
 # Mamba-2's joined projection has single scales for gate, x and steps, and for B and C.
@@ -399,12 +459,16 @@ def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | N
     tensor = item.entry.tensor
     if tensor.role == "attention.indexer.k":
         return None  # joined with the indexer's weights, which are never quantized
-    if not isinstance(item.weight_format, Fp8Block) or not tensor.expert:
+    if not isinstance(item.weight_format, Fp8Block):
         return item.weight_format
+    tile = item.weight_format
+    if tile.scale_dtype == "bfloat16":
+        tile = replace(tile, scale_dtype="float32")
+    if not tensor.expert:
+        return tile
     # Tiles that do not divide a rank's part of the experts are cut into smaller squares
     # (fused_moe/oracle/fp8.py:refine_fp8_moe_block_shape).
     width, hidden = shape if not tensor.role.endswith(".down") else shape[::-1]
-    tile = item.weight_format
     if width % tile.block_rows == 0 and width % tile.block_cols == 0:
         return tile
     side = gcd(tile.block_rows, tile.block_cols, width, hidden)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 64
 _LABEL_WIDTH = 9
+_NARROW = 76
 
 
 def print_plan(plan: Plan, *, explain: bool = False) -> None:
@@ -85,25 +86,30 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     )
     console.print(_bar(parts, ledger, min(_BAR_WIDTH, console.width - 4)))
     grid = _grid()
-    grid.columns[0].no_wrap = True
     grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(style="dim")
     grid.columns[1].justify = "right"
     grid.columns[1].no_wrap = True
+    # On a narrow terminal the band goes below its label; sizes are never cut off.
+    narrow = console.width < _NARROW
+    if not narrow:
+        grid.columns[0].no_wrap = True
+        grid.add_column(style="dim")
     for part in parts:
         percent = part.size_bytes * 100 / ledger.usable_bytes
-        grid.add_row(
-            Text.assemble(("  " + _SQUARE() + " ", part.style), part.label),
-            f"{part.size_bytes / 2**30:,.2f} GiB",
-            f"{percent:.0f} %",
-            f"estimate, {part.band}" if part.band else "",
-        )
+        label = Text.assemble(("  " + _SQUARE() + " ", part.style), part.label)
+        row = [label, f"{part.size_bytes / 2**30:,.2f} GiB", f"{percent:.0f} %"]
+        band = f"estimate, {part.band}" if part.band else ""
+        if not narrow:
+            row.append(band)
+        elif band:
+            label.append(f"\n    {part.band}", style="dim")
+        grid.add_row(*row)
     over = -ledger.headroom_bytes
     if over > 0:
         rest, style = "short by", "bold red"
     else:
         rest, style, over = "left in the budget", "bold green", -over
-    grid.add_row(Text("    " + rest, style=style), Text(f"{over / 2**30:,.2f} GiB", style=style), "", "")
+    grid.add_row(Text("    " + rest, style=style), Text(f"{over / 2**30:,.2f} GiB", style=style))
     console.print(grid)
 
 

@@ -8,6 +8,7 @@ lists them). Config facts are restated from the repositories' config.json.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,9 @@ from moesize.readers.hf.read import spec_from_config
 Config = dict[str, Any]
 
 
-def base(kind: str, layers: int, hidden: int, heads: int, groups: int, vocab: int, **facts: Any) -> Config:  # fmt: skip
+def base(
+    kind: str, layers: int, hidden: int, heads: int, groups: int, vocab: int, **facts: Any
+) -> Config:
     return {
         "model_type": kind,
         "num_hidden_layers": layers,
@@ -220,8 +223,6 @@ def test_results_are_kept_with_the_spec() -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    from dataclasses import replace
-
     rules = (QuantizationRule(format="int3-magic"),)
     spec = replace(
         read(QWEN3_8B, None), quantization=CheckpointQuantization(method="x", rules=rules)

@@ -2,6 +2,8 @@
 
 fixtures/dense_models.jsonl, one model a line:
   config         the facts of the hub repository's config.json that the reader looks at
+  restated       true: the config was written down from general knowledge of the model, not from its
+                 file; only the published total vouches for it, and its context is a stand-in
   published      element count of the published files (the hub's safetensors.total, or the index
                  metadata), and `how` it is made up; see `test_published_total`
   vllm_*         what vLLM 0.32.0 builds for it on one rank, unquantized: parameter elements,

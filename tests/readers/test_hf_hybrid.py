@@ -7,18 +7,22 @@ from the repositories' config.json.
 
 from __future__ import annotations
 
+import contextlib
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moesize.core.errors import InvalidSpecError
+from moesize.core.errors import InvalidSpecError, MoesizeError
 from moesize.core.inventory import count_parameters, inventory
 from moesize.core.naming import module_name, tensor_name
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
 from moesize.readers.hf.read import spec_from_config
+from moesize.readers.hf.registry import MODULES, READERS, find_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moesize.core.model_spec import ModelSpec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -156,7 +160,7 @@ JAMBA_3B: dict[str, Any] = {
     "mamba_dt_rank": 160,
     "tie_word_embeddings": True,
 }
-GRANITE: dict[str, Any] = {
+_GRANITE: dict[str, Any] = {
     "model_type": "granitemoehybrid",
     "vocab_size": 100352,
     "tie_word_embeddings": True,
@@ -169,7 +173,7 @@ GRANITE: dict[str, Any] = {
     "max_position_embeddings": 131072,
 }
 GRANITE_SMALL: dict[str, Any] = {
-    **GRANITE,
+    **_GRANITE,
     "hidden_size": 4096,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
@@ -180,7 +184,7 @@ GRANITE_SMALL: dict[str, Any] = {
     "mamba_n_heads": 128,
 }
 GRANITE_TINY: dict[str, Any] = {
-    **GRANITE,
+    **_GRANITE,
     "hidden_size": 1536,
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
@@ -191,7 +195,7 @@ GRANITE_TINY: dict[str, Any] = {
     "mamba_n_heads": 48,
 }
 GRANITE_MICRO: dict[str, Any] = {
-    **GRANITE,
+    **_GRANITE,
     "hidden_size": 2048,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
@@ -201,7 +205,7 @@ GRANITE_MICRO: dict[str, Any] = {
     "mamba_n_heads": 64,
 }
 GRANITE_DENSE: dict[str, Any] = {
-    **GRANITE,
+    **_GRANITE,
     "hidden_size": 2560,
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
@@ -627,3 +631,48 @@ def test_contradictions_are_refused_with_the_field_named(
 ) -> None:
     with pytest.raises(InvalidSpecError, match=words):
         read(config)
+
+
+HOSTILE = (None, True, -1, float("inf"), "auto", [], [None], {"a": 1}, 2**80)
+
+
+def _mutants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The config with each of its fields replaced by each hostile value."""
+    for key, value in config.items():
+        for bad in HOSTILE:
+            yield {**config, key: bad}
+        if isinstance(value, dict):
+            for inner in _mutants(value):
+                yield {**config, key: inner}
+
+
+CONFIGS = {
+    name: value
+    for name, value in list(globals().items())
+    if isinstance(value, dict) and "model_type" in value and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hostile_fields_end_in_a_message(name: str) -> None:
+    for mutant in _mutants(CONFIGS[name]):
+        with contextlib.suppress(MoesizeError):
+            assert count_parameters(read(mutant)).total > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_has_a_name(name: str) -> None:
+    spec = read(CONFIGS[name])
+    for entry in inventory(spec):
+        assert entry.name or tensor_name(spec.naming, entry.tensor.role, entry.section)
+
+
+def test_table_of_modules_is_what_the_module_registers() -> None:
+    for name in MODULES["hybrid"]:
+        reader = find_reader(name)
+        assert reader is not None
+        assert reader.__module__ == "moesize.readers.hf.hybrid"
+    registered = {
+        name for name, reader in READERS.items() if reader.__module__ == "moesize.readers.hf.hybrid"
+    }
+    assert registered == set(MODULES["hybrid"])

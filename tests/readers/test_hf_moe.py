@@ -688,6 +688,14 @@ ENGINE: list[tuple[str, Config, int, int, int]] = [
     ("ernie-21b", ERNIE_21B, 21825437888, 43659726592, 8388608),
     ("mimo-v2-flash", MIMO_V2, 308778780864, 617656151936, 67108864),
     ("longcat-flash", LONGCAT, 560664980480, 1121594245120, 16777216),
+    # Tables for the rope part of the latent heads and for half of every lightning head.
+    (
+        "ling-2.5-1t",
+        LING_25 | {"partial_rotary_factor": 0.5},
+        1012231160320,
+        2024781126656,
+        8388608,
+    ),
     ("ling-flash-2.0", ling(32, 4096, 32, 4, 1024, 9216), 102889705216, 205844438016, 8388608),
 ]
 

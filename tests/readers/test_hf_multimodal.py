@@ -7,19 +7,23 @@ from the repositories' config.json.
 
 from __future__ import annotations
 
+import contextlib
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moesize.core.errors import InvalidSpecError, UnsupportedError
+from moesize.core.errors import InvalidSpecError, MoesizeError, UnsupportedError
 from moesize.core.inventory import count_parameters, inventory
 from moesize.core.naming import tensor_name
 from moesize.readers.hf import towers
 from moesize.readers.hf.read import spec_from_config
+from moesize.readers.hf.registry import MODULES, READERS, find_reader
 from moesize.readers.hf.view import ConfigView
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moesize.core.model_spec import ModelSpec, Tower
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -180,7 +184,7 @@ QWEN35_397B = qwen3_5(
     linear_num_value_heads=64,
 )
 
-SIGLIP_SO = {
+_SIGLIP_SO = {
     "model_type": "siglip_vision_model",
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -196,7 +200,7 @@ def gemma3(**text: Any) -> dict[str, Any]:
     return {
         "model_type": "gemma3",
         "text_config": {"model_type": "gemma3_text", "sliding_window": 1024, **text},
-        "vision_config": SIGLIP_SO,
+        "vision_config": _SIGLIP_SO,
         "torch_dtype": "bfloat16",
     }
 
@@ -262,7 +266,7 @@ GEMMA4_26B: dict[str, Any] = {
         "standardize": True,
     },
 }
-LLAMA4_VISION = {
+_LLAMA4_VISION = {
     "model_type": "llama4_vision_model",
     "hidden_size": 1408,
     "image_size": 336,
@@ -292,7 +296,7 @@ SCOUT: dict[str, Any] = {
         "num_local_experts": 16,
         "vocab_size": 202048,
     },
-    "vision_config": LLAMA4_VISION,
+    "vision_config": _LLAMA4_VISION,
 }
 MAVERICK: dict[str, Any] = {
     **SCOUT,
@@ -600,7 +604,7 @@ def test_base_gemma_4_stores_its_tied_head_instead_of_the_buffers() -> None:
 # class defaults and these facts.
 def _tower_cases() -> dict[str, tuple[int, int]]:
     plain = view()
-    siglip = view(**{key: value for key, value in SIGLIP_SO.items() if key != "vision_use_head"})
+    siglip = view(**{key: value for key, value in _SIGLIP_SO.items() if key != "vision_use_head"})
     large = view(
         hidden_size=1024,
         intermediate_size=4096,
@@ -817,6 +821,80 @@ QWEN3_ASR: dict[str, Any] = {
     },
 }
 
+MROPE = {"rope_type": "default", "mrope_section": [16, 24, 24]}
+QWEN25_OMNI: dict[str, Any] = {
+    "model_type": "qwen2_5_omni",
+    "thinker_config": {
+        "text_config": {
+            "model_type": "qwen2_5_omni_text",
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 28,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 4,
+            "rope_scaling": MROPE,
+            "tie_word_embeddings": False,
+            "vocab_size": 152064,
+        },
+        "audio_config": {"d_model": 1280, "output_dim": 3584},
+        "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
+    },
+}
+EXAONE45: dict[str, Any] = {
+    "model_type": "exaone4_5",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "exaone4_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 27392,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "vocab_size": 153600,
+    },
+    "vision_config": {
+        "depth": 28,
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "num_heads": 32,
+        "num_key_value_heads": 8,
+        "out_hidden_size": 5120,
+    },
+}
+VOXTRAL: dict[str, Any] = {
+    "model_type": "voxtral",
+    "text_config": {
+        "model_type": "llama",
+        "head_dim": 128,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 8,
+        "vocab_size": 131072,
+    },
+    "audio_config": {"hidden_size": 1280, "intermediate_size": 5120, "num_mel_bins": 128},
+}
+
+
+# Parameters that Transformers 5.19 builds on the meta device from these repositories' configs.
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (QWEN25_OMNI, 8_931_813_888),  # the thinker of Qwen/Qwen2.5-Omni-7B
+        (EXAONE45, 33_813_987_328),  # LGAI-EXAONE/EXAONE-4.5-33B
+        (VOXTRAL, 4_676_271_104),  # mistralai/Voxtral-Mini-3B-2507
+    ],
+)
+def test_whole_models_are_what_transformers_builds(config: dict[str, Any], parameters: int) -> None:
+    assert count_parameters(read(config)).total == parameters
+
+
 RANK_BYTES = {
     "Qwen/Qwen3-VL-2B-Instruct": (QWEN3_VL_2B, {1: 4_255_064_064, 2: 2_131_771_392}),
     "Qwen/Qwen3-VL-30B-A3B-Instruct": (QWEN3_VL_30B, {1: 62_141_508_064, 8: 7_823_380_380}),
@@ -830,6 +908,8 @@ RANK_BYTES = {
     "zai-org/GLM-4.5V": (GLM45V, {1: 215_469_063_680, 2: 107_810_057_728}),
     "OpenGVLab/InternVL2-2B": (INTERNVL2_2B, {1: 4_411_959_296, 2: 2_220_525_568}),
     "Qwen/Qwen3-ASR-0.6B": (QWEN3_ASR, {1: 1_564_852_224, 2: 795_346_688}),
+    "Qwen/Qwen2.5-Omni-7B": (QWEN25_OMNI, {1: 17_863_627_776, 2: 9_573_339_392}),
+    "LGAI-EXAONE/EXAONE-4.5-33B": (EXAONE45, {1: 67_627_974_656, 2: 33_817_309_184}),
 }
 
 
@@ -1029,9 +1109,56 @@ def test_contradictions_are_refused_with_the_field_named(
 )
 def test_pictures_that_patches_do_not_tile_are_refused(facts: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidSpecError, match=words):
-        read({**SCOUT, "vision_config": {**LLAMA4_VISION, **facts}})
+        read({**SCOUT, "vision_config": {**_LLAMA4_VISION, **facts}})
 
 
 def test_pixel_shuffle_must_merge_whole_squares() -> None:
     with pytest.raises(InvalidSpecError, match="downsample_ratio"):
         read({**INTERNVL2_2B, "downsample_ratio": 0.3})
+
+
+HOSTILE = (None, True, -1, float("inf"), "auto", [], [None], {"a": 1}, 2**80)
+
+
+def _mutants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The config with each of its fields replaced by each hostile value."""
+    for key, value in config.items():
+        for bad in HOSTILE:
+            yield {**config, key: bad}
+        if isinstance(value, dict):
+            for inner in _mutants(value):
+                yield {**config, key: inner}
+
+
+CONFIGS = {
+    name: value
+    for name, value in list(globals().items())
+    if isinstance(value, dict) and "model_type" in value and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hostile_fields_end_in_a_message(name: str) -> None:
+    for mutant in _mutants(CONFIGS[name]):
+        with contextlib.suppress(MoesizeError):
+            assert count_parameters(read(mutant)).total > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_has_a_name(name: str) -> None:
+    spec = read(CONFIGS[name])
+    for entry in inventory(spec):
+        assert entry.name or tensor_name(spec.naming, entry.tensor.role, entry.section)
+
+
+def test_table_of_modules_is_what_the_module_registers() -> None:
+    for name in MODULES["multimodal"]:
+        reader = find_reader(name)
+        assert reader is not None
+        assert reader.__module__ == "moesize.readers.hf.multimodal"
+    registered = {
+        name
+        for name, reader in READERS.items()
+        if reader.__module__ == "moesize.readers.hf.multimodal"
+    }
+    assert registered == set(MODULES["multimodal"])

@@ -218,8 +218,7 @@ def layer_windows(
 def every_nth_full(num_layers: int, every: int) -> list[str]:
     """Layer types where every n-th layer sees all tokens and the others a window."""
     return [
-        "full_attention" if (i + 1) % every == 0 else "sliding_attention"
-        for i in range(num_layers)
+        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(num_layers)
     ]
 
 

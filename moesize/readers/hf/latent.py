@@ -676,11 +676,10 @@ def bailing_hybrid(config: ConfigView) -> SpecFields:
             prefix="latent_" if is_full else "linear_",
         )
 
-    if delta:
-        # Ling 3.0 applies partial_rotary_factor to the rope part, Ling 2.5 to the linear heads.
-        tables = rotary(config, full.qk_rope_head_dim) if full.qk_rope_head_dim else ()
-    else:
-        tables = _rope(config, default=64) + rotary(config, head_dim(config))
+    # `partial_rotary_factor` is for the heads of the lightning attention, not for the rope part.
+    tables = _rope(config, default=64)
+    if not delta:
+        tables += rotary(config, head_dim(config))
     count = next_token_layers(config)
     guess = layer(full, experts, prefix="latent_")
     mtp = MultiTokenPrediction(layers=(guess.name,) * count) if count else None
@@ -703,6 +702,7 @@ def _lightning(config: ConfigView) -> LightningAttention:
         head_dim=size,
         num_kv_heads=heads,
         qk_norm=config.flag("use_qk_norm", default=False),
+        state_dtype="",
     )
 
 

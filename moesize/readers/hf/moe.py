@@ -245,6 +245,26 @@ def _window(config: ConfigView) -> int | None:
     return window
 
 
+@family("grok-1")
+def grok(config: ConfigView) -> SpecFields:
+    """Grok-1: as Mixtral, with norms behind attention and experts too, and a tied head.
+
+    Source: xai-org/grok-1 model.py, DecoderLayer and InOutEmbed.
+    """
+    attention = grouped_query_attention(config)
+    moe = MoeMlp(
+        num_experts=config.int("num_experts"),
+        experts_per_token=config.int("num_experts_per_tok"),
+        intermediate_size=config.int("intermediate_size"),
+    )
+    return decoder(
+        config,
+        [layer(attention, moe, num_norms=4)] * config.layers(),
+        rotary=rotary(config, attention.head_dim),
+        tied=True,
+    )
+
+
 @family("phimoe")
 def phimoe(config: ConfigView) -> SpecFields:
     """Phi-3.5-MoE and Phi-mini-MoE: layer norms with biases, biased attention and head."""
@@ -1137,7 +1157,7 @@ def _step_routed(config: ConfigView, num_layers: int) -> set[int]:
     return routed
 
 
-@family("step3p5", "step3p7")
+@family("step3p5")
 def step3p5(config: ConfigView) -> SpecFields:
     """Step-3.5 and 3.7 Flash: windows in three of four layers, which may have more query heads
     (`attention_other_setting`), a gate per head, norms on q and k, dense MTP layers."""

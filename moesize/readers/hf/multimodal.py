@@ -570,6 +570,17 @@ def minimax_m3_vl(config: ConfigView) -> SpecFields:
 # Step, DeepSeek-VL2, Phi ------------------------------------------------------------------------
 
 
+@family("step3p7")
+def step3p7(config: ConfigView) -> SpecFields:
+    """Step-3.7 Flash: the language model of Step-3.5 with a vision tower."""
+    return _with_vision(
+        config,
+        "step3p5",
+        "model.language_model." if "text_config" in config else "",
+        lambda vision, size: towers.step3p7_vision(config, vision, size),
+    )
+
+
 @family("step3_vl")
 def step3_vl(config: ConfigView) -> SpecFields:
     """Step-3."""

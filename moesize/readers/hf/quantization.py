@@ -157,6 +157,8 @@ class _Names:
         found_patterns = [*dict.fromkeys(regexes), *self._single(singles), *self._stacked(stacked)]
         if len(found_patterns) > _MAX_PATTERNS:
             raise view.fail(f"{view.path(key)} needs more than {_MAX_PATTERNS} different patterns")
+        for pattern in found_patterns:
+            _compile(view, pattern, key)
         return tuple(found_patterns)
 
     def convert_towers(self, view: ConfigView) -> bool:
@@ -268,11 +270,16 @@ def _own_regex(view: ConfigView, pattern: str, key: str) -> str:
     # `.*` in front means anywhere; engines match from the start of a name.
     bare = re.sub(r"^(?:\.\*)+", "", pattern)
     final = bare if bare != pattern else f"^(?:{pattern})"
+    _compile(view, final, key)
+    return final
+
+
+def _compile(view: ConfigView, pattern: str, key: str) -> None:
+    """Refuse what cannot be matched safely while it is known where it stands."""
     try:
-        compile_pattern(final)
+        compile_pattern(pattern)
     except InvalidInputError as error:
         raise view.fail(f"{view.path(key)}: {error.message}", error.hint) from error
-    return final
 
 
 def _keep(patterns: tuple[str, ...]) -> tuple[QuantizationRule, ...]:
@@ -346,10 +353,10 @@ def _gptq_dynamic(
         if len(key) > _MAX_NAME_LENGTH:
             raise view.fail(f"{dynamic.where} has a pattern of {len(key)} characters")
         pattern = _own_regex(view, key[2:] if key[:2] in ("-:", "+:") else key, "dynamic")
-        if key.startswith("-:"):
+        if key.startswith("-:") or dynamic.data[key] is False:
             left_out.append(pattern)
             continue
-        changes = ConfigView(dynamic.data[key] or {}, view.file, "dynamic")
+        changes = dynamic.sub(key) or ConfigView({}, view.file, "dynamic")
         rule = replace(
             base,
             modules=(pattern,),

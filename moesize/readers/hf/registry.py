@@ -138,6 +138,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "minimax_m3_vl_text",
         "minimax_text_01",
         "mixtral",
+        "grok-1",
         "olmoe",
         "phimoe",
         "qwen2_moe",
@@ -147,7 +148,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "solar_open",
         "step3_text",
         "step3p5",
-        "step3p7",
     ),
     "latent": (
         "axk1",
@@ -219,6 +219,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "qwen3_vl",
         "qwen3_vl_moe",
         "step3_vl",
+        "step3p7",
         "voxtral",
     ),
     "encoder": (

@@ -286,7 +286,10 @@ def whisper_encoder(audio: ConfigView, prefix: str, *, stored_positions: bool) -
         parts.norm("ln_post", h)
         parts.linear("proj", out, h)
         parts.add("audio_bos_eos_token.weight", 2, out)
-    return parts.tower("audio", "audio", num_layers=n, hidden_size=h)
+    # vLLM takes Qwen2.5-Omni's from Transformers, which does not split it.
+    return parts.tower(
+        "audio", "audio", tensor_parallel=stored_positions, num_layers=n, hidden_size=h
+    )
 
 
 def voxtral_projector(audio: ConfigView, text_size: int) -> Tower:
@@ -512,11 +515,11 @@ def gemma4_unified(
     parts = Parts("model.embed_vision.")
     parts.add("pos_embedding", vision.int("mm_posemb_size"), 2, size)
     parts.norm("patch_ln1", 3 * side * side)
-    parts.linear("patch_dense", size, 3 * side * side)
+    parts.linear("patch_dense", size, 3 * side * side, split="out")
     parts.norm("patch_ln2", size)
     parts.norm("pos_norm", size)
     parts.linear("multimodal_embedder.embedding_projection", text_size, size, bias=False)
-    towers = [parts.tower("vision", "vision", tensor_parallel=False, hidden_size=size)]
+    towers = [parts.tower("vision", "vision", hidden_size=size)]
     if audio is not None:
         towers.append(_gemma_embedder("audio", audio.int("audio_embed_dim"), text_size))
     return tuple(towers)

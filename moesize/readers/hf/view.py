@@ -7,9 +7,12 @@ families use for one thing, and bounds what it returns: a config is hostile inpu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.errors import InvalidSpecError
+
+if TYPE_CHECKING:
+    import builtins
 
 # Far above any model that exists, far below what makes arithmetic or loops slow.
 MAX_DIMENSION = 1 << 26
@@ -50,9 +53,9 @@ class ConfigView:
         self,
         *keys: str,
         default: Any = _MISSING,
-        low: int = 1,
-        high: int = MAX_DIMENSION,
-    ) -> int:
+        low: builtins.int = 1,
+        high: builtins.int = MAX_DIMENSION,
+    ) -> builtins.int:
         """The first of `keys` that is present, as an integer in low..high.
 
         Raises InvalidSpecError when it is missing (without a default), no integer, or out of range.
@@ -71,11 +74,13 @@ class ConfigView:
             raise self.fail(f"{self.path(key)} is {_show(value)}; it must lie in {low}..{high}")
         return value
 
-    def count(self, *keys: str, default: Any = _MISSING, high: int = MAX_DIMENSION) -> int:
+    def count(
+        self, *keys: str, default: Any = _MISSING, high: builtins.int = MAX_DIMENSION
+    ) -> builtins.int:
         """Like `int`, zero allowed."""
         return self.int(*keys, default=default, low=0, high=high)
 
-    def layers(self, *keys: str, default: Any = _MISSING) -> int:
+    def layers(self, *keys: str, default: Any = _MISSING) -> builtins.int:
         """Number of layers, 1..4096."""
         return self.int(*(keys or ("num_hidden_layers",)), default=default, high=MAX_LAYERS)
 
@@ -112,7 +117,7 @@ class ConfigView:
             raise self.fail(f"{self.path(key)} must be a number, not {_show(value)}")
         return float(value)
 
-    def list(self, *keys: str, max_length: int = 1 << 16) -> list[Any]:
+    def list(self, *keys: str, max_length: builtins.int = 1 << 16) -> builtins.list[Any]:
         """A list, empty when the key is missing."""
         key, value = self._find(keys)
         if value is None:
