@@ -69,11 +69,11 @@ def _union(members: tuple[Any, ...], data: Any, path: str) -> Any:
     if len(rest) == 1:
         return build(rest[0], data, path)
     by_kind = {get_args(_hints(member)["kind"])[0]: member for member in rest}
-    if not isinstance(data, dict) or data.get("kind") not in by_kind:
+    kind = data.get("kind") if isinstance(data, dict) else data
+    if not isinstance(data, dict) or not isinstance(kind, str) or kind not in by_kind:
         kinds = ", ".join(sorted(by_kind))
-        found = _show(data.get("kind")) if isinstance(data, dict) else _show(data)
-        raise StructureError(path, f"kind must be one of {kinds}; found {found}")
-    return build(by_kind[data["kind"]], data, path)
+        raise StructureError(path, f"kind must be one of {kinds}; found {_show(kind)}")
+    return build(by_kind[kind], data, path)
 
 
 def _dataclass(cls: Any, data: Any, path: str) -> Any:

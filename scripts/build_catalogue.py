@@ -39,6 +39,8 @@ INDEX = ROOT / "moesize" / "data" / "models.json"
 LIST = ROOT / "scripts" / "catalogue.csv"
 STATED = ROOT / "scripts" / "stated_configs"
 CHECKED = "2026-11-22"
+# A difference this small cannot be a wrong dimension; the spec says what it is.
+_UNEXPLAINED = 1e-7
 
 
 def main() -> int:
@@ -151,21 +153,66 @@ def _checked(spec: ModelSpec, total: tuple[int, str] | None) -> tuple[ModelSpec,
         return replace(spec, source=unchecked), ""
     elements, url = total
     checked = replace(unchecked, total_elements=elements, total_source=url)
-    candidates = [spec]
-    if spec.embedding.tied:
-        # Whether the files repeat a tied head is a fact of the checkpoint, not of the config.
-        embedding = replace(spec.embedding, stored_tied_head=True)
-        candidates.append(replace(spec, embedding=embedding))
-    for candidate in candidates:
+    for candidate, why in _candidates(spec):
         counts = count_parameters(candidate)
-        stored = hub_elements(candidate)
-        if elements in (counts.total, counts.stored, stored):
-            return replace(candidate, source=checked), ""
+        packed, unpacked = hub_elements(candidate), hub_elements(candidate, scales=False)
+        if elements in (counts.total, counts.stored, packed, unpacked):
+            return replace(candidate, source=replace(checked, note=why)), ""
+        if elements == counts.stored - _router_biases(candidate):
+            why = "the published count leaves out the router's bias buffers"
+            return replace(candidate, source=replace(checked, note=why)), ""
+        if elements == counts.total + _head_elements(candidate):
+            why = "the published count has the tied head twice and no buffers"
+            return replace(candidate, source=replace(checked, note=why)), ""
     counts = count_parameters(spec)
+    difference = elements - counts.stored
+    if abs(difference) < elements * _UNEXPLAINED:
+        why = f"the published count is {difference:+,} elements off, not explained"
+        return replace(spec, source=replace(unchecked, note=why), notes=(*spec.notes, why)), ""
     return spec, (
         f"published {elements:,} elements; inventory has {counts.total:,} "
         f"(stored {counts.stored:,}, packed {hub_elements(spec):,})"
     )
+
+
+def _candidates(spec: ModelSpec) -> Iterator[tuple[ModelSpec, str]]:
+    """The spec, and the same with what files may hold beyond what a config can tell."""
+    yield spec, ""
+    if spec.embedding.tied:
+        embedding = replace(spec.embedding, stored_tied_head=True)
+        yield replace(spec, embedding=embedding), "the files hold the tied head a second time"
+    if spec.mtp is not None and (spec.mtp.stores_embedding or spec.mtp.stores_head):
+        mtp = replace(spec.mtp, stores_embedding=False, stores_head=False)
+        yield replace(spec, mtp=mtp), "the files hold the MTP block without embedding and head"
+    frequencies = _rotary_buffers(spec)
+    if frequencies:
+        extra = ExtraTensor(
+            role="other.rotary_inv_freq",
+            shape=(frequencies,),
+            copies=spec.num_layers,
+            dtype="float32",
+        )
+        extended = replace(spec, stored_extra=(*spec.stored_extra, extra))
+        yield extended, "the files hold rotary frequencies in every layer"
+
+
+def _rotary_buffers(spec: ModelSpec) -> int:
+    """Frequencies per layer that old Llama files repeat: half the head size."""
+    mixer = next((m for block in spec.blocks for m in block.mixers), None)
+    return mixer.head_dim // 2 if isinstance(mixer, GroupedQueryAttention) else 0
+
+
+def _router_biases(spec: ModelSpec) -> int:
+    return sum(
+        entry.elements
+        for entry in inventory(spec)
+        if entry.tensor.role == "router.bias" and entry.section in ("layers", "mtp")
+    )
+
+
+def _head_elements(spec: ModelSpec) -> int:
+    """Elements of a tied head, counted again; -1 (never a match) where there is none."""
+    return spec.embedding.vocab_size * spec.hidden_size if spec.embedding.tied else -1
 
 
 def write_index() -> None:

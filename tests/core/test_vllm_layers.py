@@ -12,7 +12,7 @@ from moesize.core.attention import (
     Indexer,
     LatentAttention,
 )
-from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.errors import InvalidDeploymentError, UnknownNameError, UnsupportedError
 from moesize.core.model_spec import (
     Block,
     CheckpointQuantization,
@@ -411,7 +411,6 @@ def test_stages_dtypes_and_block_size() -> None:
 @pytest.mark.parametrize(
     ("spec", "changes", "message"),
     [
-        (model((1, gqa(8, 8, 64))), {"kv_dtype": "int3"}, "int3"),
         (model((1, gqa(8, 8, 64))), {"dtype": "bf8"}, "bf8"),
         (model((1, gqa(8, 8, 64, cross=True))), {}, "encoder-decoder"),
         (model((1, DEEPSEEK_V3)), {"kv_dtype": "nvfp4"}, "nvfp4"),
@@ -424,3 +423,8 @@ def test_what_is_not_known_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         layers_of(spec, **changes)
+
+
+def test_unknown_kv_dtype_is_a_wrong_question() -> None:
+    with pytest.raises(UnknownNameError, match="int3"):
+        layers_of(model((1, gqa(8, 8, 64))), kv_dtype="int3")

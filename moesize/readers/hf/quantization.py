@@ -320,7 +320,8 @@ def _keep_mtp(names: _Names) -> tuple[QuantizationRule, ...]:
 
 def _gptq(config: ConfigView, view: ConfigView) -> CheckpointQuantization:
     names = _Names(config)
-    # AutoGPTQ's own `save_quantized` names its file, other writers of the layout do not.
+    # Inferred: Qwen-7B-Chat-Int4 has this key (AutoGPTQ writes it) and its index has zero biases;
+    # not checked on other files of AutoGPTQ.
     base = QuantizationRule(
         format="gptq-bias" if "model_file_base_name" in view else "gptq",
         bits=_bits(view),
@@ -450,8 +451,9 @@ def _fp8_rule(config: ConfigView, view: ConfigView) -> QuantizationRule:
         return QuantizationRule(format="fp8", static_input_scale=static)
     if len(block) != 2 or any(not isinstance(n, int) or not 1 <= n <= 1 << 20 for n in block):
         raise view.fail(f"{view.path('weight_block_size')} must be two positive integers")
-    # `scale_fmt: ue8m0` says that scales are powers of two. DeepSeek-V3.x files still hold them as
-    # float32; DeepSeek-V4 stores one byte each (its reference `model.py`, float8_e8m0fnu).
+    # `scale_fmt: ue8m0` says that scales are powers of two, not how they are stored. vLLM 0.32.0
+    # makes one byte each (float8_e8m0fnu) for DeepSeek-V4 and float32 for V3.2; the files of V3.2
+    # were not seen, so its scales are taken to be as vLLM holds them.
     deepseek_v4 = config.text("model_type", default="") == "deepseek_v4"
     e8m0 = deepseek_v4 and view.text("scale_fmt", default="") == "ue8m0"
     return QuantizationRule(
@@ -514,7 +516,7 @@ def _compressed_tensors(config: ConfigView, view: ConfigView) -> CheckpointQuant
     names = _Names(config, ignored)
     rules = list(_keep(names.patterns(view, ignored, "ignore")))
     if config.text("model_type", default="") == "kimi_k3":
-        # Not in its list, yet in bfloat16: only its experts are MXFP4 (vLLM 0.32.0, mxfp4.py).
+        # Not in its list, yet vLLM 0.32.0 makes them in bfloat16 and only the experts in MXFP4.
         rules += _keep((r"\.routed_expert_(?:down|up)_proj" + _END,))
     by_class: list[QuantizationRule] = []
     head = False

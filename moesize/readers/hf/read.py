@@ -25,8 +25,9 @@ def spec_from_config(
 ) -> ModelSpec:
     """Read a parsed config.json.
 
-    `name` titles a model without a hub id; `quant_config` is a parsed hf_quant_config.json. Raises InvalidSpecError for a malformed config and UnsupportedError for a model type without
-    a reader.
+    `name` titles a model without a hub id; `quant_config` is a parsed hf_quant_config.json.
+    Raises InvalidSpecError for a malformed config and UnsupportedError for a model type without
+    a reader or a quantization that is not known.
     """
     if not isinstance(data, Mapping):
         raise InvalidSpecError(f"{file}: a config.json must hold one JSON object")
