@@ -152,23 +152,53 @@ class KvCache(TypedDict):
     groups: list[KvGroup]
 
 
-class DenseEquivalent(TypedDict, total=False):
-    """What a token would cost if every expert were used."""
+class FlopsByPart(TypedDict):
+    """FLOPs by part of the model; a part that costs nothing is left out.
 
-    decode_flops_per_token: int
+    `excluded` says in words what the numbers leave out.
+    """
+
+    total: int
+    attention_projections: NotRequired[int]
+    attention_core: NotRequired[int]
+    sparse_indexer: NotRequired[int]
+    recurrent: NotRequired[int]
+    router: NotRequired[int]
+    routed_experts: NotRequired[int]
+    shared_experts: NotRequired[int]
+    dense_mlp: NotRequired[int]
+    other: NotRequired[int]
+    lm_head: NotRequired[int]
+    encoder: NotRequired[int]
+    excluded: list[str]
+
+
+class DenseEquivalent(TypedDict):
+    """What a token would cost if every expert were used, and how many times more that is."""
+
+    flops: int
     ratio: float
 
 
-class Compute(TypedDict, total=False):
-    """FLOPs of a token and bytes of a decode step; one multiply-add is two FLOPs."""
+class Compute(TypedDict):
+    """What a token costs at the planned context; one multiply-add is two FLOPs.
+
+    FLOPs are those of the whole model, bytes those of one GPU of the limiting stage in one step.
+    `decode_bytes_by_part` maps parts (`weights.attention`, `kv_cache`, ...) to bytes.
+    `expected_distinct_experts`: per layer and step; null for a dense model.
+    """
 
     decode_flops_per_token: int
+    decode_flops_by_module: FlopsByPart
     prefill_flops: int
+    prefill_flops_by_module: FlopsByPart
     decode_bytes_per_step: int
+    decode_bytes_by_part: dict[str, int]
     expected_distinct_experts: float | None
     arithmetic_intensity: float
     ridge_point: float | None
     bound: Literal["memory", "compute"] | None
+    peak_format: str | None
     dense_equivalent: DenseEquivalent
 
 
@@ -180,12 +210,18 @@ class Estimate(TypedDict):
     high: float
 
 
-class Performance(TypedDict, total=False):
-    """Speed of the deployment."""
+class Performance(TypedDict):
+    """Speed, estimated from bytes, FLOPs and calibrated efficiencies; null = cannot be said.
 
-    decode_tokens_per_s: Estimate
-    time_per_output_token_ms: Estimate
-    time_to_first_token_ms: Estimate
+    `unknown` names what was missing for the fields that are null.
+    """
+
+    decode_tokens_per_s: Estimate | None
+    decode_tokens_per_s_per_sequence: Estimate | None
+    time_per_output_token_ms: Estimate | None
+    time_to_first_token_ms: Estimate | None
+    regime: str | None
+    unknown: list[str]
 
 
 class Verdict(TypedDict):

@@ -118,6 +118,7 @@ _NAMES = {
     "router.expert_scale": "ffn_down_exps.scale",
     "routed_experts.gate": "ffn_gate_exps.weight",
     "routed_experts.up": "ffn_up_exps.weight",
+    "routed_experts.gate_up": "ffn_gate_up_exps.weight",
     "routed_experts.down": "ffn_down_exps.weight",
     "shared_experts.gate": "ffn_gate_shexp.weight",
     "shared_experts.up": "ffn_up_shexp.weight",
@@ -279,6 +280,8 @@ _KEPT_F32 = (
     "ffn_gate_tid2eid.weight",
     "ssm_conv1d",
     "shortconv.conv.weight",
+    "indexer.k_proj.weight",  # MiniMax-M3 only
+    "indexer.q_proj.weight",
     "altup_correct_coef",
     "altup_predict_coef",
     "time_mix_first.weight",
@@ -295,8 +298,6 @@ _KEPT_SOURCE = (
     "altup",
     "laurel",
     "per_layer_model_proj",
-    "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
     "time_mix_w0.weight",
     "time_mix_v0.weight",
     "time_mix_v1.weight",
@@ -309,7 +310,8 @@ _KEPT_SOURCE = (
     "attn_rel_b.weight",
 )
 _POSITION_TABLES = ("position_embd.weight", "token_types.weight")
-# The converter writes it as F32, the quantizer does quantize it.
+# The converter writes it as F32, the quantizer does quantize it; DeepSeek-V4's own converter keeps
+# the published type.
 _CONVERTER_F32 = "indexer.proj.weight"
 _UNQUANTIZED = ("F32", "F16", "BF16")
 
@@ -648,7 +650,7 @@ def assign_types(
         tensor, base = tensors[k], bases[k]
         key = (base, tensor.shape)
         if key not in stored_as:
-            stored_as[key] = _kept_type(base, tensor, file_type)
+            stored_as[key] = _kept_type(base, tensor, file_type, model.architecture)
         block_type = stored_as[key]
         if block_type is None:
             wanted = quantizer.choose(categories[base], tensor)
@@ -697,7 +699,9 @@ def _num_dims(shape: tuple[int, ...]) -> int:
     return max((k for k, size in enumerate(shape, start=1) if size > 1), default=1)
 
 
-def _kept_type(base: str, tensor: GgufTensor, file_type: str) -> BlockType | None:
+def _kept_type(
+    base: str, tensor: GgufTensor, file_type: str, architecture: str
+) -> BlockType | None:
     """The type of a tensor that no rule quantizes, else None."""
     is_f32 = (
         _num_dims(tensor.shape) < 2
@@ -708,7 +712,8 @@ def _kept_type(base: str, tensor: GgufTensor, file_type: str) -> BlockType | Non
     if is_f32:
         return BLOCK_TYPES["F32"]
     if file_type in _UNQUANTIZED:
-        return BLOCK_TYPES["F32" if base == _CONVERTER_F32 else file_type]
+        is_kept = base == _CONVERTER_F32 and architecture != "deepseek4"
+        return BLOCK_TYPES["F32" if is_kept else file_type]
     if any(part in base for part in _KEPT_SOURCE):
         return BLOCK_TYPES["F16"]
     return None

@@ -51,6 +51,7 @@ class _Family:
     keeps_mtp       MTP blocks come along as further blocks
     fused_qkv       q, k and v are published, and stay, one matrix
     fused_gate_up   so are gate and up, as one ffn_up
+    fused_experts   so are gate and up of the routed experts, as one ffn_gate_up_exps
     kv_heads_vary   KV heads are written for each layer, 0 for layers without attention; otherwise
                     the number of the attention layers stands for all
     drops_tied_head a head that the files repeat although it is tied is left out
@@ -63,6 +64,7 @@ class _Family:
     keeps_mtp: bool = False
     fused_qkv: bool = False
     fused_gate_up: bool = False
+    fused_experts: bool = False
     kv_heads_vary: bool = False
     drops_tied_head: bool = False
     positions_from: int = 0
@@ -83,7 +85,8 @@ _MIMO_V2 = _Family(architecture="mimo2", keeps_mtp=True, kv_heads_vary=True, unl
 _FAMILIES: dict[str, _Family] = {
     # Llama and what is converted as one
     **dict.fromkeys(
-        ("llama", "mistral", "mixtral", "Yi", "internlm3", "ministral"), _family("llama")
+        ("llama", "mistral", "mixtral", "Yi", "internlm3", "ministral", "voxtral"),
+        _family("llama"),
     ),
     "llama4": _family("llama4"),
     "llama4_text": _family("llama4"),
@@ -101,6 +104,7 @@ _FAMILIES: dict[str, _Family] = {
     "qwen2_moe": _family("qwen2moe"),
     "qwen2_vl": _family("qwen2vl"),
     "qwen2_5_vl": _family("qwen2vl"),
+    "qwen2_5_omni": _family("qwen2vl"),
     "qwen3": _family("qwen3"),
     "qwen3_moe": _family("qwen3moe"),
     "qwen3_vl": _family("qwen3vl"),
@@ -142,14 +146,17 @@ _FAMILIES: dict[str, _Family] = {
     "gemma3_text": _family("gemma3"),
     "gemma3n": _family("gemma3n"),
     "gemma3n_text": _family("gemma3n"),
-    "gemma4": _family("gemma4"),
-    "gemma4_text": _family("gemma4"),
-    "gemma4_unified": _family("gemma4"),
+    "gemma4": _family("gemma4", "fused_experts"),
+    "gemma4_text": _family("gemma4", "fused_experts"),
+    "gemma4_unified": _family("gemma4", "fused_experts"),
     # Phi, Granite, OLMo, Cohere
     "phi": _family("phi2"),
+    "phi-msft": _family("phi2", "fused_qkv"),
     "phi3": _family("phi3", "fused_qkv fused_gate_up"),
     "phimoe": _family("phimoe"),
     "granite": _family("granite"),
+    "granite_swa": _family("granite_swa"),
+    "granitemoe_swa": _family("granite_swa", "fused_experts"),
     "granitemoe": _family("granitemoe"),
     "granitemoeshared": _family("granitemoe"),
     "granitemoehybrid": _family("granitehybrid", "kv_heads_vary"),
@@ -161,6 +168,7 @@ _FAMILIES: dict[str, _Family] = {
     "olmoe": _family("olmoe"),
     "cohere": _family("command-r"),
     "cohere2": _family("cohere2"),
+    "cohere2_moe": _family("cohere2moe", "keeps_mtp"),
     # Experts
     "gpt_oss": _family("gpt-oss"),
     "dbrx": _family("dbrx", "fused_qkv"),
@@ -176,6 +184,9 @@ _FAMILIES: dict[str, _Family] = {
     "ernie4_5_moe_text": _family("ernie4_5-moe"),
     "afmoe": _family("afmoe"),
     "bailing_moe": _family("bailingmoe"),
+    "bailing_hybrid": _family("bailingmoe3", "keeps_mtp kv_heads_vary"),
+    "laguna": _family("laguna"),
+    "mellum": _family("mellum"),
     "bailing_moe_v2": _family("bailingmoe2", "fused_qkv keeps_mtp"),
     "hunyuan_v1_moe": _family("hunyuan-moe", "drops_tied_head"),
     "hunyuan": _family("hunyuan-moe", "drops_tied_head"),
@@ -183,6 +194,7 @@ _FAMILIES: dict[str, _Family] = {
     "hy_v3": _family("hy_v3", "keeps_mtp"),
     "exaone": _family("exaone"),
     "exaone4": _family("exaone4"),
+    "exaone4_5": _family("exaone4", "keeps_mtp"),
     "exaone_moe": _family("exaone-moe", "keeps_mtp"),
     "mimo_v2": _MIMO_V2,
     "mimo_v2_flash": _MIMO_V2,
@@ -218,6 +230,7 @@ _FAMILIES: dict[str, _Family] = {
     "stablelm_epoch": _family("stablelm"),
     "starcoder2": _family("starcoder2"),
     "xverse": _family("xverse"),
+    "bitnet": _family("bitnet"),
     "bert": _family("bert"),
     "camembert": _family("bert"),
     "roberta": _ROBERTA,
@@ -424,6 +437,10 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
         if base == "dense_mlp.up":
             roles = ("dense_mlp.gate" + bias, "dense_mlp.up" + bias)
             yield _joined(spec, entry, role, roles)
+    elif family.fused_experts and role in ("routed_experts.gate", "routed_experts.up"):
+        if role == "routed_experts.up":
+            roles = ("routed_experts.gate", "routed_experts.up")
+            yield _joined(spec, entry, "routed_experts.gate_up", roles)
     else:
         yield entry
 
@@ -480,6 +497,7 @@ _LLAMA3_ROPE = frozenset(
         "exaone-moe",
         "exaone4",
         "granite",
+        "granite_swa",
         "granitehybrid",
         "granitemoe",
         "llama",

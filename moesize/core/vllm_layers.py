@@ -53,6 +53,12 @@ _NVFP4_NAMES = frozenset(("nvfp4", "nvfp4_4over6", "nvfp4_ds_mla"))
 _KV_DTYPES = ("auto", *_DTYPE_BYTES, *sorted(_FP8_NAMES), *_PER_TOKEN_HEAD, *sorted(_NVFP4_NAMES))
 
 
+# models/config.py:GlmMoeDsaForCausalLM: an automatic cache dtype becomes FP8 on Blackwell.
+_FP8_ON_BLACKWELL = frozenset(("glm_moe_dsa",))
+# models/falcon.py: attention is built without the cache settings, so the dtype asked for is lost.
+_IGNORE_KV_DTYPE = frozenset(("falcon", "RefinedWeb", "RefinedWebModel"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """What the user and the GPU decide about the cache.
@@ -132,11 +138,16 @@ def resolve_kv_dtype(model: ModelSpec, options: CacheOptions) -> str:
 
         near = get_close_matches(asked[:40], _KV_DTYPES) or ("auto", "bfloat16", "fp8")
         raise UnknownNameError("KV-cache dtype of vLLM", asked, near)
+    own = options.dtype or model.dtype
+    if model.model_type in _IGNORE_KV_DTYPE:
+        return own
     if asked != "auto":
         return asked
     if model.quantization is not None and model.quantization.kv_dtype:
         return model.quantization.kv_dtype
-    return options.dtype or model.dtype
+    if model.model_type in _FP8_ON_BLACKWELL and options.compute_capability[0] == 10:
+        return "fp8_e4m3"
+    return own
 
 
 def attention_backend(

@@ -222,7 +222,7 @@ def test_modelopt_beside_the_config() -> None:
     beside = {"producer": {"name": "modelopt", "version": "0.23.0"}, "quantization": algorithm}
     found = read(None, beside)
     assert found.method == "modelopt"
-    assert found.kv_dtype == "float8_e4m3"
+    assert found.kv_dtype == "fp8_e4m3"
     assert not found.quantized_head
     assert found.rules[-1].format == "fp8"
     assert found.rules[-1].static_input_scale

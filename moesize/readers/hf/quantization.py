@@ -697,14 +697,14 @@ def _kv_dtype(view: ConfigView) -> str:
         scheme = view.need_sub("kv_cache_scheme")
         bits, kind = scheme.int("num_bits", default=8), scheme.text("type", default="float")
         if (bits, kind) == (8, "float"):
-            return "float8_e4m3"
+            return "fp8_e4m3"
         raise _refuse(view, f"{bits}-bit {kind} KV cache", "")
     else:
         algorithm = view.text("kv_cache_quant_algo", default="")
     if algorithm in ("", "none", "None"):
         return ""
     if algorithm == "FP8":
-        return "float8_e4m3"
+        return "fp8_e4m3"
     if algorithm == "NVFP4":
         return "float4_e2m1"
     raise _refuse(view, f"kv_cache_quant_algo {algorithm}", "")
