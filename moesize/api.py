@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moesize._version import __version__
@@ -20,6 +20,7 @@ from moesize.core.plan import (
     Warning_,
 )
 from moesize.core.quantization import FAMILY_WORDS, Plain, Scheme, find_scheme, resolve_family
+from moesize.core.records import dataclass
 from moesize.core.units import parse_bytes, parse_count
 from moesize.core.verdict import judge
 from moesize.core.vllm import plan_vllm

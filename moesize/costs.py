@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from moesize.core.quantization import (
     Nvfp4,
     PackQuantized,
 )
+from moesize.core.records import dataclass
 from moesize.core.units import ceil_div
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ scalars follow YAML 1.2 (`no` is a word, `1e3` is a number, `12:30` is a word).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from moesize.core.errors import InvalidInputError
+from moesize.core.records import dataclass
 
 # A real config.json is below 1 MB even with thousands of module names in it.
 MAX_JSON_BYTES = 16 << 20

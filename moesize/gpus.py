@@ -8,7 +8,7 @@ the normalised name; a MIG profile; a size such as 24GiB; a cloud instance.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from moesize.core.gpu import (
     MemoryRule,
     PeakFlops,
 )
+from moesize.core.records import dataclass
 from moesize.core.units import parse_bytes
 
 if TYPE_CHECKING:

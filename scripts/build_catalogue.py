@@ -215,7 +215,7 @@ def _head_elements(spec: ModelSpec) -> int:
     return spec.embedding.vocab_size * spec.hidden_size if spec.embedding.tied else -1
 
 
-def write_index() -> None:
+def make_index() -> dict[str, Any]:
     """Summaries and every name, so that a look-up reads one file and never the catalogue."""
     models: list[dict[str, Any]] = []
     names: dict[str, str] = {}
@@ -245,10 +245,14 @@ def write_index() -> None:
                 _claim(names, normal_form(name), spec.id, strict=name != spec.title)
     for model in models:
         names[normal_form(model["id"])] = model["id"]
-    document = {"schema": "moesize.models/1", "models": models, "names": dict(sorted(names.items()))}
-    text = json.dumps(document, indent=0, ensure_ascii=False) + "\n"
-    write_spec(str(INDEX), text)
-    print(f"{len(models)} models, {len(names)} names", file=sys.stderr)
+    return {"schema": "moesize.models/1", "models": models, "names": dict(sorted(names.items()))}
+
+
+def write_index() -> None:
+    """Write the index."""
+    document = make_index()
+    write_spec(str(INDEX), json.dumps(document, indent=0, ensure_ascii=False) + "\n")
+    print(f"{len(document['models'])} models, {len(document['names'])} names", file=sys.stderr)
 
 
 def _claim(names: dict[str, str], key: str, owner: str, *, strict: bool) -> None:

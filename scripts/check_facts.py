@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 from moesize.api import stored_entries
 from moesize.core.checkpoint import hub_elements, published, stored_bytes
 from moesize.core.errors import MoesizeError
+from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
+from moesize.core.vllm_layers import CacheOptions, vllm_layers
 from moesize.core.vllm_weights import pipeline_stages, rank_weights
+from moesize.engines import vllm_profile
 from moesize.readers.hf.read import spec_from_config
 
 if TYPE_CHECKING:
@@ -204,6 +207,40 @@ def check_vllm_weights(configs: Configs, facts: Path) -> list[Tally]:
     return [tallies[key] for key in sorted(tallies)]
 
 
+def check_vllm_cache(configs: Configs, facts: Path) -> list[Tally]:
+    """Blocks and tokens against vLLM's own cache planner, for the memory the row gives."""
+    blocks, tokens = Tally("vLLM KV blocks"), Tally("vLLM KV tokens as logged")
+    profile = vllm_profile("0.32.0")
+    for row in _rows(facts / "vllm_oracle.csv"):
+        spec = configs.spec(row["config"]) if row["num_blocks"] else None
+        if spec is None:
+            continue
+        note = dict(re.findall(r"(gpu|in_flight|max_num_batched_tokens)=(\w+)", row["note"]))
+        batched = int(note["max_num_batched_tokens"])
+        major, _, minor = _CAPABILITIES[note["gpu"]].partition(".")
+        options = CacheOptions(
+            tensor_parallel_size=int(row["tp"]),
+            compute_capability=(int(major), int(minor)),
+            kv_dtype=row["kv_dtype"] or "auto",
+            dtype="bfloat16" if spec.dtype == "float32" else "",
+            checkpoint_kinds=profile.checkpoint_kinds,
+        )
+        stages = pipeline_stages(spec.num_layers, int(row["pp"]))
+        cache = vllm_layers(spec, options, [stage.layers for stage in stages])
+        settings = KvSettings(
+            max_model_len=int(row["max_model_len"]),
+            max_num_batched_tokens=batched,
+            max_concurrent_batches=int(note["in_flight"]) // batched,
+            block_outermost=cache.block_outermost,
+        )
+        layout = group_layers(cache.stages, settings, profile.kv_rules)
+        plan = plan_kv(layout, settings, int(row["available_bytes"]), profile.kv_rules)
+        name = f"{row['config']} TP {row['tp']} PP {row['pp']} KV {row['kv_dtype']}"
+        blocks.add(name, plan.num_blocks, int(row["num_blocks"]))
+        tokens.add(name, plan.tokens_logged, int(row["tokens_logged"]))
+    return [blocks, tokens]
+
+
 def main() -> int:
     """Print all shares; the exit code is 1 when a comparison is off by more than 0.1 %."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -216,6 +253,7 @@ def main() -> int:
         check_totals(configs, options.facts),
         check_file_bytes(configs),
         *check_vllm_weights(configs, options.facts),
+        *check_vllm_cache(configs, options.facts),
     ]
     for tally in tallies:
         tally.show(options.worst)

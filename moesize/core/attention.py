@@ -10,10 +10,10 @@ Symbols: H hidden size, N query heads, K KV heads, d head size, r latent rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from moesize.core.cache import StatePart, TokenCache
+from moesize.core.records import dataclass
 from moesize.core.tensors import Shard, Tensor, matrix, vector
 
 QkNorm = Literal["none", "head", "projection", "per_head"]

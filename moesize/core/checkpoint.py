@@ -8,13 +8,12 @@ file bytes and resident bytes both follow.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.inventory import Entry, inventory
-from moesize.core.naming import module_name, names_of
 from moesize.core.quantization import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
@@ -34,6 +33,7 @@ from moesize.core.quantization import (
     number_bytes,
     scheme_format_for,
 )
+from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,6 +246,9 @@ def _published(spec: ModelSpec) -> Iterator[StoredEntry]:
         for entry in inventory(spec):
             yield StoredEntry(entry, None, entry.tensor.dtype or spec.dtype)
         return
+    # The table of names is large; unquantized and what-if plans start without it.
+    from moesize.core.naming import module_name
+
     rules = [_CompiledRule(rule) for rule in quantization.rules]
     biased = {
         (entry.section, entry.block, entry.tensor.role.removesuffix(".bias"))
@@ -297,6 +300,8 @@ def _by_layer(
     spec: ModelSpec, entry: Entry, rules: list[_CompiledRule], template: str
 ) -> Iterator[tuple[_CompiledRule | None, Entry]]:
     """The rule that decides about an entry, apart for each set of layers with another one."""
+    from moesize.core.naming import names_of
+
     if not entry.layers or "{layer}" not in template:
         yield _first_match(rules, template), entry
         return

@@ -14,13 +14,14 @@ A experts per token, n tokens attended to (the new one included), B sequences of
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from math import expm1, log1p
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidInputError
 from moesize.core.inventory import inventory, moe_of
+from moesize.core.records import dataclass
 from moesize.core.recurrent import (
     GatedDeltaNet,
     KimiDeltaAttention,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.records import dataclass
 
 _MOST_TOKENS = 1 << 34
 _MOST_SEQUENCES = 1 << 24

@@ -5,9 +5,9 @@ Symbols: H hidden size, F feed-forward width, E routed experts, A experts per to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from moesize.core.records import dataclass
 from moesize.core.tensors import Tensor, matrix, vector
 
 

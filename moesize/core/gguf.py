@@ -14,12 +14,12 @@ almost all vocabulary (0.7 to 11 MB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from moesize.core.errors import InvalidInputError, UnknownNameError, UnsupportedError
 from moesize.core.quantization import BLOCK_TYPES, GGUF_FILE_TYPES, BlockType
+from moesize.core.records import dataclass
 from moesize.core.units import round_up
 
 if TYPE_CHECKING:

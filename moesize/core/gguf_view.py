@@ -12,7 +12,7 @@ undivided kv_b before spring 2025, files without MTP blocks by `--no-mtp`).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
@@ -30,6 +30,7 @@ from moesize.core.gguf import (
 )
 from moesize.core.inventory import Entry, inventory
 from moesize.core.quantization import BLOCK_TYPES, BlockType, Gguf, WeightFormat
+from moesize.core.records import dataclass
 from moesize.core.recurrent import GatedDeltaNet
 from moesize.core.tensors import Tensor, matrix
 

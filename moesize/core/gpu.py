@@ -8,8 +8,9 @@ shows (`driver_total_bytes`), and what a program can allocate (`usable_memory`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from moesize.core.records import dataclass
 
 MIB_BYTES = 1 << 20
 GIB_BYTES = 1 << 30

@@ -7,13 +7,13 @@ sections, so that each is counted once and none is mixed into another.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from moesize.core.errors import InvalidSpecError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, ModelSpec, MultiTokenPrediction
+from moesize.core.records import dataclass
 from moesize.core.tensors import GROUPS, Shard, Tensor, matrix, vector
 
 # Far above any number of experts; keeps nonsense from becoming a list of that length.

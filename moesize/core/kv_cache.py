@@ -5,12 +5,12 @@ Engines round these up to blocks and pages; the figures here are the model's own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from moesize.core.cache import TokenCache
 from moesize.core.errors import UnknownNameError
 from moesize.core.model_spec import ModelSpec
+from moesize.core.records import dataclass
 
 # Element width in bits of what a cache can hold; scales per tensor are scalars and not counted.
 KV_BITS = {

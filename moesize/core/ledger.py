@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from moesize.core.records import dataclass
 
 Category = Literal[
     "weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"

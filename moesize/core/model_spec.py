@@ -7,12 +7,12 @@ Symbols: L layers, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from moesize.core.feed_forward import FeedForward
 from moesize.core.mixers import Mixer
+from moesize.core.records import dataclass
 from moesize.core.tensors import GROUPS, Tensor
 
 # Element types that checkpoints hold unquantized weights in.

@@ -7,8 +7,10 @@ the names most families share.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
+
+from moesize.core.records import dataclass
 
 _DEFAULT = {
     "attention.q": "self_attn.q_proj",

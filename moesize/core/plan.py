@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from moesize.core.inventory import ParameterCounts
 from moesize.core.ledger import GpuLedger, MemoryItem
+from moesize.core.records import dataclass
 
 Confidence = Literal["exact", "calibrated", "estimated"]
 SCHEMA = "moesize.plan/1"

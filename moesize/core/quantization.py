@@ -12,11 +12,11 @@ load them: vLLM 0.32.0, bitsandbytes 0.50.2, GPTQModel 7.7.0, AutoAWQ 0.2.9, com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from moesize.core.errors import InvalidInputError, UnknownNameError, UnsupportedError
+from moesize.core.records import dataclass
 from moesize.core.units import ceil_div
 
 if TYPE_CHECKING:

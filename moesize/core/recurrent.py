@@ -7,10 +7,10 @@ Symbols: H hidden size, N heads, K KV heads, d head size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from moesize.core.cache import StatePart, TokenCache
+from moesize.core.records import dataclass
 from moesize.core.tensors import Shard, Tensor, matrix, vector
 
 _STATE_DTYPES = ("", "float32", "bfloat16", "float16")

@@ -9,8 +9,9 @@ E routed experts, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
+
+from moesize.core.records import dataclass
 
 # Groups of the model.params object; a role's first word is its group.
 GROUPS = (

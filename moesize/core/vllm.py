@@ -7,7 +7,6 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from moesize.core.attention import LatentAttention
@@ -21,6 +20,7 @@ from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import KvSummary, Warning_
 from moesize.core.quantization import Fp8Block, Mxfp4, Nvfp4, Plain
+from moesize.core.records import dataclass
 from moesize.core.units import ceil_div
 from moesize.core.vllm_budget import (
     BudgetSettings,

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, assert_never
 
+from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB, ceil_div, round_up
 
 Category = Literal["activations", "runtime"]

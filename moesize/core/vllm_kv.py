@@ -14,10 +14,11 @@ belongs to one group at a time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.records import dataclass
 from moesize.core.units import ceil_div, round_up
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ capability), `platforms/interface.py` (`_align_hybrid_block_size`), `layers/mamb
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidDeploymentError, UnknownNameError, UnsupportedError
+from moesize.core.records import dataclass
 from moesize.core.recurrent import (
     GatedDeltaNet,
     KimiDeltaAttention,

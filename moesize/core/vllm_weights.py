@@ -9,7 +9,7 @@ Symbols: t tensor-parallel ranks, ep expert-parallel ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from math import gcd, prod
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from moesize.core.quantization import (
     WeightFormat,
     number_bytes,
 )
+from moesize.core.records import dataclass
 from moesize.core.recurrent import KimiDeltaAttention
 from moesize.core.tensors import GROUPS, Tensor
 from moesize.core.units import ceil_div, round_up

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moesize.core.records import dataclass
 from moesize.core.units import KIB, format_bytes, format_count, format_gib
 
 if TYPE_CHECKING:
