@@ -19,7 +19,14 @@ from moesize.core.plan import (
     Suggestion,
     Warning_,
 )
-from moesize.core.quantization import FAMILY_WORDS, Plain, Scheme, find_scheme, resolve_family
+from moesize.core.quantization import (
+    FAMILY_WORDS,
+    Gguf,
+    Plain,
+    Scheme,
+    find_scheme,
+    resolve_family,
+)
 from moesize.core.records import dataclass
 from moesize.core.units import parse_bytes, parse_count
 from moesize.core.verdict import judge
@@ -31,6 +38,7 @@ from moesize.gpus import find_gpu
 if TYPE_CHECKING:
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
+    from moesize.core.vllm import VllmProfile
 
 # Accepted by the interface, planned by a later release: refused, never ignored.
 _NOT_YET = {
@@ -132,7 +140,7 @@ def make_plan(
                 message=f"vLLM {profile.version} is newer than what is known; planned by the newest known rules",
             )
         )
-    _check_capability(scheme, device)
+    warnings += _limits(spec, scheme, device, profile)
     cost = costs(spec, stored, device, answer)
     return Plan(
         model=_model_summary(spec, source),
@@ -236,7 +244,7 @@ def show(
     if scheme is None:
         stored = original
     elif scheme.is_gguf:
-        from moesize.gguf_view import gguf_entries
+        from moesize.core.gguf_view import gguf_entries
 
         stored = gguf_entries(spec, scheme)
     else:
@@ -259,6 +267,8 @@ def describe_format(weight_format: object | None) -> str:
     """A weight format in a few words; empty for plain elements."""
     if weight_format is None or isinstance(weight_format, Plain):
         return ""
+    if isinstance(weight_format, Gguf):
+        return weight_format.block_type.name
     from dataclasses import fields
 
     name = type(weight_format).__name__
@@ -326,16 +336,43 @@ def _size(value: int | str | None) -> int | None:
     return value
 
 
-def _check_capability(scheme: Scheme | None, device: GpuSpec) -> None:
-    if scheme is None or scheme.min_compute_capability is None or not device.compute_capability:
-        return
-    major, _, minor = device.compute_capability.partition(".")
-    if (int(major), int(minor or 0)) < scheme.min_compute_capability:
-        needed = ".".join(map(str, scheme.min_compute_capability))
+def _limits(
+    spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, profile: VllmProfile
+) -> list[Warning_]:
+    """What this engine version cannot do on this GPU: refused where it would not start at all."""
+    notes = []
+    capability = device.compute_capability
+    if capability is not None:
+        major, _, minor = capability.partition(".")
+        found = (int(major), int(minor or 0))
+        _check_capability("vLLM", profile.min_compute_capability, found, device)
+        if scheme is not None and scheme.min_compute_capability is not None:
+            _check_capability(
+                f"{scheme.name} in vLLM", scheme.min_compute_capability, found, device
+            )
+        if scheme is None and found < (8, 0) and spec.dtype != "float16":
+            message = f"{device.name} has no bfloat16: vLLM serves {spec.dtype} weights as float16"
+            notes.append(Warning_(code="dtype", message=message))
+    left = scheme is not None and scheme.name in profile.schemes_not_loaded
+    if scheme is None and spec.quantization is not None:
+        left = spec.quantization.method in profile.methods_not_loaded
+    if left:
+        message = (
+            f"vLLM {profile.version} no longer loads bitsandbytes weights (0.24 was the last); "
+            "the memory is what they take, the server will not start with them"
+        )
+        notes.append(Warning_(code="quantization-not-loaded", message=message))
+    return notes
+
+
+def _check_capability(
+    what: str, needed: tuple[int, int], found: tuple[int, int], device: GpuSpec
+) -> None:
+    if found < needed:
         raise InvalidDeploymentError(
-            f"vLLM runs {scheme.name} on compute capability {needed} or later; "
-            f"{device.name} has {device.compute_capability}",
-            "`moesize quants` lists what each scheme needs",
+            f"{what} needs compute capability {needed[0]}.{needed[1]} or later; "
+            f"{device.name} has {found[0]}.{found[1]}",
+            "`moesize gpus` lists the compute capability of each GPU",
         )
 
 

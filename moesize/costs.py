@@ -75,8 +75,10 @@ def costs(
     weights = answer.weights[ledger.pp_stage]
     token = flops_per_token(spec, context)
     prompt = prefill_flops(spec, context)
-    layers = len(answer.stages[ledger.pp_stage].layers)
-    share = layers / spec.num_layers
+    # An encoder-only model (BERT) has no decoder layers; its stage is the whole model.
+    all_layers = spec.num_layers or len(spec.encoder_layout)
+    layers = len(answer.stages[ledger.pp_stage].layers) or all_layers
+    share = layers / all_layers
     step = decode_step_bytes(
         spec,
         weights.by_group,

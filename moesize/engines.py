@@ -94,6 +94,9 @@ def _vllm_profile(version: str | None) -> VllmProfile:
         default_utilization=facts["gpu_memory_utilization"],
         v2_dense_only=facts["model_runner"] != "v2",
         v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
+        min_compute_capability=tuple(facts["min_compute_capability"]),
+        schemes_not_loaded=tuple(facts["schemes_not_loaded"]),
+        methods_not_loaded=tuple(facts["methods_not_loaded"]),
     )
 
 

@@ -4,7 +4,7 @@
 
 FOLDER of facts: llamacpp_oracle.csv (model size, parameters and tensors that llama.cpp 0c1e57098
 counted) and gguf_file_sizes.csv (sizes that model cards state). FOLDER of configs:
-OWNER__NAME.json files; the first folder that has a model counts, then the catalogue.
+OWNER__NAME.json files; the first folder that has a model counts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moesize.catalog import resolve_model
-from moesize.core.errors import MoesizeError
+from moesize.core.errors import MoesizeError, UnknownNameError
 from moesize.core.gguf import list_file_types
 from moesize.core.gguf_view import gguf_file_bytes, gguf_model_bytes, gguf_tensors
 from moesize.readers.hf.read import spec_from_config
@@ -80,10 +80,15 @@ def _spec(name: str, folders: list[Path]) -> ModelSpec:
             spec = spec_from_config(json.loads(path.read_text()), file=name, hub_id=hub_id)
             break
     else:
-        spec, _ = resolve_model(hub_id)
+        raise UnknownNameError("config", name, (), "--configs")
     if name in _REPEATS_HEAD:
         spec = replace(spec, embedding=replace(spec.embedding, stored_tied_head=True))
     return spec
+
+
+def _without_formats(spec: ModelSpec) -> ModelSpec:
+    """As if published in 16 bits: the engine was asked about such files only."""
+    return replace(spec, quantization=None)
 
 
 def check_engine(path: Path, folders: list[Path]) -> None:
@@ -96,7 +101,7 @@ def check_engine(path: Path, folders: list[Path]) -> None:
     outcomes: Counter[str] = Counter()
     for (config, file_type), row in rows.items():
         try:
-            spec = _spec(config, folders)
+            spec = _without_formats(_spec(config, folders))
             model, tensors = gguf_tensors(spec)
             got = (
                 gguf_model_bytes(spec, file_type),
@@ -134,11 +139,12 @@ def check_files(path: Path, folders: list[Path]) -> None:
         try:
             spec = _spec(_MODELS[base], folders)
             loader = "model size" in name
-            sizes = []
-            for imatrix in (False, True):
-                file = gguf_file_bytes(spec, file_type, imatrix=imatrix)
-                exact = gguf_model_bytes(spec, file_type, imatrix=imatrix)
-                sizes.append(exact if loader else file.estimate)
+            sizes: dict[int, str] = {}
+            for imatrix, mtp in product((False, True), (True, False)):
+                file = gguf_file_bytes(spec, file_type, imatrix=imatrix, mtp=mtp)
+                exact = gguf_model_bytes(spec, file_type, imatrix=imatrix, mtp=mtp)
+                variant = "imatrix" * imatrix + " no MTP" * (not mtp)
+                sizes.setdefault(exact if loader else file.estimate, variant)
         except MoesizeError as error:
             outcomes["refused"] += 1
             print(f"    {name} {quant}: {error}")
@@ -150,6 +156,7 @@ def check_files(path: Path, folders: list[Path]) -> None:
         rounding = 0.5 * 10 ** -len(digits) * _UNITS[unit] / stated if unit != "bytes" else 0.0
         if abs(error_share) <= _CLOSE:
             outcomes["within 0.5 %"] += 1
+            outcomes[f"of these {sizes[nearest].strip() or 'as is'}"] += 1
             outcomes["of these within rounding"] += abs(error_share) <= rounding
         elif abs(error_share) <= rounding:
             outcomes["within rounding"] += 1

@@ -141,6 +141,7 @@ _NAMES = {
     "other.rope_factors_short": "rope_factors_short.weight",
     "other.latent_in": "ffn_latent_down.weight",
     "other.latent_out": "ffn_latent_up.weight",
+    "other.attention_residual": "attn_res_score.weight",  # Kimi-K3, also one for the MLP
     "other.layer_scalar": "layer_output_scale.weight",
     "other.per_layer_gate": "inp_gate.weight",
     "other.per_layer_projection": "proj.weight",

@@ -5,8 +5,10 @@ checkpoint, as data: GGUF architecture, which projections stay fused, whether MT
 which tensors are added (rotary factors) and left out (towers, which have a file of their own, the
 mmproj). `moesize.core.gguf` then gives every tensor its type.
 
-Left out: files of other converters and dates (one tensor for each expert before 2024, MLA with an
-undivided kv_b before spring 2025, files without MTP blocks by `--no-mtp`).
+Left out: files of other converters and dates (one tensor for each expert before 2024, tied
+embeddings at the default type before March 2024, other types for a fused attn_qkv in 2024, MLA with
+an undivided kv_b before spring 2025); FP8 and MXFP4 that the converter copies from DeepSeek-V4 and
+Kimi-K3; DBRX's router, which stays F16 instead of F32 (0.006 %).
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ class _Family:
     fused_experts   so are gate and up of the routed experts, as one ffn_gate_up_exps
     kv_heads_vary   KV heads are written for each layer, 0 for layers without attention; otherwise
                     the number of the attention layers stands for all
+    keeps_mxfp4     experts published in MXFP4 are copied as they are, whatever the file type:
+                    llama-quantize refuses to quantize what is quantized
     drops_tied_head a head that the files repeat although it is tied is left out
     positions_from  rows of the position table before the first token's, which are left out
     unlisted_blocks MTP blocks that files have and configs do not state: they count as blocks for
@@ -67,6 +71,7 @@ class _Family:
     fused_gate_up: bool = False
     fused_experts: bool = False
     kv_heads_vary: bool = False
+    keeps_mxfp4: bool = False
     drops_tied_head: bool = False
     positions_from: int = 0
     unlisted_blocks: int = 0
@@ -130,6 +135,7 @@ _FAMILIES: dict[str, _Family] = {
     "deepseek_v4": _family("deepseek4"),
     "deepseek_ref": _family("deepseek4"),
     "glm_moe_dsa": _family("glm-dsa", "keeps_mtp drops_tied_head"),
+    "kimi_k3": _family("kimi-k3", "kv_heads_vary"),
     "kimi_linear": _family("kimi-linear", "kv_heads_vary"),
     # GLM
     "chatglm": _family("chatglm", "fused_qkv fused_gate_up"),
@@ -171,7 +177,7 @@ _FAMILIES: dict[str, _Family] = {
     "cohere2": _family("cohere2"),
     "cohere2_moe": _family("cohere2moe", "keeps_mtp"),
     # Experts
-    "gpt_oss": _family("gpt-oss"),
+    "gpt_oss": _family("gpt-oss", "keeps_mxfp4"),
     "dbrx": _family("dbrx", "fused_qkv"),
     "minimax_m2": _family("minimax-m2"),
     "minimax_m3": _family("minimax-m3"),
@@ -218,6 +224,7 @@ _FAMILIES: dict[str, _Family] = {
     "RefinedWeb": _family("falcon", "fused_qkv"),
     "RefinedWebModel": _family("falcon", "fused_qkv"),
     "gpt2": _family("gpt2", "fused_qkv"),
+    "grok-1": _family("grok"),
     "gpt_bigcode": _family("starcoder", "fused_qkv"),
     "gpt_neox": _family("gptneox", "fused_qkv"),
     "mpt": _family("mpt", "fused_qkv"),
@@ -301,6 +308,18 @@ class _View:
     model: GgufModel
     parts: tuple[_Part, ...]
     tensors: tuple[GgufTensor, ...]
+    keeps_mxfp4: bool
+
+    def types(self, file_type: str, imatrix: bool) -> tuple[BlockType, ...]:
+        """The type of every tensor."""
+        types = assign_types(self.tensors, self.model, file_type, has_imatrix=imatrix)
+        if not self.keeps_mxfp4:
+            return types
+        kept = BLOCK_TYPES["MXFP4"]
+        return tuple(
+            kept if tensor.name.endswith("_exps.weight") else block_type
+            for tensor, block_type in zip(self.tensors, types, strict=True)
+        )
 
 
 # Published, and never converted.
@@ -308,25 +327,28 @@ _DROPPED = ("other.pooler", "other.inverse_frequencies", "towers")
 _QKV = ("attention.q", "attention.k", "attention.v")
 
 
-def gguf_tensors(spec: ModelSpec) -> tuple[GgufModel, tuple[GgufTensor, ...]]:
+def gguf_tensors(spec: ModelSpec, *, mtp: bool = True) -> tuple[GgufModel, tuple[GgufTensor, ...]]:
     """Every tensor of the GGUF file, and what the quantizer knows of the model.
 
+    `mtp` False: as converted with `--no-mtp`, or before llama.cpp kept MTP blocks.
     Raises UnsupportedError for families and tensors that llama.cpp lacks.
     """
-    view = _view(spec)
+    view = _view(spec, mtp)
     return view.model, view.tensors
 
 
-def _view(spec: ModelSpec) -> _View:
+def _view(spec: ModelSpec, mtp: bool) -> _View:
     # Kept on the spec, as moesize.core.checkpoint does: a global cache would keep specs alive.
-    view: _View | None = spec.__dict__.get("_gguf_view")
-    if view is None:
-        view = spec.__dict__["_gguf_view"] = _make_view(spec)
-    return view
+    views: dict[bool, _View] = spec.__dict__.setdefault("_gguf_views", {})
+    if mtp not in views:
+        views[mtp] = _make_view(spec, mtp)
+    return views[mtp]
 
 
-def _make_view(spec: ModelSpec) -> _View:
+def _make_view(spec: ModelSpec, with_mtp: bool) -> _View:
     family = _family_of(spec)
+    if not with_mtp:
+        family = replace(family, keeps_mtp=False, unlisted_blocks=0)
     parts = tuple(_part(spec, entry) for entry in _entries(spec, family))
     mtp = family.unlisted_blocks
     if spec.mtp is not None and family.keeps_mtp:
@@ -340,7 +362,9 @@ def _make_view(spec: ModelSpec) -> _View:
         num_kv_heads=kv_heads,
         num_experts=_num_experts(spec),
     )
-    return _View(model, parts, tuple(tensor for part in parts for tensor in part.tensors))
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    published = spec.quantization.method if spec.quantization is not None else ""
+    return _View(model, parts, tensors, family.keeps_mxfp4 and published == "mxfp4")
 
 
 def _attention(spec: ModelSpec, *, vary: bool) -> Mixer | None:
@@ -423,6 +447,9 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
         columns = tensor.shape[1]
         yield replace(entry, tensor=matrix("attention.linear.qkv", rows, columns))
         yield replace(entry, tensor=matrix("attention.linear.z", mixer.value_size, columns))
+    elif role in ("norms.hidden", "norms.final") and tensor.copies > 1:
+        copies = tensor.copies - _attention_residuals(spec, entry)
+        yield replace(entry, tensor=replace(tensor, copies=copies))
     elif base == "embedding.positions":
         rows, columns = tensor.shape
         yield replace(entry, tensor=replace(tensor, shape=(rows - family.positions_from, columns)))
@@ -444,6 +471,14 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
             yield _joined(spec, entry, "routed_experts.gate_up", roles)
     else:
         yield entry
+
+
+def _attention_residuals(spec: ModelSpec, entry: Entry) -> int:
+    """Kimi-K3 multiplies the norm of each attention residual into its projection."""
+    role = "other.attention_residual"
+    if entry.block:
+        return sum(item.copies for item in spec.block_tensors[entry.block] if item.role == role)
+    return sum(item.copies for item in spec.extra if item.role == role)
 
 
 def _joined(spec: ModelSpec, entry: Entry, role: str, roles: tuple[str, ...]) -> Entry:
@@ -529,7 +564,9 @@ def _part(spec: ModelSpec, entry: Entry) -> _Part:
         name = "blk.{layer}." + name
     else:
         tensors = (GgufTensor(name=name, shape=shape),) * copies
-    return _Part(replace(entry, name=name), tensors, copies)
+    # gguf_name makes names for norms up; the published ones are shown instead.
+    shown = "" if tensor.group == "norms" else name
+    return _Part(replace(entry, name=shown), tensors, copies)
 
 
 _STACKED = ("attention.k_b", "attention.v_b")
@@ -568,11 +605,12 @@ class GgufFileSize:
 
 
 def gguf_entries(
-    spec: ModelSpec, scheme: Scheme, *, imatrix: bool = False
+    spec: ModelSpec, scheme: Scheme, *, imatrix: bool = False, mtp: bool = True
 ) -> tuple[StoredEntry, ...]:
     """The tensors of the GGUF file as inventory entries with the type of each.
 
-    An entry is divided where its layers have different types. `imatrix` as in `assign_types`.
+    An entry is divided where its layers have different types. `imatrix`: quantized with an
+    importance matrix; `mtp` False: as converted with `--no-mtp`.
     Raises UnsupportedError for families that llama.cpp lacks and for schemes that are not its own.
     """
     if not scheme.gguf_file_type:
@@ -580,33 +618,38 @@ def gguf_entries(
             f"{scheme.name} is no GGUF file type", "`moesize quants` lists the schemes"
         )
     file_type = find_file_type(scheme.gguf_file_type)
-    cache: dict[tuple[str, bool], tuple[StoredEntry, ...]]
+    cache: dict[tuple[str, bool, bool], tuple[StoredEntry, ...]]
     cache = spec.__dict__.setdefault("_gguf_entries", {})
-    key = (file_type, imatrix)
+    key = (file_type, imatrix, mtp)
     if key not in cache:
-        cache[key] = tuple(_stored(_view(spec), file_type, imatrix))
+        cache[key] = tuple(_stored(_view(spec, mtp), file_type, imatrix))
     return cache[key]
 
 
-def gguf_model_bytes(spec: ModelSpec, file_type: str, *, imatrix: bool = False) -> int:
+def gguf_model_bytes(
+    spec: ModelSpec, file_type: str, *, imatrix: bool = False, mtp: bool = True
+) -> int:
     """What llama.cpp prints as "model size": all tensors of the file, MTP blocks included."""
-    view = _view(spec)
-    types = assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix)
+    view = _view(spec, mtp)
+    types = view.types(file_type, imatrix)
     return model_bytes(view.tensors, types)
 
 
-def gguf_file_bytes(spec: ModelSpec, file_type: str, *, imatrix: bool = False) -> GgufFileSize:
+def gguf_file_bytes(
+    spec: ModelSpec, file_type: str, *, imatrix: bool = False, mtp: bool = True
+) -> GgufFileSize:
     """Size of the file: tensors padded to 32 bytes, and metadata within a band.
 
-    Metadata is almost all vocabulary. Published files have 23 bytes for each token of 32k
-    SentencePiece vocabularies (text, score, type) and 39 to 61 for BPE ones (merges as well).
+    Metadata is almost all vocabulary. Published files have about 23 bytes for each token of a
+    SentencePiece vocabulary (text, score, type) and 39 to 61 for a BPE one (merges as well).
     """
-    view = _view(spec)
-    types = assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix)
+    view = _view(spec, mtp)
+    types = view.types(file_type, imatrix)
     tensor_data = file_tensor_bytes(view.tensors, types)
     directory = len(view.tensors) * _TENSOR_INFO_BYTES
     vocabulary = spec.embedding.vocab_size
-    each = _SMALL_TOKEN_BYTES if vocabulary <= _SMALL_VOCABULARY else _TOKEN_BYTES
+    small = vocabulary <= _SMALL_VOCABULARY or view.model.architecture in _SENTENCEPIECE
+    each = _SENTENCEPIECE_TOKEN_BYTES if small else _BPE_TOKEN_BYTES
     return GgufFileSize(
         tensor_bytes=tensor_data,
         metadata_bytes=vocabulary * each + directory,
@@ -617,13 +660,15 @@ def gguf_file_bytes(spec: ModelSpec, file_type: str, *, imatrix: bool = False) -
 
 # Name (about 22 characters) with its length, number of dimensions, two of them, type and offset.
 _TENSOR_INFO_BYTES = 62
+# Vocabularies of this size are SentencePiece's; the larger ones are BPE, but for Gemma's.
 _SMALL_VOCABULARY = 65_536
-_SMALL_TOKEN_BYTES, _TOKEN_BYTES = 24, 46
+_SENTENCEPIECE = frozenset({"gemma", "gemma2", "gemma3", "gemma3n"})
+_SENTENCEPIECE_TOKEN_BYTES, _BPE_TOKEN_BYTES = 24, 46
 _TOKEN_BYTES_LOW, _TOKEN_BYTES_HIGH = 18, 66
 
 
 def _stored(view: _View, file_type: str, imatrix: bool) -> Iterator[StoredEntry]:
-    types = iter(assign_types(view.tensors, view.model, file_type, has_imatrix=imatrix))
+    types = iter(view.types(file_type, imatrix))
     for part in view.parts:
         of_part = [next(types) for _ in part.tensors]
         entry = part.entry

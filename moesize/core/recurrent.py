@@ -27,6 +27,7 @@ class GatedDeltaNet:
     """Gated delta rule (Qwen3-Next, Qwen3.5): a matrix state per value head and a short convolution.
 
     split_projections: Qwen3.5 stores qkv, z, a, b apart; Qwen3-Next stores qkvz and ba fused.
+    decay_dtype: of the logarithm of the decay; empty = the model's (OLMo-Hybrid).
     """
 
     kind: Literal["gated_delta_net"] = "gated_delta_net"
@@ -37,9 +38,11 @@ class GatedDeltaNet:
     conv_kernel: int
     state_dtype: str = ""
     split_projections: bool = False
+    decay_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _check_state_dtype(self.state_dtype)
+        _check_state_dtype(self.decay_dtype)
 
     @property
     def key_size(self) -> int:
@@ -72,7 +75,7 @@ class GatedDeltaNet:
             *projections,
             Tensor(role + "conv", (conv, 1, self.conv_kernel), 1, Shard(0, self.num_k_heads)),
             vector(role + "dt_bias", heads, units=heads),
-            vector(role + "a_log", heads, units=heads, dtype="float32"),
+            vector(role + "a_log", heads, units=heads, dtype=self.decay_dtype),
             vector("norms.linear", self.v_head_dim),
             matrix(role + "out", h, value, split="in", units=heads),
         )

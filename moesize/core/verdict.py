@@ -53,6 +53,9 @@ def _reason(
     kv, settings = answer.kv, answer.deployment
     context, sequences = settings["context"], settings["concurrency"]
     what = f"{sequences} x {context:,} tokens" if sequences > 1 else f"{context:,} tokens"
+    if fits and not kv.needed_bytes:
+        left = format_gib(max(0, kv.available_bytes))
+        return f"the model keeps no KV cache; {left} of the budget are left"
     if fits:
         text = (
             f"{format_gib(kv.available_bytes)} are left for the KV cache, "

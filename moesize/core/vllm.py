@@ -61,7 +61,8 @@ _ASSUMED_CAPABILITY = "8.0"
 class VllmProfile:
     """What is known about one vLLM version; `engines.vllm_profile` makes it from the data files.
 
-    v2_runner_types   model types that use model runner V2; None = every model does
+    v2_dense_only     model runner V2 serves dense models and the listed MoE types only
+    schemes_not_loaded, methods_not_loaded   formats that left this engine
     """
 
     version: str
@@ -71,6 +72,9 @@ class VllmProfile:
     default_utilization: float
     v2_dense_only: bool
     v2_moe_model_types: tuple[str, ...] = ()
+    min_compute_capability: tuple[int, int] = (0, 0)
+    schemes_not_loaded: tuple[str, ...] = ()
+    methods_not_loaded: tuple[str, ...] = ()
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
         """Model runner of this version for this model; it decides what sampling costs."""

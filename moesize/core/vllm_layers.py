@@ -304,7 +304,7 @@ class _Chooser:
         if mixer.cross:
             raise UnsupportedError(
                 "the cache of encoder-decoder models in vLLM is not modelled",
-                "plan this model for --engine transformers",
+                "`moesize show` counts its weights and cache",
             )
         if mixer.shares_kv:
             return []

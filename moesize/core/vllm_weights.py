@@ -14,7 +14,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from moesize.core.allocator import allocated_bytes
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError
 from moesize.core.inventory import Entry
@@ -127,7 +127,8 @@ def pipeline_stages(num_layers: int, pipeline_parallel_size: int) -> tuple[Stage
 
     vLLM 0.32.0 distributed/utils.py:get_pp_indices. Raises InvalidDeploymentError.
     """
-    if pipeline_parallel_size > num_layers:
+    # An encoder has no decoder layers, and a single stage.
+    if pipeline_parallel_size > max(num_layers, 1):
         raise InvalidDeploymentError(
             f"pipeline parallel size {pipeline_parallel_size} exceeds the {num_layers} layers"
         )
@@ -191,10 +192,12 @@ def rank_weights(
         if item.entry.tensor.expert and isinstance(item.weight_format, Mxfp4)
     }
     for item in stored:
-        count = stage.count(item.entry, spec)
-        if not count:
-            continue
         tensor = item.entry.tensor
+        count = stage.count(item.entry, spec)
+        if not count or spec.model_type in _UNUSED.get(tensor.role, ()):
+            continue
+        if spec.model_type in _DOUBLED.get(tensor.role, ()):
+            count *= 2
         shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
         if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
             copies *= 2
@@ -204,6 +207,9 @@ def rank_weights(
             raise InvalidDeploymentError(
                 f"tensor parallel size {tensor_parallel_size}: {error.message}", error.hint
             ) from error
+        wide = _padded_expert(spec, item, shape, tensor_parallel_size, expert_parallel_size)
+        if wide != shape:
+            pad = sum(_matrix_bytes(item, wide, padding)) - weight - scale
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
             pad = number_bytes(item.dtype, _padded_bias(tensor, shape, padding)) - weight
         if isinstance(item.weight_format, PackQuantized) and tensor.fused and not tensor.expert:
@@ -220,6 +226,8 @@ def rank_weights(
             # The kernels from Blackwell on read the input scales of all ranks' experts.
             scale_bytes = 4 if item.weight_format.static_input_scale else 0
             weights.scale_bytes += scale_bytes * (tensor.copies - copies) * count
+        if _drops_input_scale(spec, item):
+            weights.scale_bytes += number_bytes(item.dtype, 1) * copies * count
         true_rows = _unpadded_rows(tensor, tensor_parallel_size)
         if true_rows is not None and shape[0] > true_rows:
             # Padding rows are no parameters of the model; keep them apart.
@@ -243,6 +251,20 @@ def rank_weights(
     return weights
 
 
+def _drops_input_scale(spec: ModelSpec, item: StoredEntry) -> bool:
+    """ModelOpt's weight-only NVFP4: an input scale is created, and dropped after loading.
+
+    vLLM 0.32.0 quantization/modelopt.py. Experts have theirs in `_expert_scales`.
+    """
+    return (
+        spec.quantization is not None
+        and spec.quantization.method == "modelopt"
+        and isinstance(item.weight_format, Nvfp4)
+        and not item.weight_format.static_input_scale
+        and not item.entry.tensor.expert
+    )
+
+
 # Bytes of scales for the KV cache that an attention layer gets: q, k, v and softmax in bfloat16
 # (vLLM 0.32.0 quantization/kv_cache.py), for compressed-tensors q, k, v in float32 with bfloat16
 # zero points. Only ModelOpt's reach latent attention.
@@ -250,10 +272,16 @@ _CACHE_SCALE_BYTES = {"fp8": 8, "mxfp8": 8, "modelopt": 8, "quark": 8, "compress
 
 
 def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
-    method = spec.quantization.method if spec.quantization else ""
+    if spec.quantization is None:
+        return 0
+    method = spec.quantization.method
     kinds: tuple[type, ...] = (GroupedQueryAttention,)
     if method == "modelopt":
         kinds = (GroupedQueryAttention, LatentAttention)
+        *_, last = spec.quantization.rules
+        # Mixed precision lists what it quantizes, and has these only with a quantized cache.
+        if last.format == "keep" and not spec.quantization.kv_dtype:
+            return 0
     blocks = [spec.block(spec.layout[layer]) for layer in stage.layers]
     layers = sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
     return _CACHE_SCALE_BYTES.get(method, 0) * layers
@@ -272,12 +300,38 @@ def _joined_padding(spec: ModelSpec, entry: Entry, tensor_parallel_size: int) ->
     return 0
 
 
+def _is_compressed(spec: ModelSpec, entry: Entry) -> bool:
+    return any(isinstance(mixer, CompressedAttention) for mixer in spec.block(entry.block).mixers)
+
+
 def _is_key_and_value(spec: ModelSpec, entry: Entry) -> bool:
     """One projection for keys and values (Gemma 4), which vLLM 0.32.0 holds twice in its qkv."""
     return entry.tensor.role == "attention.k" and any(
         isinstance(mixer, GroupedQueryAttention) and mixer.key_is_value
         for mixer in spec.block(entry.block).mixers
     )
+
+
+# Least width of a routed expert on a rank that shares it out (models/kimi_k3/nvidia/model.py, which
+# Kimi-Linear uses as well).
+_LEAST_EXPERT_WIDTH = {"kimi_linear": 256, "kimi_k3": 256}
+
+
+def _padded_expert(
+    spec: ModelSpec,
+    item: StoredEntry,
+    shape: tuple[int, ...],
+    tensor_parallel_size: int,
+    expert_parallel_size: int,
+) -> tuple[int, ...]:
+    """A rank's part of an expert as some models and kernels widen it; else the shape itself."""
+    tensor = item.entry.tensor
+    if not tensor.expert or tensor.shard is None or expert_parallel_size > 1:
+        return shape
+    least = _LEAST_EXPERT_WIDTH.get(spec.model_type, 0) if tensor_parallel_size > 1 else 0
+    dim = tensor.shard.dim
+    width = max(shape[dim], least)
+    return (*shape[:dim], width, *shape[dim + 1 :])
 
 
 def _padded_bias(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:
@@ -294,6 +348,10 @@ def local_shape(
         return tensor.shape, tensor.copies
     if spec.model_type in _WHOLE.get(tensor.role, ()):
         return tensor.shape, tensor.copies
+    if tensor.role == "attention.sinks" and _is_compressed(spec, entry):
+        heads = ceil_div(tensor.shape[0], tensor_parallel_size)
+        padded = next((size for size in _COMPRESSED_HEADS if heads <= size), heads)
+        return (padded,), tensor.copies
     if tensor.expert and expert_parallel_size > 1:
         return tensor.shape, ceil_div(tensor.copies, expert_parallel_size)
     if tensor.role in _VOCABULARY_ROLES:
@@ -318,13 +376,25 @@ def local_shape(
 
 
 # What every rank holds whole in some models. Queries and keys are gathered from all ranks before
-# they are normalised (vLLM 0.32.0 models/olmo2.py, olmoe.py); attention sinks of DeepSeek-V4.
-_GATHERED = ("olmo2", "olmo3", "olmoe", "flex_olmo")
+# they are normalised (vLLM 0.32.0 models/olmoe.py, olmo_hybrid.py; the plan of Transformers for the
+# others). GPT-BigCode runs through Transformers, which has no plan for it: only what vLLM fuses by
+# itself is split (models/transformers/base.py), and an MLP without a gate is not.
+_GATHERED = ("olmo2", "olmo3", "olmoe", "olmo_hybrid", "flex_olmo")
+_UNPLANNED = ("gpt_bigcode",)
 _WHOLE = {
     "norms.q": _GATHERED,
     "norms.k": _GATHERED,
-    "attention.sinks": ("deepseek_v4", "deepseek_ref"),
+    "dense_mlp.up": _UNPLANNED,
+    "dense_mlp.up.bias": _UNPLANNED,
+    "dense_mlp.down": _UNPLANNED,
 }
+# Query heads of a rank that the kernels for DeepSeek-V4 take; its attention sinks are padded to
+# them (vLLM 0.32.0 models/deepseek_v4/nvidia/flashmla.py).
+_COMPRESSED_HEADS = (64, 128)
+# Parts of the files that vLLM leaves out: Transformers models get a head without bias.
+_UNUSED = {"lm_head.bias": ("phi",)}
+# Tensors that vLLM creates twice (models/phi3v.py).
+_DOUBLED = {"embedding.tokens": ("phi3_v",)}
 
 
 def _splits_tower(spec: ModelSpec, role: str, tensor_parallel_size: int) -> bool:
@@ -451,8 +521,13 @@ def _group_bytes(
     return rows * columns * weight_format.bits // 8, scale, 0
 
 
-# Mamba-2's joined projection has single scales for gate, x and steps, and for B and C.
-_JOINED_PARTS = {"attention.linear.in": 3, "attention.linear.in_groups": 2}
+# Joined projections have a single scale for each part: Mamba-2's for gate, x and steps, and for B
+# and C; linear attention's for queries, keys and values.
+_JOINED_PARTS = {
+    "attention.linear.in": 3,
+    "attention.linear.in_groups": 2,
+    "attention.linear.qkv": 3,
+}
 
 
 def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | None:

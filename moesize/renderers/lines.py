@@ -131,6 +131,8 @@ def setting_line(plan: Plan) -> str:
 def kv_line(plan: Plan) -> str:
     """What a token of context costs and how many are left."""
     kv, settings = plan.kv_cache, plan.deployment
+    if not kv.bytes_per_token and not kv.state_bytes_per_sequence:
+        return "none: this model keeps nothing between tokens"
     cost = f"{kv.bytes_per_token / KIB:,.1f} KiB per token" if kv.bytes_per_token else ""
     if kv.state_bytes_per_sequence:
         fixed = f"{format_bytes(kv.state_bytes_per_sequence)} per sequence"

@@ -412,7 +412,7 @@ def _only(name: str, shape: tuple[int, ...], file_type: str, **facts: object) ->
         ("position_embd.weight", (768, 1024), "Q4_K_M", "F32"),
         ("blk.0.indexer.proj.weight", (7168, 64), "BF16", "F32"),
         ("blk.0.indexer.proj.weight", (7168, 64), "Q4_K_M", "Q4_K"),
-        ("blk.0.indexer.k_proj.weight", (4096, 128), "Q4_K_M", "F16"),
+        ("blk.0.indexer.k_proj.weight", (4096, 128), "Q4_K_M", "F32"),
         ("per_layer_model_proj.weight", (2048, 7680), "Q8_0", "F16"),
         ("token_embd.weight", (4096, 32000), "Q4_K_M", "Q4_K"),
         ("token_embd.weight", (4096, 32000), "IQ2_M", "IQ3_S"),

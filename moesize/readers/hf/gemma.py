@@ -273,7 +273,10 @@ def _per_layer_input(hidden: int, per_layer: int) -> tuple[ExtraTensor, ...]:
 def _per_layer_projection(count: int, hidden: int, per_layer: int) -> tuple[ExtraTensor, ...]:
     return (
         ExtraTensor(
-            role="other.per_layer_model_projection", shape=(count * per_layer, hidden), matmul=True
+            role="other.per_layer_model_projection",
+            shape=(count * per_layer, hidden),
+            split="out",
+            matmul=True,
         ),
         ExtraTensor(role="norms.per_layer_projection", shape=(per_layer,)),
     )

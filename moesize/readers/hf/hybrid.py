@@ -271,6 +271,7 @@ def olmo_hybrid(config: ConfigView) -> SpecFields:
         v_head_dim=config.int("linear_value_head_dim", default=2 * key_dim),
         conv_kernel=config.int("linear_conv_kernel_dim", default=4),
         split_projections=True,
+        decay_dtype="",
     )
     mlp = dense_mlp(config)
     full = Block(name="attention", mixers=(attention,), feed_forwards=(mlp,))

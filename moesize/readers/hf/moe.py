@@ -83,10 +83,24 @@ def partial_factor(config: ConfigView, default: float = 1.0) -> float:
     return factor
 
 
+# Families that vLLM 0.32.0 runs through Transformers, which keeps frequencies and no table.
+_THROUGH_TRANSFORMERS = (
+    "dots1",
+    "flex_olmo",
+    "hunyuan",
+    "hunyuan_v1_moe",
+    "mellum",
+    "minimax",
+    "solar_open",
+)
+
+
 def rotary(
     config: ConfigView, size: int, *, partial: float | None = None, dtype: str = "", copies: int = 1
 ) -> tuple[RotaryTable, ...]:
     """The cos/sin table of a decoder; `partial` overrides the share of the head that rotates."""
+    if config.data.get("model_type") in _THROUGH_TRANSFORMERS:
+        return ()
     factor = partial_factor(config) if partial is None else partial
     table = rotary_table(config, size, max_context(config), partial=factor)
     if not 1 <= table.positions <= MAX_CONTEXT:
@@ -582,7 +596,10 @@ def minimax(config: ConfigView) -> SpecFields:
                 full if softmax[i] else linear, moe, prefix="full_" if softmax[i] else "linear_"
             ),
         ),
-        rotary=(RotaryTable(positions=context, rotary_dim=rotary_dim),),
+        # Transformers' own class (`minimax`) keeps frequencies and no table.
+        rotary=()
+        if config.text("model_type") in _THROUGH_TRANSFORMERS
+        else (RotaryTable(positions=context, rotary_dim=rotary_dim),),
         naming="minimax",
     )
 
@@ -1033,7 +1050,6 @@ def laguna(config: ConfigView) -> SpecFields:
         experts_per_token=config.int("num_experts_per_tok"),
         intermediate_size=config.int("moe_intermediate_size"),
         router_bias="correction",
-        router_dtype="float32",
         shared=SharedExperts(intermediate_size=config.int("shared_expert_intermediate_size")),
     )
 

@@ -24,7 +24,7 @@ from moesize.readers.hf.registry import SpecFields, family, find_reader
 from moesize.readers.hf.view import ConfigView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _TRIMMED = "the config has no {key}: read as the language model alone, without its {what} tower"
 
@@ -84,6 +84,12 @@ def _add(
     fields["rotary"] = (*fields.get("rotary", ()), *rotary)
     if note:
         fields["notes"] = (*fields.get("notes", ()), note)
+    return fields
+
+
+def _stored(fields: SpecFields, unused: Sequence[ExtraTensor]) -> SpecFields:
+    """Adds what the files hold and engines do not load."""
+    fields["stored_extra"] = (*fields.get("stored_extra", ()), *unused)
     return fields
 
 
@@ -280,7 +286,7 @@ def gemma4(config: ConfigView) -> SpecFields:
             shape=(vision.int("hidden_size", default=768),),
             copies=2,
         )
-        fields["stored_extra"] = (*fields.get("stored_extra", ()), buffers)
+        _stored(fields, (buffers,))
     return _with_audio(config, fields, towers.gemma4_audio)
 
 
@@ -384,22 +390,36 @@ def _vision_tower(config: ConfigView, vision: ConfigView) -> Tower:
 def llava(config: ConfigView) -> SpecFields:
     """LLaVA, Pixtral 12B: a tower and two matrices; LLaVA-NeXT on have a line-break vector."""
 
+    kind = config.text("model_type")
+    unused: list[ExtraTensor] = []
+
     def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
         tower = _vision_tower(config, vision)
+        # Defaults of the config classes: the last layer but one, in OneVision the last.
+        last = -1 if kind == "llava_onevision" else -2
+        kept = towers.layers_used(
+            config, tower.num_layers, "vision_feature_layer", default=last
+        )
+        tower, left = towers.up_to_layer(tower, kept, post_norm=False)
+        unused.extend(left)
         taps = config.data.get("vision_feature_layer")
         in_size = tower.hidden_size * (len(taps) if isinstance(taps, list) else 1)
         bias = config.flag("multimodal_projector_bias", default=True)
+        split = kind != "llava_onevision"
         found = [
             tower,
-            towers.two_layer_projector(in_size, text_size, text_size, bias=bias),
+            towers.two_layer_projector(
+                in_size, text_size, text_size, bias=bias, tensor_parallel=split
+            ),
         ]
-        if config.text("model_type") != "llava":
+        if kind != "llava":
             parts = towers.Parts()
             parts.add("image_newline", text_size)
             found.append(parts.tower("image_newline", "projector", tensor_parallel=False))
         return tuple(found)
 
-    return _with_vision(config, "llama", "language_model.", build)
+    fields = _with_vision(config, "llama", "language_model.", build)
+    return _stored(fields, unused)
 
 
 @family("mistral3")
@@ -532,12 +552,19 @@ def _shuffle(config: ConfigView) -> int:
 def internvl_chat(config: ConfigView) -> SpecFields:
     """InternVL as its authors publish it."""
 
+    unused: list[ExtraTensor] = []
+
     def build(vision: ConfigView, text_size: int) -> tuple[Tower, ...]:
         tower = towers.intern_vit(vision)
+        kept = towers.layers_used(
+            config, tower.num_layers, "select_layer", default=-1, counts_from=1
+        )
+        tower, left = towers.up_to_layer(tower, kept, post_norm=True)
+        unused.extend(left)
         factor = _shuffle(config)
         return tower, towers.internvl_projector(tower.hidden_size, factor, text_size)
 
-    return _with_vision(config, "", "language_model.", build)
+    return _stored(_with_vision(config, "", "language_model.", build), unused)
 
 
 @family("internvl")
@@ -622,7 +649,12 @@ def phi3_v(config: ConfigView) -> SpecFields:
     name = processor.text("name", default="clip_vision_model")
     if name != "clip_vision_model":
         raise UnsupportedError(f"{config.file}: vision tower {name[:60]!r} is not known")
-    return _add(fields, towers.phi3_vision(config, fields["hidden_size"]))
+    tower, projector = towers.phi3_vision(config, fields["hidden_size"])
+    kept = towers.layers_used(
+        processor, tower.num_layers, "layer_idx", default=-2, counts_from=1
+    )
+    tower, unused = towers.up_to_layer(tower, kept, post_norm=kept == tower.num_layers)
+    return _stored(_add(fields, (tower, projector)), unused)
 
 
 @family("phi4mm")
@@ -656,6 +688,6 @@ def phi4mm(config: ConfigView) -> SpecFields:
             ]
     layers = config.layers()
     stored = tuple(replace(adapter, copies=layers) for adapter in adapters)
-    fields["stored_extra"] = (*fields.get("stored_extra", ()), *stored)
+    _stored(fields, stored)
     note = "the LoRA adapters for pictures and speech are in the files, but not among the weights"
     return _add(fields, (), note=note)

@@ -11,9 +11,10 @@ language model.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from moesize.core.model_spec import RotaryTable, Tower, TowerTensor
+from moesize.core.model_spec import ExtraTensor, RotaryTable, Tower, TowerTensor
 from moesize.readers.hf.view import ConfigView
 
 Split = Literal["", "out", "in"]
@@ -368,6 +369,46 @@ def _clip_layers(
         parts.norm(where + norm, h, copies=n)
     parts.linear(where + "mlp.fc1", f, h, copies=n, split="out")
     parts.linear(where + "mlp.fc2", h, f, copies=n, split="in")
+
+
+def up_to_layer(
+    tower: Tower, kept: int, *, post_norm: bool
+) -> tuple[Tower, tuple[ExtraTensor, ...]]:
+    """The tower with its first `kept` layers, and what the files hold beyond them.
+
+    Engines do not load the layers behind the one whose features are used, nor the norm after them
+    unless `post_norm` (vLLM 0.32.0 models/vision.py, clip.py: num_hidden_layers_override).
+    """
+    held, unused = [], []
+    for item in tower.tensors:
+        layered = "{layer}" in item.name
+        left = kept if layered else item.copies
+        if "post_layernorm" in item.name and not post_norm:
+            left = 0
+        if left:
+            held.append(replace(item, copies=left))
+        if left < item.copies:
+            role = f"towers.{tower.kind}_unused"
+            unused.append(ExtraTensor(role=role, shape=item.shape, copies=item.copies - left))
+    return replace(tower, tensors=tuple(held), num_layers=kept), tuple(unused)
+
+
+def layers_used(
+    config: ConfigView, num_layers: int, key: str, *, default: int, counts_from: int = 0
+) -> int:
+    """How many layers run: up to the deepest one that `key` names; -1 is the last.
+
+    `counts_from` 1: the first layer is number 0, else number 1 (0 stands for the embeddings).
+    """
+    value = config.data.get(key)
+    taps = config.list(key, max_length=64) if isinstance(value, list) else [value]
+    deepest = 0
+    for tap in taps:
+        layer = ConfigView({key: tap}, config.file, config.where).int(
+            key, default=default, low=-num_layers, high=num_layers - counts_from
+        )
+        deepest = max(deepest, layer + num_layers + 1 if layer < 0 else layer + counts_from)
+    return deepest
 
 
 def two_layer_projector(
