@@ -49,6 +49,7 @@ class MoeMlp:
     router_bias     one score per expert added for the choice only ("correction") or a plain bias
     hash_routing    the first layers of DeepSeek-V4 choose by token id: a V x A table, no choice
     stacked         stored as one tensor over all experts instead of one per expert
+    renormalizes    the weights of the chosen experts are scaled to a sum of one; decides the kernel
     extra_routes    router outputs beyond the experts: zero-compute experts (LongCat)
     """
 
@@ -66,6 +67,7 @@ class MoeMlp:
     stacked: bool = False
     extra_routes: int = 0
     hash_vocab_size: int = 0
+    renormalizes: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.experts_per_token <= self.num_experts + self.extra_routes:

@@ -53,8 +53,10 @@ from moesize.core.vllm_weights import (
     valid_tensor_parallel_sizes,
 )
 
-# A card that is described by its size only is planned as if it were of this generation.
-_ASSUMED_CAPABILITY = "8.0"
+# Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
+# Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
+_ASSUMED_CAPABILITY = {"amd": "9.0"}
+_ASSUMED_OTHERWISE = "8.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ def plan_vllm(
             stored,
             tensor_parallel_size=tp,
             expert_parallel_size=layout.expert_parallel_size,
-            compute_capability=gpu.compute_capability or _ASSUMED_CAPABILITY,
+            compute_capability=_capability_text(gpu),
             stage=stage,
         )
         for stage in stages
@@ -269,8 +271,13 @@ def _available(
     return best, low, high
 
 
+def _capability_text(gpu: GpuSpec) -> str:
+    assumed = _ASSUMED_CAPABILITY.get(gpu.vendor.lower(), _ASSUMED_OTHERWISE)
+    return gpu.compute_capability or assumed
+
+
 def _capability(gpu: GpuSpec) -> tuple[int, int]:
-    text = gpu.compute_capability or _ASSUMED_CAPABILITY
+    text = _capability_text(gpu)
     major, _, minor = text.partition(".")
     return int(major), int(minor or 0)
 
@@ -490,7 +497,10 @@ def _warnings(
         out.append(
             Warning_(
                 code="gpu-generation-unknown",
-                message=f"{gpu.name}: compute capability unknown; kernels chosen as for Ampere",
+                message=(
+                    f"{gpu.name} has no NVIDIA compute capability; kernels chosen as for "
+                    f"{_capability_text(gpu)}, runtime sizes as on NVIDIA"
+                ),
             )
         )
     peak = ledger.budget_bytes + ledger.outside_bytes

@@ -17,7 +17,7 @@ from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError
-from moesize.core.inventory import Entry
+from moesize.core.inventory import Entry, moe_of
 from moesize.core.quantization import (
     Fp8Block,
     Fp8PerTensor,
@@ -207,7 +207,11 @@ def rank_weights(
             raise InvalidDeploymentError(
                 f"tensor parallel size {tensor_parallel_size}: {error.message}", error.hint
             ) from error
-        wide = _padded_expert(spec, item, shape, tensor_parallel_size, expert_parallel_size)
+        wide = shape
+        if tensor.expert and tensor.shard is not None:
+            wide = _padded_expert(
+                spec, item, shape, compute_capability, expert_parallel_size < tensor_parallel_size
+            )
         if wide != shape:
             pad = sum(_matrix_bytes(item, wide, padding)) - weight - scale
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
@@ -315,23 +319,50 @@ def _is_key_and_value(spec: ModelSpec, entry: Entry) -> bool:
 # Least width of a routed expert on a rank that shares it out (models/kimi_k3/nvidia/model.py, which
 # Kimi-Linear uses as well).
 _LEAST_EXPERT_WIDTH = {"kimi_linear": 256, "kimi_k3": 256}
+# Plain experts on Blackwell run in FlashInfer's TRT-LLM kernels, which take whole tiles of this
+# width (fused_moe/oracle/unquantized.py)...
+_BLACKWELL_TILE = 128
+# ... unless their activation is no plain SiLU (or squared ReLU), or they are routed in a way of
+# their own (fused_moe/config.py:get_routing_method_type, experts/trtllm_bf16_moe.py).
+_OWN_KERNELS = (
+    "cohere2_moe",
+    "cohere2_vision",
+    "deepseek_ref",
+    "deepseek_v4",
+    "ernie4_5_moe",
+    "ernie4_5_moe_text",
+    "gemma4",
+    "gemma4_text",
+    "gpt_oss",
+    "jamba",
+    "kimi_k3",
+    "longcat_flash",
+    "minimax_m3",
+    "minimax_m3_vl",
+    "olmoe",
+    "phimoe",
+)
 
 
 def _padded_expert(
     spec: ModelSpec,
     item: StoredEntry,
     shape: tuple[int, ...],
-    tensor_parallel_size: int,
-    expert_parallel_size: int,
+    compute_capability: str | None,
+    is_split: bool,
 ) -> tuple[int, ...]:
     """A rank's part of an expert as some models and kernels widen it; else the shape itself."""
-    tensor = item.entry.tensor
-    if not tensor.expert or tensor.shard is None or expert_parallel_size > 1:
-        return shape
-    least = _LEAST_EXPERT_WIDTH.get(spec.model_type, 0) if tensor_parallel_size > 1 else 0
-    dim = tensor.shard.dim
-    width = max(shape[dim], least)
-    return (*shape[:dim], width, *shape[dim + 1 :])
+    shard, moe = item.entry.tensor.shard, moe_of(spec.block(item.entry.block))
+    assert shard is not None
+    assert moe is not None
+    width = shape[shard.dim]
+    if is_split:
+        width = max(width, _LEAST_EXPERT_WIDTH.get(spec.model_type, 0))
+    plain = item.weight_format is None or isinstance(item.weight_format, Plain)
+    blackwell = compute_capability is not None and compute_capability.startswith("10.")
+    if plain and blackwell and moe.renormalizes and spec.model_type not in _OWN_KERNELS:
+        width = round_up(width, _BLACKWELL_TILE)
+    return (*shape[: shard.dim], width, *shape[shard.dim + 1 :])
 
 
 def _padded_bias(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:

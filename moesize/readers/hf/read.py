@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from moesize.core.errors import InvalidSpecError, UnsupportedError
+from moesize.core.feed_forward import MoeMlp
 from moesize.core.model_spec import ModelSpec, Source
 from moesize.readers.hf.common import model_dtype
 from moesize.readers.hf.quantization import read_quantization
-from moesize.readers.hf.registry import find_reader, known_model_types
+from moesize.readers.hf.registry import SpecFields, find_reader, known_model_types
 from moesize.readers.hf.view import ConfigView
 
 
@@ -39,7 +41,7 @@ def spec_from_config(
     if reader is None:
         raise _unknown_type(config, model_type)
     try:
-        fields = reader(config)
+        fields = _with_routing(reader(config), config)
         text = config.sub("text_config", "llm_config", "language_config")
         fields.setdefault("dtype", model_dtype(text or config, config))
         fields.setdefault("quantization", read_quantization(config, quant_config))
@@ -54,6 +56,41 @@ def spec_from_config(
         )
     except ValueError as error:
         raise config.fail(str(error)) from error
+
+
+# Names of the flag, and the families whose config class leaves it out as false (transformers 5.19).
+_RENORMALIZES = ("norm_topk_prob", "route_norm", "norm_expert_weight", "norm_expert_prob")
+_PLAIN_ROUTING = (
+    "deepseek",
+    "deepseek_v2",
+    "deepseek_vl_v2",
+    "dots1",
+    "flex_olmo",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "step3_text",
+    "step3_vl",
+)
+
+
+def _with_routing(fields: SpecFields, config: ConfigView) -> SpecFields:
+    """Notes in every mixture of experts whether its router scales the chosen weights."""
+    text = config.sub("text_config", "llm_config", "language_config") or config
+    kind = text.text("model_type", default="") or config.text("model_type")
+    if text.flag(*_RENORMALIZES, default=kind not in _PLAIN_ROUTING):
+        return fields
+    blocks = [
+        replace(
+            block,
+            feed_forwards=tuple(
+                replace(part, renormalizes=False) if isinstance(part, MoeMlp) else part
+                for part in block.feed_forwards
+            ),
+        )
+        for block in fields["blocks"]
+    ]
+    return {**fields, "blocks": tuple(blocks)}
 
 
 def slug(name: str) -> str:
