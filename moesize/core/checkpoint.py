@@ -374,6 +374,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             f"the pattern {shown!r} could take very long to match",
             "repeated groups and more than two of .* in a row are not taken",
         )
+    if "[[" in bare or "[[" in pattern:
+        # Python warns of a future meaning, on stderr; names of modules never need it.
+        raise InvalidInputError(f"the pattern {shown!r} has nested brackets, which are not taken")
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

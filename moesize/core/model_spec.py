@@ -212,6 +212,7 @@ class Source:
 class ModelSpec:
     """A whole model.
 
+    text_type  model type of the language model inside a multimodal wrapper; empty = model_type
     naming     family whose checkpoint tensor names are used (`naming.NAMES`)
     blocks     the kinds of layer; runs stack them
     encoder    runs of the encoder in an encoder-decoder model
@@ -240,6 +241,7 @@ class ModelSpec:
     rotary: tuple[RotaryTable, ...] = ()
     quantization: CheckpointQuantization | None = None
     naming: str = "default"
+    text_type: str = ""
     source: Source
     notes: tuple[str, ...] = ()
 

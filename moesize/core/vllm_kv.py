@@ -39,7 +39,8 @@ class LayerPages:
     recurrent state. `window_tokens` is the window of a sliding kind, the chunk of a chunked one.
     `kernel_block_tokens` says that a block must consist of whole kernel blocks of at most so many
     tokens (0: no such demand). `num_checkpoint_states` are states that a layer exports while it
-    prefills, for prefix caching. `variant` keeps kinds apart that store as much but not the same.
+    prefills, for prefix caching; without `caches_prefixes` (a model without attention) there is one
+    state whatever the mode. `variant` keeps kinds apart that store as much but not the same.
     """
 
     kind: LayerKind
@@ -54,6 +55,7 @@ class LayerPages:
     window_tokens: int | None = None
     num_spec_states: int = 0
     num_checkpoint_states: int = 0
+    caches_prefixes: bool = True
     variant: str = ""
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ class LayerPages:
             case "ring":
                 return 1
             case "mamba":
-                aligned = settings.mamba_cache_mode == "align"
+                aligned = settings.mamba_cache_mode == "align" and self.caches_prefixes
                 resident = 2 + self.num_checkpoint_states if aligned else 1
                 return resident + self.num_spec_states
             case _:  # pragma: no cover

@@ -119,7 +119,9 @@ def vllm_layers(
     order = dict.fromkeys(name for stage in names for name in stage)
     used = [mixer for name in order for mixer in mixers[name]]
     kv_dtype = resolve_kv_dtype(model, options)
-    backend = attention_backend(used, options.compute_capability, kv_dtype)
+    backend = attention_backend(
+        used, options.compute_capability, kv_dtype, image_prefix=_sees_whole_images(model)
+    )
     chooser = _Chooser(options, kv_dtype, options.dtype or model.dtype, backend, used)
     pages = {name: chooser.block_pages(mixers[name]) for name in order}
     return VllmLayers(
@@ -152,17 +154,25 @@ def resolve_kv_dtype(model: ModelSpec, options: CacheOptions) -> str:
 
 
 def attention_backend(
-    mixers: Iterable[Mixer], compute_capability: tuple[int, int], kv_dtype: str
+    mixers: Iterable[Mixer],
+    compute_capability: tuple[int, int],
+    kv_dtype: str,
+    *,
+    image_prefix: bool = False,
 ) -> Backend:
     """The backend that vLLM picks, as far as it decides block size and packing.
 
+    `image_prefix`: the tokens of an image see each other in both directions.
     vLLM 0.32.0, `platforms/cuda.py:_get_backend_priorities` and each backend's supported sizes.
     """
     major, minor = compute_capability
     quantized = kv_dtype not in _DTYPE_BYTES
     head_dims: set[int] = set()
-    latent = sparse = block_sparse = compressed = False
+    latent = sparse = block_sparse = compressed = uneven = False
+    recurrent = ""
     for mixer in mixers:
+        if mixer.state() and not recurrent:
+            recurrent = mixer.kind
         if isinstance(mixer, LatentAttention):
             latent = True
             sparse = sparse or mixer.indexer is not None or mixer.index_shared
@@ -171,6 +181,7 @@ def attention_backend(
         elif isinstance(mixer, GroupedQueryAttention):
             head_dims.add(mixer.head_dim)
             block_sparse = block_sparse or mixer.index_heads > 0
+            uneven = uneven or mixer.head_dim != mixer.v_head_dim
     if (compressed or sparse) and major < 9:
         raise UnsupportedError(
             f"vLLM has no kernel for this sparse attention on compute capability {major}.{minor}",
@@ -193,10 +204,30 @@ def attention_backend(
         return Backend("TRITON_MLA", 16)
     if block_sparse:
         return Backend("MINIMAX_M3_SPARSE", 128)
+    if recurrent and not head_dims:
+        return Backend(f"{recurrent.upper()}_ATTN", _DEFAULT_BLOCK_TOKENS)
+    if uneven:
+        return Backend("FLASH_ATTN_DIFFKV", _DEFAULT_BLOCK_TOKENS)
     name = "FLASHINFER" if major == 10 else "FLASH_ATTN"
-    # Heads of 512 (Gemma 4): the kernels for them take blocks of 64.
-    wide = 512 in head_dims and (major == 10 or (major == 9 and kv_dtype in _FP8_NAMES))
+    # On Hopper an FP8 cache for heads of 512 (Gemma 4) has blocks of 64.
+    wide = 512 in head_dims and major == 9 and kv_dtype in _FP8_NAMES
+    if image_prefix:
+        if head_dims <= _COMPOSITE_HEADS and major in (9, 10):
+            name, wide = f"TRITON_{name}", wide or major == 10
+        else:
+            name = "FLASH_ATTN" if major == 10 else "TRITON_ATTN"
     return Backend(name, 64 if wide else _DEFAULT_BLOCK_TOKENS)
+
+
+# Model types whose images are seen in both directions, and the head sizes for which vLLM 0.32.0 has
+# kernels that join two backends then (v1/attention/backends/triton_flashinfer.py).
+_IMAGE_PREFIX = frozenset(("gemma3", "gemma4", "gemma4_unified", "paligemma"))
+_COMPOSITE_HEADS = frozenset((256, 512))
+
+
+def _sees_whole_images(model: ModelSpec) -> bool:
+    # Gemma 4 E2B and E4B, the ones with embeddings per layer, do without.
+    return model.model_type in _IMAGE_PREFIX and not model.embedding.per_layer_size
 
 
 def _counted(names: Sequence[str], pages: dict[str, tuple[LayerPages, ...]]) -> list[LayerPages]:
@@ -227,6 +258,8 @@ class _Chooser:
         self.backend = backend
         self.block_tokens = options.block_tokens or backend.block_tokens
         self.padded_state_bytes: int | None = None
+        # Prefix caching is off for models without attention (config/model.py:is_attention_free).
+        self.has_attention = any(mixer.cache() for mixer in mixers)
         self._align_states(mixers)
 
     def _align_states(self, mixers: Sequence[Mixer]) -> None:
@@ -397,6 +430,7 @@ class _Chooser:
             padded_page_bytes=self.padded_state_bytes,
             num_spec_states=self.options.num_spec_tokens,
             num_checkpoint_states=int(exports),
+            caches_prefixes=self.has_attention,
             variant=mixer.kind,
         )
 

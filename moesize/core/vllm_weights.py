@@ -35,6 +35,8 @@ from moesize.core.tensors import GROUPS, Tensor
 from moesize.core.units import ceil_div, round_up
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from moesize.core.model_spec import ModelSpec
 
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
@@ -101,25 +103,48 @@ class Stage:
 # (embedding, final norm, head) without asking for the stage. `models/*.py`, the other 30 ask.
 # fmt: off
 _ALL_OF_THEM = (
-    "bloom", "chatglm", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma", "gemma2",
-    "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2", "gptj", "gpt_oss", "granitemoe",
+    "bloom", "chatglm", "dbrx", "falcon", "falcon_mamba", "gemma", "gemma2",
+    "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified", "gpt2", "gptj", "gpt_oss", "granitemoe",
     "granitemoehybrid", "granitemoeshared", "hy_v3", "internlm2", "jamba", "mamba", "mamba2",
-    "minicpm", "mixtral", "molmo", "nemotron_h", "olmo_hybrid", "olmoe", "opt", "phimoe",
-    "qwen2_moe", "qwen3_moe", "stablelm", "zamba2",
+    "minicpm", "mixtral", "molmo", "nemotron_h", "olmo_hybrid", "olmoe", "opt", "orion", "phimoe",
+    "qwen2_moe", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "stablelm", "zamba2",
 )
 # fmt: on
 _ON_EVERY_STAGE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_ALL_OF_THEM, ("embedding", "norms.final", "lm_head")),
+    **dict.fromkeys(
+        _ALL_OF_THEM,
+        (
+            "embedding",
+            "norms.final",
+            "lm_head",
+            "other.per_layer_model_projection",
+            "norms.per_layer_projection",
+        ),
+    ),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"), ("embedding",)),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("embedding",)),
+    **dict.fromkeys(("cohere", "cohere2"), ("norms.final",)),
+    "gpt_bigcode": ("embedding.positions",),
     "qwen3_next": ("embedding", "lm_head"),
     "deepseek_v4": ("other.hc_head_fn", "other.hc_head_base", "other.hc_head_scale"),
 }
 
 
 def _on_every_stage(spec: ModelSpec, entry: Entry) -> bool:
-    names = _ON_EVERY_STAGE.get(spec.model_type, ())
-    return entry.tensor.group in names or entry.tensor.role in names
+    group, role = entry.tensor.group, entry.tensor.role.removesuffix(".bias")
+    return any(
+        group in names or role in names
+        for names in (_ON_EVERY_STAGE.get(kind, ()) for kind in _types(spec))
+    )
+
+
+def _types(spec: ModelSpec) -> tuple[str, str]:
+    """Model types whose rules apply: the wrapper's and that of the language model in it."""
+    return spec.model_type, spec.text_type
+
+
+def _is_one_of(spec: ModelSpec, model_types: Container[str]) -> bool:
+    return any(kind in model_types for kind in _types(spec))
 
 
 def pipeline_stages(num_layers: int, pipeline_parallel_size: int) -> tuple[Stage, ...]:
@@ -194,10 +219,10 @@ def rank_weights(
     for item in stored:
         tensor = item.entry.tensor
         count = stage.count(item.entry, spec)
-        if not count or spec.model_type in _UNUSED.get(tensor.role, ()):
+        if _is_one_of(spec, _DOUBLED.get(tensor.role, ())):
+            count += 1
+        if not count or _is_one_of(spec, _UNUSED.get(tensor.role, ())):
             continue
-        if spec.model_type in _DOUBLED.get(tensor.role, ()):
-            count *= 2
         shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
         if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
             copies *= 2
@@ -357,10 +382,10 @@ def _padded_expert(
     assert moe is not None
     width = shape[shard.dim]
     if is_split:
-        width = max(width, _LEAST_EXPERT_WIDTH.get(spec.model_type, 0))
+        width = max(width, *(_LEAST_EXPERT_WIDTH.get(kind, 0) for kind in _types(spec)))
     plain = item.weight_format is None or isinstance(item.weight_format, Plain)
     blackwell = compute_capability is not None and compute_capability.startswith("10.")
-    if plain and blackwell and moe.renormalizes and spec.model_type not in _OWN_KERNELS:
+    if plain and blackwell and moe.renormalizes and not _is_one_of(spec, _OWN_KERNELS):
         width = round_up(width, _BLACKWELL_TILE)
     return (*shape[: shard.dim], width, *shape[shard.dim + 1 :])
 
@@ -377,7 +402,7 @@ def local_shape(
     tensor = entry.tensor
     if entry.section == "tower" and not _splits_tower(spec, tensor.role, tensor_parallel_size):
         return tensor.shape, tensor.copies
-    if spec.model_type in _WHOLE.get(tensor.role, ()):
+    if _is_one_of(spec, _WHOLE.get(tensor.role, ())):
         return tensor.shape, tensor.copies
     if tensor.role == "attention.sinks" and _is_compressed(spec, entry):
         heads = ceil_div(tensor.shape[0], tensor_parallel_size)
@@ -424,7 +449,7 @@ _WHOLE = {
 _COMPRESSED_HEADS = (64, 128)
 # Parts of the files that vLLM leaves out: Transformers models get a head without bias.
 _UNUSED = {"lm_head.bias": ("phi",)}
-# Tensors that vLLM creates twice (models/phi3v.py).
+# Tensors that vLLM creates once more, on every stage (models/phi3v.py).
 _DOUBLED = {"embedding.tokens": ("phi3_v",)}
 
 

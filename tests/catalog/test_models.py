@@ -73,7 +73,9 @@ def test_published_count(spec: ModelSpec) -> None:
     if published not in ours:
         assert spec.source.note, f"published {published:,}, ours {sorted(ours)}"
         # What a note explains is a repeated head or buffers, never a layer.
-        assert min(abs(published - value) for value in ours) < 0.15 * published
+        head = spec.embedding.vocab_size * spec.hidden_size
+        least = min(abs(published - value) for value in ours)
+        assert least <= max(head, published // 1000)
 
 
 @every
@@ -134,14 +136,15 @@ def test_names_that_everyone_asks_for(asked: str, expected: str) -> None:
 
 
 # Published by their authors: GPT-3 (arXiv 2005.14165, table 2.1), Switch-C (arXiv 2101.03961,
-# table 9: 1571B), Grok-1 (github.com/xai-org/grok-1: 314B), Mixtral (arXiv 2401.04088: 12.9B
-# active of 46.7B), DeepSeek-V3 (arXiv 2412.19437: 37B active of 671B), all rounded as printed.
+# table 9: 1571B), Grok-1 (github.com/xai-org/grok-1: 314B, half a per cent below the sum of the
+# shapes that were released), Mixtral (arXiv 2401.04088: 12.9B active of 46.7B), DeepSeek-V3 (arXiv
+# 2412.19437: 37B active of 671B), all rounded as printed.
 @pytest.mark.parametrize(
     ("name", "total_billions", "active_billions", "rounded_to"),
     [
         ("gpt-3-175b", 175, 175, 1),
         ("switch-c-2048", 1571, None, 1),
-        ("grok-1", 314, None, 1),
+        ("grok-1", 314, None, 2),
         ("mixtral-8x7b", 46.7, 12.9, 0.1),
         ("deepseek-v3", 671, 37, 1),
     ],

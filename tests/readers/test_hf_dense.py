@@ -340,7 +340,7 @@ def test_rotary_positions(config: dict[str, Any], positions: int) -> None:
         ({"model_type": "qwen", "visual": {"layers": 48}}, UnsupportedError),
         ({"model_type": "chatglm", "inner_hidden_size": 1024}, UnsupportedError),
         ({"model_type": "bert", "is_decoder": True}, UnsupportedError),
-        ({"model_type": "minicpm", "num_experts": 8}, UnsupportedError),
+        ({"model_type": "minicpm", "num_experts": 8}, InvalidSpecError),
         ({"layer_types": ["full_attention"]}, InvalidSpecError),
         ({"layer_types": ["linear_attention"] * 4}, InvalidSpecError),
         ({"num_key_value_heads": 3}, InvalidSpecError),

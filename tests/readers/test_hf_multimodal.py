@@ -720,7 +720,12 @@ def test_phi_3_5_vision_is_phi_3_5_mini_and_clip() -> None:
     spec = read(
         {**PHI3_MINI, "model_type": "phi3_v", "img_processor": {"name": "clip_vision_model"}}
     )
-    assert count_parameters(spec).total == mini + clip + marks + projector
+    counts = count_parameters(spec)
+    assert counts.stored == mini + clip + marks + projector
+    # The features come from the last layer but one: engines load neither the last nor the norm
+    # behind it. vLLM 0.32.0 model code on the meta device (microsoft/Phi-3.5-vision-instruct):
+    # 8,465,047,552 bytes, with the token embedding twice.
+    assert counts.total == 8_465_047_552 // 2 - 32064 * 3072
 
 
 def test_internvl_chat_tower_equals_the_one_of_transformers() -> None:

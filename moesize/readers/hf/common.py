@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from moesize.core.attention import GroupedQueryAttention
-from moesize.core.feed_forward import DenseMlp
+from moesize.core.feed_forward import DenseMlp, FeedForward
 from moesize.core.model_spec import Block, Embedding, LayerRun, RotaryTable
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
 
@@ -278,7 +278,7 @@ def layer_blocks(
     config: ConfigView,
     windows: Sequence[int | None],
     *,
-    mlp: DenseMlp | None = None,
+    mlp: FeedForward | None = None,
     attention: dict[str, Any] | None = None,
     **facts: Any,
 ) -> list[Block]:

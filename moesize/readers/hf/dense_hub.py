@@ -9,7 +9,7 @@ from typing import Any
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
-from moesize.core.feed_forward import DenseMlp
+from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable
 from moesize.core.recurrent import Mamba1
 from moesize.readers.hf.common import (
@@ -225,14 +225,20 @@ def baichuan(config: ConfigView) -> SpecFields:
 
 @family("minicpm")
 def minicpm(config: ConfigView) -> SpecFields:
-    """MiniCPM 1, 2 and 4 dense: Llama's shape, tied unless stated otherwise.
+    """MiniCPM 1, 2 and 4, dense or with experts: Llama's shape, tied unless stated otherwise.
 
-    Source: configuration_minicpm.py of openbmb/MiniCPM-2B-sft-bf16.
+    Source: configuration_minicpm.py of openbmb/MiniCPM-2B-sft-bf16; vLLM 0.32.0 minicpm.py.
     """
-    if config.count("num_experts", default=0):
-        raise UnsupportedError(f"{config.file}: MiniCPM with experts is not supported")
+    mlp: FeedForward = dense_mlp(config)
+    experts = config.count("num_experts", default=0)
+    if experts:
+        mlp = MoeMlp(
+            num_experts=experts,
+            experts_per_token=config.int("num_experts_per_tok"),
+            intermediate_size=config.int("intermediate_size"),
+        )
     layout = layer_blocks(
-        config, [None] * config.layers(), attention=biases(config, "attention_bias")
+        config, [None] * config.layers(), mlp=mlp, attention=biases(config, "attention_bias")
     )
     return decoder_fields(config, layout, tied=True, rotary=one_table(config))
 

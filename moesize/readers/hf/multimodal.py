@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from moesize.core.errors import UnsupportedError
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable, Tower
 from moesize.readers.hf import towers
+from moesize.core.feed_forward import DenseMlp
 from moesize.readers.hf.common import (
     dense_mlp,
     grouped_query_attention,
@@ -68,6 +69,8 @@ def _text_fields(config: ConfigView, default_type: str, prefix: str) -> SpecFiel
         table: Embedding = fields["embedding"]
         tied = config.flag("tie_word_embeddings", default=table.tied)
         fields["embedding"] = replace(table, tied=tied)
+    if text is not config:
+        fields["text_type"] = text.text("model_type", default=name)
     if prefix:
         fields["naming"] = f"{fields.get('naming', 'default')}@{prefix}"
     return fields
@@ -481,6 +484,90 @@ def lfm2_vl(config: ConfigView) -> SpecFields:
         return tower, parts.tower("projector", "projector", tensor_parallel=False)
 
     return _with_vision(config, "lfm2", "model.language_model.", build)
+
+
+# MiniCPM-V, Molmo -------------------------------------------------------------------------------
+
+# Language model of each MiniCPM-V (vLLM 0.32.0 models/minicpmv.py); the first version, which does
+# not state its own, has another vision tower.
+_MINICPMV_TEXT = {2.5: "llama", 2.6: "qwen2", 4.0: "llama", 4.5: "qwen3"}
+_RESAMPLER_SIDE = 70
+
+
+@family("minicpmv")
+def minicpmv(config: ConfigView) -> SpecFields:
+    """MiniCPM-V 2.5 to 4.5: SigLIP for any number of patches behind a resampler.
+
+    Source: modeling_minicpmv.py and resampler.py of openbmb/MiniCPM-V-4.
+    """
+    version = config.number("version", default=0.0)
+    if version not in _MINICPMV_TEXT:
+        raise UnsupportedError(
+            f"{config.file}: MiniCPM-V {version or 2.0} is not known",
+            f"versions that are: {', '.join(map(str, _MINICPMV_TEXT))}",
+        )
+    fields = _text_fields(config, _MINICPMV_TEXT[version], "llm.")
+    vision, size = config.sub("vision_config"), fields["hidden_size"]
+    if vision is None:
+        return _add(fields, (), note=_TRIMMED.format(key="vision_config", what="vision"))
+    tower = towers.siglip(vision, "vpm.", head=False)
+    dropped = config.flag("drop_vision_last_layer", default=True)
+    tower, unused = towers.up_to_layer(tower, tower.num_layers - dropped, post_norm=True)
+    parts = towers.Parts("resampler.")
+    parts.add("query", config.int("query_num", default=64), size)
+    if tower.hidden_size != size:
+        parts.linear("kv_proj", size, tower.hidden_size, bias=False)
+    parts.add("attn.in_proj_weight", 3 * size, size)
+    parts.add("attn.in_proj_bias", 3 * size)
+    parts.linear("attn.out_proj", size, size)
+    for name in ("ln_q", "ln_kv", "ln_post"):
+        parts.norm(name, size)
+    parts.add("proj", size, size)
+    projector = parts.tower("resampler", "projector", tensor_parallel=False)
+    # Fixed positions of the resampler, held like a rotary table.
+    table = RotaryTable(positions=_RESAMPLER_SIDE**2, rotary_dim=size)
+    return _stored(_add(fields, (tower, projector), rotary=(table,)), unused)
+
+
+@family("molmo")
+def molmo(config: ConfigView) -> SpecFields:
+    """Molmo: Qwen2's or OLMo's shape behind CLIP-L/14 at 336 pixels, which the code fixes.
+
+    `intermediate_size` counts both halves of the gated MLP. Source: vLLM 0.32.0 models/molmo.py;
+    config.json of allenai/Molmo-7B-D-0924.
+    """
+    if config.flag("norm_after", default=False):
+        raise UnsupportedError(f"{config.file}: Molmo with norms behind the sublayers is not known")
+    wide, size = config.int("intermediate_size"), config.int("hidden_size")
+    if wide % 2:
+        raise config.fail("intermediate_size must be even: half of it is a gate")
+    attention = grouped_query_attention(
+        config,
+        qkv_bias=config.flag("qkv_bias"),
+        qk_norm="projection" if config.flag("attention_layer_norm", default=False) else "none",
+    )
+    block = Block(
+        name="layer",
+        mixers=(attention,),
+        feed_forwards=(DenseMlp(intermediate_size=wide // 2),),
+    )
+    blocks, layers = stack([block] * config.layers())
+    rows = config.int("embedding_size", default=config.int("vocab_size"))
+    context = max_context(config)
+    fields: SpecFields = {
+        "hidden_size": size,
+        "max_context": context,
+        # 128 rows for words that only prompts with images use.
+        "embedding": Embedding(
+            vocab_size=rows + 128,
+            head_vocab_size=rows,
+            tied=config.flag("weight_tying", default=False),
+        ),
+        "blocks": blocks,
+        "layers": layers,
+        "rotary": (rotary_table(config, attention.head_dim, context),),
+    }
+    return _add(fields, towers.molmo_vision(wide // 2, size))
 
 
 # MoonViT ----------------------------------------------------------------------------------------

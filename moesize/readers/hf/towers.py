@@ -371,6 +371,34 @@ def _clip_layers(
     parts.linear(where + "mlp.fc2", h, f, copies=n, split="in")
 
 
+def molmo_vision(inner: int, text_size: int) -> tuple[Tower, Tower]:
+    """Molmo's CLIP, two of whose layers are joined, pooled by attention and projected (gated)."""
+    n, h, heads, f = 23, 1024, 16, 4096
+    parts = Parts("model.vision_backbone.image_vit.")
+    parts.add("class_embedding", h)
+    parts.add("positional_embedding", 577, h)
+    parts.linear("patch_embedding", h, 3 * 14 * 14, bias=False)
+    parts.norm("pre_ln", h)
+    where = "transformer.resblocks.{layer}."
+    for name in ("wq", "wk", "wv"):
+        parts.linear(f"{where}attention.{name}", h, h, copies=n, split="out", units=heads)
+    parts.linear(where + "attention.wo", h, h, copies=n, split="in", units=heads)
+    for name in ("attention_norm", "ffn_norm"):
+        parts.norm(where + name, h, copies=n)
+    parts.linear(where + "feed_forward.w1", f, h, copies=n, split="out")
+    parts.linear(where + "feed_forward.w2", h, f, copies=n, split="in")
+    tower = parts.tower("vision", "vision", num_layers=n, hidden_size=h)
+    parts = Parts("model.vision_backbone.")
+    parts.add("pad_embed", 2, 2 * h)
+    for name in ("wq", "wk", "wv"):
+        parts.linear(f"image_pooling_2d.{name}", h, 2 * h, split="out", units=heads)
+    parts.linear("image_pooling_2d.wo", h, h, split="in", units=heads)
+    for name in ("w1", "w3"):
+        parts.linear(f"image_projector.{name}", inner, h, split="out", bias=False)
+    parts.linear("image_projector.w2", text_size, inner, split="in", bias=False)
+    return tower, parts.tower("projector", "projector")
+
+
 def up_to_layer(
     tower: Tower, kept: int, *, post_norm: bool
 ) -> tuple[Tower, tuple[ExtraTensor, ...]]:

@@ -1,0 +1,188 @@
+"""Fill the generated parts of README.md and docs/*.md from the program itself.
+
+    python scripts/build_docs.py            writes them
+    python scripts/build_docs.py --check    says which are out of date; exit code 1 if any is
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moesize.__main__ import main as run_command
+from moesize.catalog import index, load_spec, spec_folder
+from moesize.cli import main as command_group
+from moesize.core.inventory import count_parameters
+from moesize.core.kv_cache import sequence_cost
+from moesize.core.units import format_count
+from moesize.schemas import document_names, find_schema
+
+ROOT = Path(__file__).resolve().parent.parent
+_BLOCK = re.compile(
+    r"(?P<head><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- end of (?P=name) -->)", re.DOTALL
+)
+
+
+def output_of(*arguments: str, columns: int = 88) -> str:
+    """What a command prints to a terminal of this width."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
+    os.environ["COLUMNS"] = str(columns)
+    with contextlib.redirect_stdout(stream):
+        run_command(list(arguments))
+    stream.detach()
+    return "\n".join(line.rstrip() for line in raw.getvalue().decode().splitlines()).strip("\n")
+
+
+def _screen(*arguments: str, columns: int = 88) -> str:
+    return f"```console\n$ moesize {' '.join(arguments)}\n{output_of(*arguments, columns=columns)}\n```\n"
+
+
+def plan_example() -> str:
+    """The first thing that a reader sees."""
+    return _screen("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
+
+
+def verdict_examples() -> str:
+    """One line for scripts."""
+    return _screen("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--context", "32k", "--quiet")
+
+
+def catalogue_size() -> str:
+    """How many models, and how many of them are checked against a published count."""
+    models = index()["models"]
+    checked = sum(model["exact"] for model in models)
+    return (
+        f"The catalogue holds {len(models)} models; the tensor lists of {checked} of them were "
+        "checked against a\npublished element count.\n"
+    )
+
+
+def cli_reference() -> str:
+    """Every command with its help."""
+    parts = [_help("moesize", command_group, [])]
+    parts += [_help(f"moesize {name}", command, [name]) for name, command in command_group.commands.items()]
+    return "\n".join(parts)
+
+
+def _help(title: str, command: click.Command, words: list[str]) -> str:
+    assert command.help, f"{title} has no help"
+    return f"## {title}\n\n```text\n{output_of(*words, '--help', columns=100)}\n```\n"
+
+
+def catalogue_table() -> str:
+    """One row for each model: counts, cache per token, and what vouches for it."""
+    lines = [
+        "| model | hub id | parameters | active | KV bytes per token | per sequence | as published | checked against |",
+        "|---|---|---:|---:|---:|---:|---|---|",
+    ]
+    for path in sorted(spec_folder().glob("*.yaml")):
+        spec = load_spec(path)
+        counts, cost = count_parameters(spec), sequence_cost(spec)
+        stored = spec.quantization.method if spec.quantization else spec.dtype
+        exact = spec.source.total_elements
+        checked = f"{exact:,} elements" if exact is not None else "its config only"
+        fixed = f"{cost.state_bytes_per_sequence:,}" if cost.state_bytes_per_sequence else ""
+        lines.append(
+            f"| `{spec.id}` | {spec.hub_id} | {format_count(counts.total)} | {format_count(counts.active)} "
+            f"| {cost.bytes_per_token:,} | {fixed} | {stored} | {checked} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def json_fields() -> str:
+    """Every document with every field, from the schemas."""
+    parts = []
+    for name in document_names():
+        if name == "spec":
+            continue
+        schema = find_schema(name)
+        parts.append(f"### `{name}`\n\n{schema.get('description', '')}\n")
+        parts.append("| field | type |\n|---|---|\n" + "\n".join(_fields(schema, schema, "")) + "\n")
+    return "\n".join(parts)
+
+
+def _fields(schema: dict[str, Any], root: dict[str, Any], prefix: str) -> list[str]:
+    lines = []
+    for name, field in schema.get("properties", {}).items():
+        here = f"{prefix}{name}"
+        kind, inner = _kind(field, root)
+        lines.append(f"| `{here}` | {kind} |")
+        if inner is not None:
+            lines += _fields(inner, root, here + ("[]." if kind.startswith("list") else "."))
+    return lines
+
+
+def _kind(field: dict[str, Any], root: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    if "$ref" in field:
+        inner = root["$defs"][field["$ref"].rpartition("/")[2]]
+        return "object", inner
+    if "anyOf" in field:
+        kinds = [_kind(choice, root) for choice in field["anyOf"]]
+        inner = next((found for _, found in kinds if found is not None), None)
+        return " or ".join(kind for kind, _ in kinds), inner
+    if "const" in field:
+        return f"`{field['const']!r}`".replace("'", '"'), None
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"]), None
+    if field.get("type") == "array":
+        kind, inner = _kind(field["items"], root)
+        return f"list of {kind}", inner
+    if field.get("type") == "object":
+        return "object of numbers by name", None
+    return {"null": "null", "boolean": "true or false"}.get(field["type"], field["type"]), None
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "plan-example": plan_example,
+    "verdict-example": verdict_examples,
+    "catalogue-size": catalogue_size,
+    "cli-reference": cli_reference,
+    "catalogue-table": catalogue_table,
+    "json-fields": json_fields,
+}
+
+
+def filled(text: str) -> str:
+    """The text with every generated part made anew. Raises KeyError for a part nobody makes."""
+    return _BLOCK.sub(
+        lambda match: f"{match['head']}\n{BLOCKS[match['name']]()}\n{match['tail']}", text
+    )
+
+
+def pages() -> list[Path]:
+    """Every page that may hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text:
+            stale.append(page.relative_to(ROOT))
+            if not options.check:
+                page.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: {'out of date; run python scripts/build_docs.py' if options.check else 'written'}")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What a command may load: start-up is a feature, and layers are kept by a tool, not by custom."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT, environment, run
+
+HEAVY = ("httpx", "httpx2", "huggingface_hub", "numpy", "pydantic", "requests", "torch", "typer")
+# Standard library that costs more than it gives at start-up.
+SLOW = ("asyncio", "concurrent", "difflib", "email", "http", "logging.config", "multiprocessing", "ssl", "subprocess")  # fmt: skip
+_PROBE = """
+import json, sys
+from moesize.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level names of all modules loaded in a fresh process."""
+    result = run(*arguments, command=("-c", _PROBE))
+    modules: list[str] = json.loads(result.err.splitlines()[-1])
+    return {name for module in modules for name in (module, module.partition(".")[0])}
+
+
+PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forbidden"),
+    [
+        (("--version",), (*HEAVY, *SLOW, "click", "rich", "yaml", "inspect", "moesize.cli")),
+        (("--help",), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.catalog")),
+        (("plan", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
+        ((*PLAN, "--format", "json"), (*HEAVY, *SLOW, "rich", "moesize.readers", "moesize.schemas")),
+        ((*PLAN, "--format", "csv"), (*HEAVY, *SLOW, "rich")),
+        ((*PLAN, "--format", "markdown"), (*HEAVY, *SLOW, "rich")),
+        (PLAN, (*HEAVY, *SLOW, "moesize.readers", "moesize.schemas")),
+        (("show", "deepseek-v3"), (*HEAVY, *SLOW, "moesize.schemas")),
+        (("models",), (*HEAVY, *SLOW, "yaml")),
+        (("gpus", "--format", "json"), (*HEAVY, *SLOW, "rich", "yaml")),
+    ],
+    ids=lambda value: " ".join(value) if "numpy" not in value else "",
+)
+def test_modules_that_a_command_does_not_load(
+    arguments: tuple[str, ...], forbidden: tuple[str, ...]
+) -> None:
+    assert sorted(loaded_by(*arguments) & set(forbidden)) == []
+
+
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    code = "import sys, typing; before = set(sys.modules); import moesize; moesize.__version__; print(*sorted(set(sys.modules) - before))"
+    result = run(command=("-c", code))
+    assert set(result.out.split()) == {"__future__", "moesize", "moesize._version"}
+
+
+def test_every_exported_name_resolves() -> None:
+    import moesize
+
+    for name in moesize.__all__:
+        assert getattr(moesize, name) is not None
+    assert dir(moesize) == moesize.__all__
+    with pytest.raises(AttributeError):
+        moesize.no_such_name  # noqa: B018
+
+
+def test_layers() -> None:
+    """import-linter's contracts, which stand in pyproject.toml."""
+    tool = Path(sys.executable).with_name("lint-imports")
+    if not tool.is_file():
+        pytest.skip("import-linter is not installed beside this Python")
+    result = subprocess.run(
+        [tool, "--no-cache"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_start_up_is_not_out_of_hand() -> None:
+    """Loose, because machines differ; scripts/benchmark.py measures. Bare Python is 1."""
+    bare = min(run(command=("-c", "pass")).cpu_s for _ in range(5))
+    plan = min(run(*PLAN, "--format", "json").cpu_s for _ in range(5))
+    assert plan < 30 * bare
