@@ -10,7 +10,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (interface: 0, 1, 2, 3, 130)."""
     argv = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until exit)
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (kept open)
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     try:
         return _run(argv)

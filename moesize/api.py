@@ -11,13 +11,14 @@ from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.deployment import Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.inventory import count_parameters
+from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
     KvSummary,
     ModelSummary,
     Plan,
     QuantizationSummary,
     Suggestion,
-    Warning_,
+    Note,
 )
 from moesize.core.quantization import (
     FAMILY_WORDS,
@@ -37,7 +38,6 @@ from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:
     from moesize.core.gpu import GpuSpec
-    from moesize.core.model_spec import ModelSpec
     from moesize.core.vllm import VllmProfile
 
 # Accepted by the interface, planned by a later release: refused, never ignored.
@@ -83,7 +83,9 @@ def plan(
     "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
     """
     _refuse_not_yet(not_yet)
-    spec, source = resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    spec, source = (
+        resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    )
     device, count, notes = _device(gpu, gpus)
     request = Request(
         engine=_engine(engine),
@@ -126,18 +128,21 @@ def make_plan(
     device: GpuSpec,
     request: Request,
     *,
-    notes: tuple[Warning_, ...] = (),
+    notes: tuple[Note, ...] = (),
 ) -> Plan:
-    """Plan with everything already looked up; `scheme` None = as published. Fast enough to sweep."""
+    """Plan with everything looked up already; `scheme` None = as published."""
     profile = vllm_profile(request.engine_version)
     stored = stored_entries(spec, scheme, request.engine)
     answer = plan_vllm(spec, stored, device, request, profile)
     warnings = list(notes)
     if engine_profile(request.engine, request.engine_version).is_newer_than_known:
         warnings.append(
-            Warning_(
+            Note(
                 code="engine-version",
-                message=f"vLLM {profile.version} is newer than what is known; planned by the newest known rules",
+                message=(
+                    f"vLLM {profile.version} is newer than what is known; "
+                    "planned by the newest known rules"
+                ),
             )
         )
     warnings += _limits(spec, scheme, device, profile)
@@ -238,7 +243,9 @@ def show(
     """What a model is, in a quantization and KV dtype. Raises MoesizeError."""
     from moesize.core.kv_cache import sequence_cost
 
-    spec, source = resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    spec, source = (
+        resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    )
     scheme, resolved = _scheme(quant, "vllm")
     original = published(spec)
     if scheme is None:
@@ -300,7 +307,7 @@ def _engine(name: str) -> str:
     return known
 
 
-def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[Warning_, ...]]:
+def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[Note, ...]]:
     if not isinstance(gpu, str):
         return gpu, gpus or 1, ()
     if gpu.strip().lower() == "local":
@@ -310,7 +317,7 @@ def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[W
         match = find_gpu(name, kind="driver")
         return match.spec, gpus or found, ()
     match = find_gpu(gpu)
-    notes = (Warning_(code="gpu", message=match.note),) if match.note else ()
+    notes = (Note(code="gpu", message=match.note),) if match.note else ()
     return match.spec, gpus or match.count or 1, notes
 
 
@@ -338,7 +345,7 @@ def _size(value: int | str | None) -> int | None:
 
 def _limits(
     spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, profile: VllmProfile
-) -> list[Warning_]:
+) -> list[Note]:
     """What this engine version cannot do on this GPU: refused where it would not start at all."""
     notes = []
     capability = device.compute_capability
@@ -352,7 +359,7 @@ def _limits(
             )
         if scheme is None and found < (8, 0) and spec.dtype != "float16":
             message = f"{device.name} has no bfloat16: vLLM serves {spec.dtype} weights as float16"
-            notes.append(Warning_(code="dtype", message=message))
+            notes.append(Note(code="dtype", message=message))
     left = scheme is not None and scheme.name in profile.schemes_not_loaded
     if scheme is None and spec.quantization is not None:
         left = spec.quantization.method in profile.methods_not_loaded
@@ -361,7 +368,7 @@ def _limits(
             f"vLLM {profile.version} no longer loads bitsandbytes weights (0.24 was the last); "
             "the memory is what they take, the server will not start with them"
         )
-        notes.append(Warning_(code="quantization-not-loaded", message=message))
+        notes.append(Note(code="quantization-not-loaded", message=message))
     return notes
 
 

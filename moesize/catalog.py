@@ -1,4 +1,4 @@
-"""MODEL as people type it -> ModelSpec: catalogue id, alias, hub id, folder, config.json, spec YAML."""
+"""MODEL as people type it -> ModelSpec: a name, a hub id, a folder, a config.json or a spec."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def resolve_model(name: str, *, online: bool = False) -> tuple[ModelSpec, str]:
         key = normal_form(name.rpartition("/")[2])
         if key in _UNPUBLISHED:
             raise UnsupportedError(
-                f"the sizes of {_UNPUBLISHED[key]} were never published, so nothing can be computed",
+                f"the sizes of {_UNPUBLISHED[key]} were never published: nothing can be computed",
                 "figures that circulate are rumours; moesize only counts what is documented",
             )
     path = _as_path(name)
@@ -81,7 +81,8 @@ def _catalogue_id(name: str) -> str | None:
     # The common case costs no index: the file is named as the model is called.
     if _is_plain(key) and (spec_folder() / f"{key}.yaml").is_file():
         return key
-    return index()["names"].get(key) or index()["names"].get(key.removesuffix("-hf"))
+    names: dict[str, str] = index()["names"]
+    return names.get(key) or names.get(key.removesuffix("-hf"))
 
 
 def _is_plain(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Commands: flags in, exit code out. No arithmetic, and nothing heavy imported before it is used."""
+"""Commands: flags in, exit code out. No arithmetic; nothing heavy is imported before its use."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class _Group(click.Group):
     """Suggests near command names, and lists commands in the order of their use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
         return list(self.commands)
 
     def resolve_command(
@@ -187,48 +188,178 @@ _KV_DTYPE = _option(
 )
 
 _PLAN_OPTIONS = _options(
-    _option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", required=True,
-            help="a10g, h100, \"NVIDIA L4\", g5.12xlarge, 24GiB, local, ..."),
-    _option("GPUs", "--gpus", "-n", "gpus", type=click.IntRange(1, 4096), metavar="N",
-            help="How many; default 1, or what an instance has."),
+    _option(
+        "GPUs",
+        "--gpu",
+        "-g",
+        "gpu",
+        metavar="NAME",
+        required=True,
+        help='a10g, h100, "NVIDIA L4", g5.12xlarge, 24GiB, local, ...',
+    ),
+    _option(
+        "GPUs",
+        "--gpus",
+        "-n",
+        "gpus",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="How many; default 1, or what an instance has.",
+    ),
     _QUANT,
     _ONLINE,
-    _option("Workload", "--context", "--max-model-len", "-c", "context", metavar="N",
-            help="Tokens of one sequence (32k); default: the model's longest."),
-    _option("Workload", "--concurrency", "concurrency", metavar="N",
-            help="Sequences held at once; default 1."),
+    _option(
+        "Workload",
+        "--context",
+        "--max-model-len",
+        "-c",
+        "context",
+        metavar="N",
+        help="Tokens of one sequence (32k); default: the model's longest.",
+    ),
+    _option(
+        "Workload",
+        "--concurrency",
+        "concurrency",
+        metavar="N",
+        help="Sequences held at once; default 1.",
+    ),
     _KV_DTYPE,
-    _option("Engine", "--engine", "engine", default="vllm", metavar="E", show_default=True,
-            help="Inference engine."),
-    _option("Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."),
-    _option("Engine", "--tp", "--tensor-parallel-size", "tp", type=click.IntRange(1, 1024),
-            metavar="N", help="Tensor parallel; default: all GPUs."),
-    _option("Engine", "--pp", "--pipeline-parallel-size", "pp", type=click.IntRange(1, 1024),
-            metavar="N", help="Pipeline stages."),
-    _option("Engine", "--dp", "--data-parallel-size", "dp", type=click.IntRange(1, 1024),
-            metavar="N", help="Data-parallel replicas."),
-    _option("Engine", "--ep/--no-ep", "--enable-expert-parallel/--no-enable-expert-parallel", "ep",
-            default=None, help="Whole experts per GPU instead of slices."),
-    _option("Engine", "--gpu-memory-utilization", "gpu_memory_utilization", type=float,
-            metavar="F", help="Share of the GPU the engine allows itself."),
+    _option(
+        "Engine",
+        "--engine",
+        "engine",
+        default="vllm",
+        metavar="E",
+        show_default=True,
+        help="Inference engine.",
+    ),
+    _option(
+        "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
+    ),
+    _option(
+        "Engine",
+        "--tp",
+        "--tensor-parallel-size",
+        "tp",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Tensor parallel; default: all GPUs.",
+    ),
+    _option(
+        "Engine",
+        "--pp",
+        "--pipeline-parallel-size",
+        "pp",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Pipeline stages.",
+    ),
+    _option(
+        "Engine",
+        "--dp",
+        "--data-parallel-size",
+        "dp",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Data-parallel replicas.",
+    ),
+    _option(
+        "Engine",
+        "--ep/--no-ep",
+        "--enable-expert-parallel/--no-enable-expert-parallel",
+        "ep",
+        default=None,
+        help="Whole experts per GPU instead of slices.",
+    ),
+    _option(
+        "Engine",
+        "--gpu-memory-utilization",
+        "gpu_memory_utilization",
+        type=float,
+        metavar="F",
+        help="Share of the GPU the engine allows itself.",
+    ),
     _option("Engine", "--max-num-seqs", "max_num_seqs", metavar="N", help="Sequences per step."),
-    _option("Engine", "--max-num-batched-tokens", "max_num_batched_tokens", metavar="N",
-            help="Tokens per step."),
-    _option("Engine", "--enforce-eager", "enforce_eager", is_flag=True, default=None,
-            help="No CUDA graphs."),
-    _option("Engine", "--block-size", "block_size", type=click.IntRange(1, 1 << 20), metavar="N",
-            help="Tokens of a KV block."),
-    _option("Engine", "--kv-cache-memory", "kv_cache_memory", metavar="SIZE",
-            help="KV bytes per GPU instead of the budget arithmetic."),
-    _option("Engine", "--offload-experts", "offload_experts", metavar="N|all", help="Experts kept on the host."),
-    _option("Engine", "--cpu-offload-gib", "--cpu-offload-gb", "cpu_offload_gib", type=float, metavar="F",
-            help="Weights kept on the host."),
+    _option(
+        "Engine",
+        "--max-num-batched-tokens",
+        "max_num_batched_tokens",
+        metavar="N",
+        help="Tokens per step.",
+    ),
+    _option(
+        "Engine",
+        "--enforce-eager",
+        "enforce_eager",
+        is_flag=True,
+        default=None,
+        help="No CUDA graphs.",
+    ),
+    _option(
+        "Engine",
+        "--block-size",
+        "block_size",
+        type=click.IntRange(1, 1 << 20),
+        metavar="N",
+        help="Tokens of a KV block.",
+    ),
+    _option(
+        "Engine",
+        "--kv-cache-memory",
+        "kv_cache_memory",
+        metavar="SIZE",
+        help="KV bytes per GPU instead of the budget arithmetic.",
+    ),
+    _option(
+        "Engine",
+        "--offload-experts",
+        "offload_experts",
+        metavar="N|all",
+        help="Experts kept on the host.",
+    ),
+    _option(
+        "Engine",
+        "--cpu-offload-gib",
+        "--cpu-offload-gb",
+        "cpu_offload_gib",
+        type=float,
+        metavar="F",
+        help="Weights kept on the host.",
+    ),
     _option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model."),
-    _option("Engine", "--mtp", "mtp", type=click.IntRange(1, 64), metavar="N", help="Guessed tokens by MTP blocks."),
-    _option("Engine", "--lora-rank", "--max-lora-rank", "lora_rank", type=click.IntRange(1, 1024), metavar="R", help="Adapter rank."),
-    _option("Engine", "--max-loras", "max_loras", type=click.IntRange(1, 4096), metavar="N", help="Adapters at once."),
-    _option("Engine", "--engine-args", "engine_args", metavar='"..."',
-            help="The engine's own flags, verbatim."),
+    _option(
+        "Engine",
+        "--mtp",
+        "mtp",
+        type=click.IntRange(1, 64),
+        metavar="N",
+        help="Guessed tokens by MTP blocks.",
+    ),
+    _option(
+        "Engine",
+        "--lora-rank",
+        "--max-lora-rank",
+        "lora_rank",
+        type=click.IntRange(1, 1024),
+        metavar="R",
+        help="Adapter rank.",
+    ),
+    _option(
+        "Engine",
+        "--max-loras",
+        "max_loras",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="Adapters at once.",
+    ),
+    _option(
+        "Engine",
+        "--engine-args",
+        "engine_args",
+        metavar='"..."',
+        help="The engine's own flags, verbatim.",
+    ),
     _format_option("table", "json", "markdown", "csv"),
     _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
     _option("Output", "--quiet", is_flag=True, help="The verdict line only."),
@@ -238,9 +369,7 @@ _PLAN_OPTIONS = _options(
 @main.command(cls=_PanelCommand)
 @_MODEL
 @_PLAN_OPTIONS
-def plan(
-    model: str, output: str, explain: bool, quiet: bool, **options: Any
-) -> int:
+def plan(model: str, output: str, explain: bool, quiet: bool, **options: Any) -> int:
     """Does MODEL fit these GPUs, what uses the memory, and what would fit instead.
 
     MODEL is a catalogue name, a hub id, a folder, a config.json or a model-spec YAML.
@@ -376,7 +505,14 @@ def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output:
 @main.command("import", cls=_PanelCommand)
 @click.argument("source")
 @_options(
-    _option("Output", "--output", "-o", "target", type=click.Path(), help="File to write; default: stdout."),
+    _option(
+        "Output",
+        "--output",
+        "-o",
+        "target",
+        type=click.Path(),
+        help="File to write; default: stdout.",
+    ),
     _option("Model", "--id", "spec_id", help="Catalogue id of the new spec."),
     _ONLINE,
 )

@@ -84,7 +84,9 @@ def costs(
         weights.by_group,
         sequences=sequences,
         kv_read_bytes=round(
-            _read_bytes(kv_read_elements(spec, context, tensor_parallel_size=tp), settings["kv_dtype"])
+            _read_bytes(
+                kv_read_elements(spec, context, tensor_parallel_size=tp), settings["kv_dtype"]
+            )
             * sequences
             * share
         ),
@@ -99,7 +101,7 @@ def costs(
         memory_type=gpu.memory_type,
         bandwidth_bytes_per_s=gpu.memory_bandwidth_bytes_per_s,
         peak_flops_per_s={name: gpu.peak_flops_per_s(name) for name in PEAK_FORMATS},
-        scheme=_matmul_scheme(spec, stored),
+        scheme=_matmul_scheme(stored),
         step_bytes=max(1, step.total),
         step_flops=round(token.total * sequences * share / tp),
         sequences=settings["concurrency"],
@@ -146,7 +148,7 @@ def _is_sparse(spec: ModelSpec) -> bool:
     return False
 
 
-def _matmul_scheme(spec: ModelSpec, stored: tuple[StoredEntry, ...]) -> str:
+def _matmul_scheme(stored: tuple[StoredEntry, ...]) -> str:
     """The scheme whose arithmetic most of the weights use."""
     largest = max(stored, key=lambda item: item.entry.elements)
     match largest.weight_format:

@@ -6,10 +6,10 @@ version; none is renamed or removed. Readers should pass over fields that they d
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 # typing.TypedDict is not accepted by pydantic before Python 3.12.
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 
 class Params(TypedDict):
@@ -97,9 +97,7 @@ class Item(TypedDict):
     """One reason why memory of a GPU is in use; `low_bytes` = `high_bytes` where it is exact."""
 
     name: str
-    category: Literal[
-        "weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"
-    ]
+    category: Literal["weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"]
     bytes: int
     low_bytes: int
     high_bytes: int
@@ -244,7 +242,7 @@ class Suggestion(TypedDict):
     verdict: Verdict
 
 
-class Warning_(TypedDict):  # noqa: N801  (Warning is a builtin)
+class Note(TypedDict):
     """Something the reader should know that is no verdict."""
 
     code: str
@@ -265,7 +263,7 @@ class PlanDocument(TypedDict):
     performance: Performance
     verdict: Verdict
     suggestions: list[Suggestion]
-    warnings: list[Warning_]
+    warnings: list[Note]
 
 
 class ModelKv(TypedDict):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moesize.core.deployment import Request
 from moesize.core.errors import InvalidInputError
-from moesize.core.plan import Warning_
+from moesize.core.plan import Note
 from moesize.core.units import parse_bytes, parse_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesize.core.deployment import Request
 
 
 def _bytes(text: str) -> int:
@@ -76,7 +79,7 @@ _MATTERS = (
 )
 
 
-def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[Warning_, ...]]:
+def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[Note, ...]]:
     """Put pasted flags into a request; flags that may change memory but are not planned are named.
 
     Raises InvalidInputError for a value that cannot be read or a flag without its value.
@@ -110,8 +113,8 @@ def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[Wa
         )
         if request.num_gpus == 1:
             changes["num_gpus"] = ranks
-    warnings = ()
+    warnings: tuple[Note, ...] = ()
     if unplanned:
         message = f"not planned yet, though it may change memory: {', '.join(unplanned)}"
-        warnings = (Warning_(code="engine-args", message=message),)
+        warnings = (Note(code="engine-args", message=message),)
     return replace(request, **changes), warnings

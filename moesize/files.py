@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.errors import InvalidInputError
 from moesize.core.records import dataclass
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # A real config.json is below 1 MB even with thousands of module names in it.
 MAX_JSON_BYTES = 16 << 20

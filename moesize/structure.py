@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 # No size, count or total of a model comes near it; what follows stays within 64 bits.
 MAX_INTEGER = 1 << 50
 
+
 class StructureError(ValueError):
     """What is wrong and at which dotted path."""
 
@@ -95,9 +96,7 @@ def _dataclass(cls: Any, data: Any, path: str) -> Any:
     missing = [
         item.name
         for item in fields(cls)
-        if item.name not in values
-        and item.default is MISSING
-        and item.default_factory is MISSING
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING
     ]
     if missing:
         raise StructureError(path, f"{', '.join(missing)} missing")

@@ -147,7 +147,7 @@ class _Planner:
                 continue
             plan = self.attempt(request, gpu=other)
             if plan is not None:
-                options = ("--gpu", other.id)
+                options: tuple[str, ...] = ("--gpu", other.id)
                 if count is not None:
                     options += ("--gpus", str(count))
                 return _suggestion(f"{request.num_gpus} x {other.name}", options, plan)
@@ -172,7 +172,5 @@ def _round_lengths(longest: int) -> Iterator[int]:
 
 def _suggestion(what: str, options: tuple[str, ...], plan: Plan) -> Suggestion:
     kv = plan.kv_cache
-    detail = (
-        f"{format_gib(kv.available_bytes)} for KV, {kv.capacity_tokens:,} tokens in all"
-    )
+    detail = f"{format_gib(kv.available_bytes)} for KV, {kv.capacity_tokens:,} tokens in all"
     return Suggestion(what=what, options=options, verdict=plan.verdict, detail=detail)

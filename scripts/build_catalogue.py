@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesize.catalog import load_spec, normal_form
-from moesize.core.checkpoint import hub_elements
 from moesize.core.attention import GroupedQueryAttention
+from moesize.core.checkpoint import hub_elements
 from moesize.core.errors import MoesizeError
 from moesize.core.inventory import count_parameters, inventory
 from moesize.core.model_spec import ExtraTensor, ModelSpec, Source
@@ -45,7 +45,9 @@ _UNEXPLAINED = 1e-7
 
 def main() -> int:
     """Build everything, print what was left out and why."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--configs", action="append", default=[], type=Path)
     parser.add_argument("--reconstructed", action="append", default=[], type=Path)
     parser.add_argument("--totals", type=Path)
@@ -110,9 +112,7 @@ def _build(
     if row["changes"]:
         config.update(json.loads(row["changes"]))
     try:
-        spec = spec_from_config(
-            config, file=path.name, hub_id=hub_id, quant_config=quant
-        )
+        spec = spec_from_config(config, file=path.name, hub_id=hub_id, quant_config=quant)
     except MoesizeError as error:
         print(f"left out: {row['id']}: {error}")
         return

@@ -112,9 +112,7 @@ class GroupedQueryAttention:
             out.append(vector(role + "q.bias", wide * n * d, units=n, fused=bias))
             if not self.shares_kv:
                 if self.key_bias:
-                    out.append(
-                        vector(role + "k.bias", k * d, units=k, replicate=True, fused=bias)
-                    )
+                    out.append(vector(role + "k.bias", k * d, units=k, replicate=True, fused=bias))
                 out.append(vector(role + "v.bias", k * dv, units=k, replicate=True, fused=bias))
         if self.out_bias:
             out.append(vector(role + "o.bias", h))
@@ -127,7 +125,17 @@ class GroupedQueryAttention:
             out.append(matrix(role + "gate", n * dv, h, split="out", units=n))
         if self.index_heads:
             ih, di = self.index_heads, self.index_head_dim
-            out.append(matrix(role + "indexer.q", ih * di, h, split="out", units=ih, replicate=True, fused=fuse))
+            out.append(
+                matrix(
+                    role + "indexer.q",
+                    ih * di,
+                    h,
+                    split="out",
+                    units=ih,
+                    replicate=True,
+                    fused=fuse,
+                )
+            )
             out.append(matrix(role + "indexer.k", di, h, fused=fuse))
             out.append(vector("norms.indexer_q", di))
             out.append(vector("norms.indexer_k", di))
@@ -332,13 +340,9 @@ class CompressedAttention:
         """Raw window, compressed states and their index keys; one head for all ranks."""
         caches = [TokenCache("latent", 0, self.head_dim, 0, window=self.window)]
         if self.compress_ratio > 1:
-            caches.append(
-                TokenCache("compressed", 0, self.head_dim, 0, ratio=self.compress_ratio)
-            )
+            caches.append(TokenCache("compressed", 0, self.head_dim, 0, ratio=self.compress_ratio))
         if self.has_indexer:
-            caches.append(
-                TokenCache("index", 0, self.index_head_dim, 0, ratio=self.compress_ratio)
-            )
+            caches.append(TokenCache("index", 0, self.index_head_dim, 0, ratio=self.compress_ratio))
         return tuple(caches)
 
     def state(self) -> tuple[StatePart, ...]:

@@ -14,8 +14,10 @@ A message is one line without a full stop; the hint says what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class MoesizeError(Exception):
@@ -79,7 +81,7 @@ class UnsupportedError(CannotAnswerError):
     kind = "unsupported"
 
 
-class EnvironmentProblem(CannotAnswerError):  # noqa: N818  (a state of the world, not a bug)
+class EnvironmentProblem(CannotAnswerError):  # noqa: N818  (a state of the world, no bug)
     """No network, no GPU, or a repository that asks for a login."""
 
     kind = "environment"

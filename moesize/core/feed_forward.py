@@ -25,7 +25,7 @@ class DenseMlp:
 
     def tensors(self, hidden_size: int) -> tuple[Tensor, ...]:
         """(2 or 3) * H * F elements, plus biases."""
-        return _mlp("dense_mlp", hidden_size, self.intermediate_size, self.gated, self.bias)
+        return tuple(_mlp("dense_mlp", hidden_size, self.intermediate_size, self.gated, self.bias))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,18 +118,34 @@ def _mlp(
     group: str, hidden_size: int, width: int, gated: bool, bias: bool, *, copies: int = 1
 ) -> list[Tensor]:
     expert = group == "routed_experts"
-    common = {"copies": copies, "expert": expert}
     fuse = f"{group}.gate_up" if gated else ""
     ups = ("gate", "up") if gated else ("up",)
     out = [
-        matrix(f"{group}.{up}", width, hidden_size, split="out", fused=fuse, **common)  # type: ignore[arg-type]
+        matrix(
+            f"{group}.{up}",
+            width,
+            hidden_size,
+            split="out",
+            fused=fuse,
+            copies=copies,
+            expert=expert,
+        )
         for up in ups
     ]
-    out.append(matrix(f"{group}.down", hidden_size, width, split="in", **common))  # type: ignore[arg-type]
+    down = f"{group}.down"
+    out.append(matrix(down, hidden_size, width, split="in", copies=copies, expert=expert))
     if bias:
+        fuse_bias = fuse and fuse + ".bias"
         out += [
-            vector(f"{group}.{up}.bias", width, units=width, fused=fuse and fuse + ".bias", **common)  # type: ignore[arg-type]
+            vector(
+                f"{group}.{up}.bias",
+                width,
+                units=width,
+                fused=fuse_bias,
+                copies=copies,
+                expert=expert,
+            )
             for up in ups
         ]
-        out.append(vector(f"{group}.down.bias", hidden_size, **common))  # type: ignore[arg-type]
+        out.append(vector(down + ".bias", hidden_size, copies=copies, expert=expert))
     return out

@@ -6,15 +6,24 @@ sections, so that each is counted once and none is mixed into another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from moesize.core.errors import InvalidSpecError
 from moesize.core.feed_forward import MoeMlp
-from moesize.core.model_spec import Block, Embedding, ExtraTensor, ModelSpec, MultiTokenPrediction
 from moesize.core.records import dataclass
 from moesize.core.tensors import GROUPS, Shard, Tensor, matrix, vector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moesize.core.model_spec import (
+        Block,
+        Embedding,
+        ExtraTensor,
+        ModelSpec,
+        MultiTokenPrediction,
+    )
 
 # Far above any number of experts; keeps nonsense from becoming a list of that length.
 _MOST_COPIES = 1 << 16

@@ -6,11 +6,14 @@ Engines round these up to blocks and pages; the figures here are the model's own
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
-from moesize.core.cache import TokenCache
 from moesize.core.errors import UnknownNameError
-from moesize.core.model_spec import ModelSpec
 from moesize.core.records import dataclass
+
+if TYPE_CHECKING:
+    from moesize.core.cache import TokenCache
+    from moesize.core.model_spec import ModelSpec
 
 # Element width in bits of what a cache can hold; scales per tensor are scalars and not counted.
 KV_BITS = {

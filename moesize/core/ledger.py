@@ -6,9 +6,7 @@ from typing import Literal
 
 from moesize.core.records import dataclass
 
-Category = Literal[
-    "weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"
-]
+Category = Literal["weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"]
 CATEGORIES: tuple[Category, ...] = (
     "weights",
     "kv_cache",
@@ -98,9 +96,7 @@ class GpuLedger:
     @property
     def headroom_bytes(self) -> int:
         """What is left of the budget, or of the card where that is less; negative = too much."""
-        return min(
-            self.budget_bytes - self.in_budget_bytes, self.usable_bytes - self.used_bytes
-        )
+        return min(self.budget_bytes - self.in_budget_bytes, self.usable_bytes - self.used_bytes)
 
     def category_bytes(self, category: Category) -> int:
         """Sum of one category."""

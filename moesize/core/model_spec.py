@@ -125,7 +125,7 @@ class TowerTensor:
 class Tower:
     """A vision or audio encoder with its projector, as counted tensors.
 
-    kind "vision", "audio" or "projector". tensor_parallel False: engines keep it whole on every rank.
+    kind "vision", "audio" or "projector". tensor_parallel False: every rank holds all of it.
     """
 
     name: str
@@ -141,7 +141,7 @@ class QuantizationRule:
     """Matrices whose module name matches one of `modules` are stored in `format`.
 
     modules   regular expressions, searched in the full module name; empty = every matrix
-    format    "keep" (the model's dtype) or a key of `checkpoint.FORMATS`; the rest are its parameters
+    format    "keep" (the model's dtype) or a key of `checkpoint.FORMATS`; the rest: its parameters
     """
 
     format: str
@@ -161,7 +161,7 @@ class QuantizationRule:
 class CheckpointQuantization:
     """How the published files are quantized: the first rule that matches a matrix decides.
 
-    method     as the config names it (gptq, awq, fp8, compressed-tensors, bitsandbytes, mxfp4, modelopt)
+    method     as the config names it: gptq, awq, fp8, compressed-tensors, modelopt, ...
     towers     True when the vision and audio towers are quantized as well
     kv_dtype   number format of the KV cache that the checkpoint asks for; "" = none
     Embeddings, norms, routers and whatever is no matrix are never quantized; a head only when

@@ -156,7 +156,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warning_:
+class Note:
     """Something the reader should know that is no verdict."""
 
     code: str
@@ -186,7 +186,7 @@ class Plan:
     compute: dict[str, Any]
     performance: dict[str, Any]
     verdict: Verdict
-    warnings: tuple[Warning_, ...] = ()
+    warnings: tuple[Note, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
     version: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)

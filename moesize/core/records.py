@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass as dataclass  # noqa: PLC0414  (re-exported on purpose)
+    from dataclasses import dataclass as dataclass
 else:
     import dataclasses
     from operator import attrgetter
@@ -67,7 +67,9 @@ else:
         if hasattr(made, "__post_init__"):
             lines.append(" self.__post_init__()")
         star = "*, " if fields and fields[0].kw_only else ""
-        text = f"def __init__(self, {star}{', '.join(parameters)}):\n" + ("\n".join(lines) or " pass")
+        text = f"def __init__(self, {star}{', '.join(parameters)}):\n" + (
+            "\n".join(lines) or " pass"
+        )
         exec(text, scope)  # names come from this project's own class bodies
         initializer = scope["__init__"]
         initializer.__qualname__ = f"{made.__qualname__}.__init__"
@@ -90,9 +92,11 @@ else:
         return hash(self._values)
 
     def _setattr(self, name, value):
+        del self, value
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def _delattr(self, name):
+        del self
         raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
     def _getstate(self):

@@ -24,7 +24,7 @@ def _check_state_dtype(name: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDeltaNet:
-    """Gated delta rule (Qwen3-Next, Qwen3.5): a matrix state per value head and a short convolution.
+    """Gated delta rule (Qwen3-Next, Qwen3.5): a matrix state per value head, a short convolution.
 
     split_projections: Qwen3.5 stores qkv, z, a, b apart; Qwen3-Next stores qkvz and ba fused.
     decay_dtype: of the logarithm of the decay; empty = the model's (OLMo-Hybrid).
@@ -60,7 +60,14 @@ class GatedDeltaNet:
         role = "attention.linear."
         if self.split_projections:
             projections = [
-                matrix(role + "qkv", 2 * key + value, h, split="out", units=self.num_k_heads, fused=role + "qkvz"),
+                matrix(
+                    role + "qkv",
+                    2 * key + value,
+                    h,
+                    split="out",
+                    units=self.num_k_heads,
+                    fused=role + "qkvz",
+                ),
                 matrix(role + "z", value, h, split="out", units=heads, fused=role + "qkvz"),
                 matrix(role + "b", heads, h, split="out", units=heads, fused=role + "ba"),
                 matrix(role + "a", heads, h, split="out", units=heads, fused=role + "ba"),

@@ -56,7 +56,8 @@ def parse_bytes(text: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise InvalidInputError(f"size {_short(text)!r} is out of range", hint)
     # Exact: 1.5GiB is an integer number of bytes, 0.1GB too; what is left over is cut.
-    return int(digits) * _UNITS[unit] // 10 ** len(fraction)
+    scale: int = 10 ** len(fraction)
+    return int(digits) * _UNITS[unit] // scale
 
 
 def parse_count(text: str) -> int:
@@ -76,7 +77,8 @@ def parse_count(text: str) -> int:
         raise InvalidInputError(
             f"cannot read the number {_short(text)!r}", "write it like 32768 or 32k (= 32768)"
         )
-    return int(digits) * factor // 10 ** len(fraction)
+    scale: int = 10 ** len(fraction)
+    return int(digits) * factor // scale
 
 
 def format_gib(size_bytes: int, decimals: int = 2) -> str:

@@ -7,18 +7,15 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import LatentAttention
-from moesize.core.checkpoint import StoredEntry
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.feed_forward import DenseMlp
-from moesize.core.gpu import GpuSpec
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
-from moesize.core.model_spec import ModelSpec
-from moesize.core.plan import KvSummary, Warning_
+from moesize.core.plan import KvSummary, Note
 from moesize.core.quantization import Fp8Block, Mxfp4, Nvfp4, Plain
 from moesize.core.records import dataclass
 from moesize.core.units import ceil_div
@@ -52,6 +49,11 @@ from moesize.core.vllm_weights import (
     rank_weights,
     valid_tensor_parallel_sizes,
 )
+
+if TYPE_CHECKING:
+    from moesize.core.checkpoint import StoredEntry
+    from moesize.core.gpu import GpuSpec
+    from moesize.core.model_spec import ModelSpec
 
 # Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
 # Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
@@ -100,7 +102,7 @@ class EngineAnswer:
     kv: KvSummary
     limiting_rank: int
     load_peak_bytes: int
-    warnings: tuple[Warning_, ...]
+    warnings: tuple[Note, ...]
     weights: tuple[RankWeights, ...]
     stages: tuple[Stage, ...]
     recurrent_bytes: int
@@ -132,7 +134,7 @@ def plan_vllm(
         )
         for stage in stages
     )
-    context = request.context_tokens or spec.max_context
+    context = _context(spec, request)
     usable = gpu.usable_memory()
     batch = default_batch(
         usable.best_bytes,
@@ -175,9 +177,10 @@ def plan_vllm(
         for stage in stages
     )
     concurrency = request.concurrency or 1
-    rotary = _rotary_bytes(spec, stored)
+    rotary = _rotary_bytes(spec)
     available = [
-        _available(budget, rank, rotary, request) for budget, rank in zip(budgets, weights, strict=True)
+        _available(budget, rank, rotary, request)
+        for budget, rank in zip(budgets, weights, strict=True)
     ]
     kv = plan_kv(kv_layout, settings, [best for best, _, _ in available], profile.kv_rules)
     null_blocks = 1 if profile.kv_rules.reserves_null_block else 0
@@ -185,7 +188,9 @@ def plan_vllm(
     needed = [needed_blocks * size for size in kv_layout.stage_block_bytes]
     shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
     limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
-    summary = _kv_summary(kv, kv_layout, settings, cache, limiting, available[limiting], needed[limiting], concurrency)
+    summary = _kv_summary(
+        kv, kv_layout, settings, cache, limiting, available[limiting], needed[limiting], concurrency
+    )
     ledgers = tuple(
         GpuLedger(
             rank=stage.index * tp,
@@ -230,12 +235,23 @@ def plan_vllm(
         limiting_rank=stages[limiting].index * tp,
         load_peak_bytes=weights[limiting].resident_bytes
         + (weights[limiting].largest_module_bytes if weights[limiting].scale_bytes else 0),
-        warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], context)),
+        warnings=tuple(_warnings(spec, gpu, layout, ledgers[limiting])),
         weights=weights,
         stages=stages,
         recurrent_bytes=_recurrent_bytes(cache, limiting),
         layout=layout,
     )
+
+
+def _context(spec: ModelSpec, request: Request) -> int:
+    """Tokens of one sequence: as asked, else the model's longest, as vLLM does."""
+    context = request.context_tokens or spec.max_context
+    if context > spec.max_context:
+        raise InvalidDeploymentError(
+            f"context {context:,} is longer than the {spec.max_context:,} tokens of {spec.title}",
+            f"use --context {spec.max_context} or less",
+        )
+    return context
 
 
 def _cache(
@@ -341,7 +357,7 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
     )
 
 
-def _rotary_bytes(spec: ModelSpec, stored: tuple[StoredEntry, ...]) -> int:
+def _rotary_bytes(spec: ModelSpec) -> int:
     """cos/sin tables that stay on every rank."""
     element = {"float32": 4, "bfloat16": 2, "float16": 2}
     model = "bfloat16" if spec.dtype == "float32" else spec.dtype
@@ -361,13 +377,31 @@ def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> li
         for group, size in weights.by_group.items()
     ]
     rows += [
-        ("weights.scales", weights.scale_bytes, "scales, zero points and tables of quantized matrices"),
-        ("weights.padding", weights.padding_bytes, "vocabulary rows to a multiple of 64; MXFP4 experts to kernel tiles"),
-        ("weights.latent_copies", weights.latent_copy_bytes, "absorbed MLA matrices, de-quantized beside a quantized kv_b"),
-        ("weights.allocator_rounding", weights.rounding_bytes, "each tensor rounded as torch's caching allocator does"),
+        (
+            "weights.scales",
+            weights.scale_bytes,
+            "scales, zero points and tables of quantized matrices",
+        ),
+        (
+            "weights.padding",
+            weights.padding_bytes,
+            "vocabulary rows to a multiple of 64; MXFP4 experts to kernel tiles",
+        ),
+        (
+            "weights.latent_copies",
+            weights.latent_copy_bytes,
+            "absorbed MLA matrices, de-quantized beside a quantized kv_b",
+        ),
+        (
+            "weights.allocator_rounding",
+            weights.rounding_bytes,
+            "each tensor rounded as torch's caching allocator does",
+        ),
         ("weights.buffers", rotary_bytes, "rotary tables: positions x rotary size x element width"),
     ]
-    return [exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size]
+    return [
+        exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size
+    ]
 
 
 def _kv_item(
@@ -480,22 +514,15 @@ def _defaulted(request: Request) -> tuple[str, ...]:
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
-    request: Request,
     layout: Layout,
     ledger: GpuLedger,
-    context: int,
-) -> list[Warning_]:
+) -> list[Note]:
     out = []
     if layout.note:
-        out.append(Warning_(code="layout", message=layout.note))
-    if context > spec.max_context:
-        raise InvalidDeploymentError(
-            f"context {context:,} is longer than the {spec.max_context:,} tokens of {spec.title}",
-            f"use --context {spec.max_context} or less",
-        )
+        out.append(Note(code="layout", message=layout.note))
     if gpu.compute_capability is None:
         out.append(
-            Warning_(
+            Note(
                 code="gpu-generation-unknown",
                 message=(
                     f"{gpu.name} has no NVIDIA compute capability; kernels chosen as for "
@@ -506,7 +533,7 @@ def _warnings(
     peak = ledger.budget_bytes + ledger.outside_bytes
     if peak > ledger.usable_bytes:
         out.append(
-            Warning_(
+            Note(
                 code="device-peak",
                 message=(
                     "budget plus what lies outside it (context, communication) exceeds the card: "
@@ -516,6 +543,6 @@ def _warnings(
         )
     if spec.dtype == "float32" and spec.quantization is None:
         out.append(
-            Warning_(code="dtype", message="the checkpoint is float32; vLLM serves it as bfloat16")
+            Note(code="dtype", message="the checkpoint is float32; vLLM serves it as bfloat16")
         )
     return out

@@ -48,7 +48,11 @@ def _fetch(repo: str, filename: str, revision: str | None) -> Any:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, not in __all__
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
 
     from moesize.files import parse_json
 

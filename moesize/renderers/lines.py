@@ -53,9 +53,10 @@ def shares(ledger: GpuLedger) -> list[Share]:
         for position, size in enumerate((item.size_bytes, item.low_bytes, item.high_bytes)):
             totals[label][position] += size
     return [
-        Share(label, *totals[label], style, label != _SHARES[-1][0])
+        Share(label, best, low, high, style, label != _SHARES[-1][0])
         for label, style, _ in _SHARES
-        if totals[label][2]
+        for best, low, high in [totals[label]]
+        if high
     ]
 
 
@@ -140,8 +141,8 @@ def kv_line(plan: Plan) -> str:
     if kv.available_bytes <= 0:
         return f"{cost} on each GPU; nothing is left for it"
     return (
-        f"{cost} on each GPU; {format_gib(kv.available_bytes)} left = {kv.capacity_tokens:,} tokens, "
-        f"{kv.max_concurrency:,.2f} sequences of {settings['context']:,}"
+        f"{cost} on each GPU; {format_gib(kv.available_bytes)} left = "
+        f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of {settings['context']:,}"
     )
 
 
@@ -182,9 +183,7 @@ def cost_lines(plan: Plan) -> list[str]:
 
 def suggestion_rows(plan: Plan) -> list[tuple[str, str]]:
     """(options, what they give) of every suggestion."""
-    return [
-        (" ".join(item.options), f"{item.what}: {item.detail}") for item in plan.suggestions
-    ]
+    return [(" ".join(item.options), f"{item.what}: {item.detail}") for item in plan.suggestions]
 
 
 def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:

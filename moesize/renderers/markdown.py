@@ -42,7 +42,8 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
         if explain:
             out += ["", "| item | size | formula | source |", "|---|---|---|---|"]
             out += [
-                f"| {row['item']} | {row['size']} | {_escape(row['formula'])} | {_escape(row['source'])} |"
+                f"| {row['item']} | {row['size']} | {_escape(row['formula'])} "
+                f"| {_escape(row['source'])} |"
                 for row in lines.explain_rows(ledger)
             ]
     rows = lines.suggestion_rows(plan)

@@ -53,7 +53,9 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     costs = lines.cost_lines(plan)
     facts += [("a token" if not i else "", text) for i, text in enumerate(costs)]
     facts += [("note" if not i else "", note.message) for i, note in enumerate(plan.warnings)]
-    facts += [("" if plan.warnings or i else "note", note) for i, note in enumerate(plan.model.notes)]
+    facts += [
+        ("" if plan.warnings or i else "note", note) for i, note in enumerate(plan.model.notes)
+    ]
     console.print()
     console.print(_facts(facts))
     if plan.suggestions:
@@ -80,8 +82,7 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     console.print(
         Text.assemble(
             (name, "bold"),
-            f": {format_gib(ledger.usable_bytes)} usable, "
-            f"budget {format_gib(ledger.budget_bytes)}",
+            f": {format_gib(ledger.usable_bytes)} usable, budget {format_gib(ledger.budget_bytes)}",
         )
     )
     console.print(_bar(parts, ledger, min(_BAR_WIDTH, console.width - 4)))
@@ -96,8 +97,8 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
         grid.add_column(style="dim")
     for part in parts:
         percent = part.size_bytes * 100 / ledger.usable_bytes
-        label = Text.assemble(("  " + _SQUARE() + " ", part.style), part.label)
-        row = [label, f"{part.size_bytes / 2**30:,.2f} GiB", f"{percent:.0f} %"]
+        label = Text.assemble(("  " + _square() + " ", part.style), part.label)
+        row: list[Text | str] = [label, f"{part.size_bytes / 2**30:,.2f} GiB", f"{percent:.0f} %"]
         band = f"estimate, {part.band}" if part.band else ""
         if not narrow:
             row.append(band)
@@ -113,7 +114,7 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     console.print(grid)
 
 
-def _SQUARE() -> str:  # noqa: N802  (a character, chosen by what the terminal can print)
+def _square() -> str:
     return "■" if _unicode() else "#"
 
 
@@ -129,7 +130,10 @@ def _bar(parts: list[lines.Share], ledger: GpuLedger, width: int) -> Any:
         total += part.size_bytes
         cells += [(block, part.style)] * (round(total * width / full) - len(cells))
     cells += [(empty, "dim")] * (width - len(cells))
-    for mark_bytes, mark in ((ledger.budget_bytes, "┆" if _unicode() else "|"), (ledger.usable_bytes, "┃" if _unicode() else "!")):
+    for mark_bytes, mark in (
+        (ledger.budget_bytes, "┆" if _unicode() else "|"),
+        (ledger.usable_bytes, "┃" if _unicode() else "!"),
+    ):
         position = round(mark_bytes * width / full)
         if 0 < position < width:
             cells[position] = (mark, "bold")
@@ -141,7 +145,9 @@ def _print_explanation(console: Console, ledger: GpuLedger) -> None:
 
     console.print(Text(f"every item on rank {ledger.rank}", style="bold"))
     for row in lines.explain_rows(ledger):
-        band = f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
+        band = (
+            f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
+        )
         console.print(Text.assemble((row["item"], "bold"), f"  {row['size']}", (band, "yellow")))
         console.print(Text(f"    = {row['formula']}"))
         console.print(Text(f"    source: {row['source']}", style="dim"))
@@ -198,8 +204,8 @@ def _write_model(console: Console, report: ModelReport, tensors: bool) -> None:
             f"{report.kv_bytes_per_token:,} bytes ({report.kv_bytes_per_token / KIB:,.1f} KiB) per "
             f"token in {report.kv_dtype}"
             + (
-                f" + {format_bytes(report.kv_window_bytes + report.kv_recurrent_bytes)} per sequence"
-                if report.kv_window_bytes + report.kv_recurrent_bytes
+                f" + {format_bytes(fixed)} per sequence"
+                if (fixed := report.kv_window_bytes + report.kv_recurrent_bytes)
                 else ""
             ),
         ),
@@ -244,7 +250,14 @@ def print_rows(what: str, rows: list[dict[str, Any]]) -> None:
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "models": ("id", "total", "active", "context", "layers", "quantization"),
-    "gpus": ("id", "name", "usable_bytes", "memory_bandwidth_bytes_per_s", "bf16_flops_per_s", "compute_capability"),
+    "gpus": (
+        "id",
+        "name",
+        "usable_bytes",
+        "memory_bandwidth_bytes_per_s",
+        "bf16_flops_per_s",
+        "compute_capability",
+    ),
     "quants": ("name", "bits_per_weight", "title", "leaves_out"),
     "engines": ("name", "default_version", "versions", "note"),
 }
@@ -272,7 +285,10 @@ def _print_rich_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         right = all(str(row[key])[:1].isdigit() for row in rows if row[key] not in ("", "?"))
         table.add_column(
-            key.replace("_bytes", "").replace("_", " ").replace(" flops per s", "").replace(" per s", ""),
+            key.replace("_bytes", "")
+            .replace("_", " ")
+            .replace(" flops per s", "")
+            .replace(" per s", ""),
             justify="right" if right and key != "id" else "left",
             overflow="fold",
             no_wrap=key in ("id", "name") and console.width >= 70,

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moesize.core.errors import UnsupportedError
+from moesize.core.feed_forward import DenseMlp
 from moesize.core.model_spec import Block, Embedding, ExtraTensor, RotaryTable, Tower
 from moesize.readers.hf import towers
-from moesize.core.feed_forward import DenseMlp
 from moesize.readers.hf.common import (
     dense_mlp,
     grouped_query_attention,
@@ -400,9 +400,7 @@ def llava(config: ConfigView) -> SpecFields:
         tower = _vision_tower(config, vision)
         # Defaults of the config classes: the last layer but one, in OneVision the last.
         last = -1 if kind == "llava_onevision" else -2
-        kept = towers.layers_used(
-            config, tower.num_layers, "vision_feature_layer", default=last
-        )
+        kept = towers.layers_used(config, tower.num_layers, "vision_feature_layer", default=last)
         tower, left = towers.up_to_layer(tower, kept, post_norm=False)
         unused.extend(left)
         taps = config.data.get("vision_feature_layer")
@@ -737,9 +735,7 @@ def phi3_v(config: ConfigView) -> SpecFields:
     if name != "clip_vision_model":
         raise UnsupportedError(f"{config.file}: vision tower {name[:60]!r} is not known")
     tower, projector = towers.phi3_vision(config, fields["hidden_size"])
-    kept = towers.layers_used(
-        processor, tower.num_layers, "layer_idx", default=-2, counts_from=1
-    )
+    kept = towers.layers_used(processor, tower.num_layers, "layer_idx", default=-2, counts_from=1)
     tower, unused = towers.up_to_layer(tower, kept, post_norm=kept == tower.num_layers)
     return _stored(_add(fields, (tower, projector)), unused)
 

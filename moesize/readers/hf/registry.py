@@ -11,7 +11,7 @@ from typing import Any
 
 from moesize.readers.hf.view import ConfigView
 
-# What a family function returns: ModelSpec fields; the caller adds identity, source and quantization.
+# What a family function returns: ModelSpec fields; the caller adds identity, source, quantization.
 SpecFields = dict[str, Any]
 FamilyReader = Callable[[ConfigView], SpecFields]
 
