@@ -15,10 +15,10 @@ from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
     KvSummary,
     ModelSummary,
+    Note,
     Plan,
     QuantizationSummary,
     Suggestion,
-    Note,
 )
 from moesize.core.quantization import (
     FAMILY_WORDS,

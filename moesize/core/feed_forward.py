@@ -132,20 +132,16 @@ def _mlp(
         )
         for up in ups
     ]
-    down = f"{group}.down"
-    out.append(matrix(down, hidden_size, width, split="in", copies=copies, expert=expert))
+    out.append(
+        matrix(f"{group}.down", hidden_size, width, split="in", copies=copies, expert=expert)
+    )
     if bias:
-        fuse_bias = fuse and fuse + ".bias"
+        fuse = f"{fuse}.bias" if fuse else ""
         out += [
             vector(
-                f"{group}.{up}.bias",
-                width,
-                units=width,
-                fused=fuse_bias,
-                copies=copies,
-                expert=expert,
+                f"{group}.{up}.bias", width, units=width, fused=fuse, copies=copies, expert=expert
             )
             for up in ups
         ]
-        out.append(vector(down + ".bias", hidden_size, copies=copies, expert=expert))
+        out.append(vector(f"{group}.down.bias", hidden_size, copies=copies, expert=expert))
     return out

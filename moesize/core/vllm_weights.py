@@ -103,11 +103,12 @@ class Stage:
 # (embedding, final norm, head) without asking for the stage. `models/*.py`, the other 30 ask.
 # fmt: off
 _ALL_OF_THEM = (
-    "bloom", "chatglm", "dbrx", "falcon", "falcon_mamba", "gemma", "gemma2",
-    "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified", "gpt2", "gptj", "gpt_oss",
-    "granitemoe", "granitemoehybrid", "granitemoeshared", "hy_v3", "internlm2", "jamba", "mamba", "mamba2",
-    "minicpm", "mixtral", "molmo", "nemotron_h", "olmo_hybrid", "olmoe", "opt", "orion", "phimoe",
-    "qwen2_moe", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "stablelm", "zamba2",
+    "bloom", "chatglm", "dbrx", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3",
+    "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified", "gpt2", "gpt_oss", "gptj",
+    "granitemoe", "granitemoehybrid", "granitemoeshared", "hy_v3", "internlm2", "jamba", "mamba",
+    "mamba2", "minicpm", "mixtral", "molmo", "nemotron_h", "olmo_hybrid", "olmoe", "opt", "orion",
+    "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "stablelm",
+    "zamba2",
 )
 # fmt: on
 _ON_EVERY_STAGE: dict[str, tuple[str, ...]] = {
