@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import CompressedAttention, LatentAttention
 from moesize.core.compute import (
-    PerformanceConstants,
     average_distinct_experts,
     decode_step_bytes,
     dense_equivalent,
     flops_per_token,
     kv_read_elements,
-    performance_constants,
     prefill_flops,
-    roofline,
 )
 from moesize.core.gpu import PEAK_FORMATS
 from moesize.core.quantization import (
@@ -33,6 +30,7 @@ from moesize.core.quantization import (
     PackQuantized,
 )
 from moesize.core.records import dataclass
+from moesize.core.speed import PerformanceConstants, performance_constants, roofline
 from moesize.core.units import ceil_div
 
 if TYPE_CHECKING:

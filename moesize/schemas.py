@@ -76,7 +76,7 @@ def _hint(hint: Any, least: int = 0) -> Any:
 
     if hint is int:
         return Annotated[int, Field(ge=least, lt=MAX_INTEGER)]
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _model(hint)
     origin, members = get_origin(hint), get_args(hint)
     if origin is tuple:

@@ -94,7 +94,9 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=21)
-    parser.add_argument("--markdown", action="store_true", help="as the table of docs/benchmarks.md")
+    parser.add_argument(
+        "--markdown", action="store_true", help="as the table of docs/benchmarks.md"
+    )
     options = parser.parse_args()
     timings = measure(options.runs)
     bare = timings[BARE]

@@ -30,7 +30,8 @@ from moesize.schemas import document_names, find_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(
-    r"(?P<head><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- end of (?P=name) -->)", re.DOTALL
+    r"(?P<head><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- end of (?P=name) -->)",
+    re.DOTALL,
 )
 
 
@@ -56,7 +57,9 @@ def plan_example() -> str:
 
 def verdict_examples() -> str:
     """One line for scripts."""
-    return _screen("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--context", "32k", "--quiet")
+    return _screen(
+        "plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--context", "32k", "--quiet"
+    )
 
 
 def catalogue_size() -> str:
@@ -72,7 +75,10 @@ def catalogue_size() -> str:
 def cli_reference() -> str:
     """Every command with its help."""
     parts = [_help("moesize", command_group, [])]
-    parts += [_help(f"moesize {name}", command, [name]) for name, command in command_group.commands.items()]
+    parts += [
+        _help(f"moesize {name}", command, [name])
+        for name, command in command_group.commands.items()
+    ]
     return "\n".join(parts)
 
 
@@ -109,7 +115,9 @@ def json_fields() -> str:
             continue
         schema = find_schema(name)
         parts.append(f"### `{name}`\n\n{schema.get('description', '')}\n")
-        parts.append("| field | type |\n|---|---|\n" + "\n".join(_fields(schema, schema, "")) + "\n")
+        parts.append(
+            "| field | type |\n|---|---|\n" + "\n".join(_fields(schema, schema, "")) + "\n"
+        )
     return "\n".join(parts)
 
 
@@ -168,7 +176,9 @@ def pages() -> list[Path]:
 
 def main() -> int:
     """Write or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     stale = []
@@ -180,7 +190,9 @@ def main() -> int:
             if not options.check:
                 page.write_text(new, encoding="utf-8")
     for name in stale:
-        print(f"{name}: {'out of date; run python scripts/build_docs.py' if options.check else 'written'}")
+        print(
+            f"{name}: {'out of date; run python scripts/build_docs.py' if options.check else 'written'}"
+        )
     return 1 if stale and options.check else 0
 
 

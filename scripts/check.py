@@ -1,7 +1,7 @@
 """Every check and test of the project, one after the other; stops at the first that fails.
 
-    python scripts/check.py            all of them
-    python scripts/check.py lint       without the tests
+python scripts/check.py            all of them
+python scripts/check.py lint       without the tests
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ def latent_attentions(draw: st.DrawFn) -> LatentAttention:
 
 recurrent_mixers = st.sampled_from(
     [
-        GatedDeltaNet(num_k_heads=16, num_v_heads=32, k_head_dim=128, v_head_dim=128, conv_kernel=4),
+        GatedDeltaNet(
+            num_k_heads=16, num_v_heads=32, k_head_dim=128, v_head_dim=128, conv_kernel=4
+        ),
         Mamba2(num_heads=32, head_dim=64, num_groups=8, state_size=128, conv_kernel=4),
     ]
 )
@@ -65,7 +67,9 @@ dense_mlps = st.builds(DenseMlp, intermediate_size=widths, gated=st.booleans(), 
 def moe_mlps(draw: st.DrawFn) -> MoeMlp:
     """Routed experts, with and without shared ones."""
     num_experts = draw(st.sampled_from([8, 16, 64]))
-    shared = draw(st.none() | st.builds(SharedExperts, intermediate_size=widths, gate=st.booleans()))
+    shared = draw(
+        st.none() | st.builds(SharedExperts, intermediate_size=widths, gate=st.booleans())
+    )
     return MoeMlp(
         num_experts=num_experts,
         experts_per_token=draw(st.integers(1, num_experts)),

@@ -39,7 +39,10 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
         (("--version",), (*HEAVY, *SLOW, "click", "rich", "yaml", "inspect", "moesize.cli")),
         (("--help",), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.catalog")),
         (("plan", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
-        ((*PLAN, "--format", "json"), (*HEAVY, *SLOW, "rich", "moesize.readers", "moesize.schemas")),
+        (
+            (*PLAN, "--format", "json"),
+            (*HEAVY, *SLOW, "rich", "moesize.readers", "moesize.schemas"),
+        ),
         ((*PLAN, "--format", "csv"), (*HEAVY, *SLOW, "rich")),
         ((*PLAN, "--format", "markdown"), (*HEAVY, *SLOW, "rich")),
         (PLAN, (*HEAVY, *SLOW, "moesize.readers", "moesize.schemas")),
@@ -77,7 +80,12 @@ def test_layers() -> None:
     if not tool.is_file():
         pytest.skip("import-linter is not installed beside this Python")
     result = subprocess.run(
-        [tool, "--no-cache"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        [tool, "--no-cache"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout
 

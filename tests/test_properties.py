@@ -158,7 +158,9 @@ def test_cache_does_not_fall_when_context_or_sequences_grow(
 @quick
 @given(specs(), st.sampled_from([1, 2, 4]))
 def test_weights_do_not_grow_when_elements_become_narrower(spec: ModelSpec, gpus: int) -> None:
-    sizes = [make(spec, Request(num_gpus=gpus), name).gpus[0] for name in ("bf16", "fp8", "awq-4bit")]
+    sizes = [
+        make(spec, Request(num_gpus=gpus), name).gpus[0] for name in ("bf16", "fp8", "awq-4bit")
+    ]
     weights = [ledger.category_bytes("weights") for ledger in sizes]
     assert weights == sorted(weights, reverse=True)
 
@@ -168,8 +170,14 @@ def test_weights_do_not_grow_when_elements_become_narrower(spec: ModelSpec, gpus
 def test_an_8_bit_cache_takes_half(spec: ModelSpec, wide: str) -> None:
     for name in ("fp8", "fp8_e4m3"):
         narrow = make(spec, Request(kv_dtype=name)).kv_cache
-        assert 2 * narrow.bytes_per_token == make(spec, Request(kv_dtype=wide)).kv_cache.bytes_per_token
-        assert 2 * sequence_cost(spec, name).bytes_per_token == sequence_cost(spec, wide).bytes_per_token
+        assert (
+            2 * narrow.bytes_per_token
+            == make(spec, Request(kv_dtype=wide)).kv_cache.bytes_per_token
+        )
+        assert (
+            2 * sequence_cost(spec, name).bytes_per_token
+            == sequence_cost(spec, wide).bytes_per_token
+        )
 
 
 @quick
@@ -178,7 +186,9 @@ def test_ranks_hold_the_model_together(spec: ModelSpec, ranks: int) -> None:
     """Everything divides here, so that only what is replicated is held more than once."""
     alone = make(spec, Request(num_gpus=1))
     shared = make(spec, Request(num_gpus=ranks, tensor_parallel_size=ranks))
-    assert shared.gpus[0].category_bytes("weights") * ranks >= alone.gpus[0].category_bytes("weights")
+    assert shared.gpus[0].category_bytes("weights") * ranks >= alone.gpus[0].category_bytes(
+        "weights"
+    )
     for name in ("weights.routed_experts", "weights.lm_head"):
         assert items(shared, (name,)) * ranks == pytest.approx(items(alone, (name,)), abs=0), name
     for name in WEIGHTS:
@@ -194,14 +204,21 @@ def test_pipeline_stages_hold_every_layer_once(spec: ModelSpec, stages: int) -> 
     alone = make(spec, Request(num_gpus=1))
     plan = make(spec, Request(num_gpus=stages, pipeline_parallel_size=stages))
     assert [ledger.pp_stage for ledger in plan.gpus] == list(range(stages))
-    layer_groups = ("weights.attention", "weights.routed_experts", "weights.dense_mlp", "weights.router")
+    layer_groups = (
+        "weights.attention",
+        "weights.routed_experts",
+        "weights.dense_mlp",
+        "weights.router",
+    )
     for name in layer_groups:
         total = sum(item.size_bytes for gpu in plan.gpus for item in gpu.items if item.name == name)
         assert total == items(alone, (name,)), name
 
 
 @quick
-@given(grouped_query_attentions(window=False), st.sampled_from([128, 512, 1024]), st.integers(1, 8192))
+@given(
+    grouped_query_attentions(window=False), st.sampled_from([128, 512, 1024]), st.integers(1, 8192)
+)
 def test_a_window_costs_at_most_what_full_attention_does(
     attention: GroupedQueryAttention, window: int, context: int
 ) -> None:
@@ -292,7 +309,9 @@ def test_bytes_are_read_as_they_are_printed(size: int) -> None:
 
 @given(st.integers(0, 1 << 40))
 def test_counts_are_read_as_they_are_written(count: int) -> None:
-    assert parse_count(str(count)) == parse_count(f"{count:,}") == parse_count(f"{count:_}") == count
+    assert (
+        parse_count(str(count)) == parse_count(f"{count:,}") == parse_count(f"{count:_}") == count
+    )
     assert parse_count(f"{count}k") == count * 1024
     assert format_count(count)
 

@@ -155,7 +155,15 @@ def accepted_by_structure(data: Any) -> str:
 
 def is_cross_field(problem: str) -> bool:
     """Rules of `__post_init__`, which hold for values that are well-formed one by one."""
-    words = ("must divide", "blocks that", "block names", "layers", "dtype", "role ", "between 1 and")
+    words = (
+        "must divide",
+        "blocks that",
+        "block names",
+        "layers",
+        "dtype",
+        "role ",
+        "between 1 and",
+    )
     return any(word in problem for word in words) and "unknown key" not in problem
 
 

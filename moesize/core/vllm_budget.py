@@ -500,7 +500,7 @@ def _communication(settings: BudgetSettings, constants: Constants) -> BudgetItem
 
 
 def _attention_workspace(settings: BudgetSettings) -> BudgetItem | None:
-    if not settings.attention_backend.startswith("FLASHINFER"):
+    if "FLASHINFER" not in settings.attention_backend:
         return None
     latent = "MLA" in settings.attention_backend
     size = _FLASHINFER_MLA_WORKSPACE_BYTES if latent else _FLASHINFER_WORKSPACE_BYTES

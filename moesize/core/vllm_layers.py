@@ -60,6 +60,13 @@ _FP8_ON_BLACKWELL = frozenset(("glm_moe_dsa",))
 _IGNORE_KV_DTYPE = frozenset(("falcon", "RefinedWeb", "RefinedWebModel"))
 
 
+# Model types whose images are seen in both directions, and the head sizes for which vLLM 0.32.0 has
+# kernels that join two backends then (v1/attention/backends/triton_flashinfer.py).
+_IMAGE_PREFIX = frozenset(("gemma3", "gemma4", "gemma4_unified", "paligemma"))
+_COMPOSITE_HEADS = frozenset((256, 512))
+_FLASHINFER_HEADS = frozenset((64, 128, 256, 512))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """What the user and the GPU decide about the cache.
@@ -207,8 +214,14 @@ def attention_backend(
     if recurrent and not head_dims:
         return Backend(f"{recurrent.upper()}_ATTN", _DEFAULT_BLOCK_TOKENS)
     if uneven:
-        return Backend("FLASH_ATTN_DIFFKV", _DEFAULT_BLOCK_TOKENS)
-    name = "FLASHINFER" if major == 10 else "FLASH_ATTN"
+        # models/mimo_v2.py; its kernels need Hopper.
+        name = "FLASH_ATTN_DIFFKV" if major >= 9 else "TRITON_ATTN_DIFFKV"
+        return Backend(name, _DEFAULT_BLOCK_TOKENS)
+    name = "FLASHINFER" if major == 10 and head_dims <= _FLASHINFER_HEADS else "FLASH_ATTN"
+    if major < 9 and kv_dtype in _FP8_NAMES:
+        name = "FLASHINFER"  # FlashAttention 2 reads no FP8 cache
+    if major < 9 and head_dims >= _COMPOSITE_HEADS:
+        name = "TRITON_ATTN"  # models/config.py:Gemma4Config
     # On Hopper an FP8 cache for heads of 512 (Gemma 4) has blocks of 64.
     wide = 512 in head_dims and major == 9 and kv_dtype in _FP8_NAMES
     if image_prefix:
@@ -217,12 +230,6 @@ def attention_backend(
         else:
             name = "FLASH_ATTN" if major == 10 else "TRITON_ATTN"
     return Backend(name, 64 if wide else _DEFAULT_BLOCK_TOKENS)
-
-
-# Model types whose images are seen in both directions, and the head sizes for which vLLM 0.32.0 has
-# kernels that join two backends then (v1/attention/backends/triton_flashinfer.py).
-_IMAGE_PREFIX = frozenset(("gemma3", "gemma4", "gemma4_unified", "paligemma"))
-_COMPOSITE_HEADS = frozenset((256, 512))
 
 
 def _sees_whole_images(model: ModelSpec) -> bool:

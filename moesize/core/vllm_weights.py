@@ -224,6 +224,8 @@ def rank_weights(
             count += 1
         if not count or _is_one_of(spec, _UNUSED.get(tensor.role, ())):
             continue
+        if tensor.role == "router.weight" and _computes_router_in_float(spec, compute_capability):
+            item = replace(item, dtype="float32")
         shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
         if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
             copies *= 2
@@ -279,6 +281,17 @@ def rank_weights(
     if stored is published(spec):
         weights.scale_bytes += _cache_scale_bytes(spec, stage)
     return weights
+
+
+def _computes_router_in_float(spec: ModelSpec, compute_capability: str | None) -> bool:
+    """Routers that need float32 products are held in float32 where no kernel makes those.
+
+    vLLM 0.32.0 fused_moe/router/gate_linear.py; kernels are for 9.0 and 10.x, and only
+    models/nemotron_h.py asks for it.
+    """
+    if compute_capability is None or compute_capability.startswith(("9.0", "10.")):
+        return False
+    return _is_one_of(spec, ("nemotron_h",))
 
 
 def _drops_input_scale(spec: ModelSpec, item: StoredEntry) -> bool:
@@ -363,6 +376,7 @@ _OWN_KERNELS = (
     "jamba",
     "kimi_k3",
     "longcat_flash",
+    "minicpm",
     "minimax_m3",
     "minimax_m3_vl",
     "olmoe",

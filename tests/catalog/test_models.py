@@ -158,7 +158,9 @@ def test_what_papers_print(
         assert abs(counts.active / 1e9 - active_billions) <= rounded_to
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "GPT-4o", "gpt4", "openai/gpt-4", "gpt-5", "claude", "gemini", "o1"])
+@pytest.mark.parametrize(
+    "name", ["gpt-4", "GPT-4o", "gpt4", "openai/gpt-4", "gpt-5", "claude", "gemini", "o1"]
+)
 def test_unpublished_models_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match="never published"):
         resolve_model(name)

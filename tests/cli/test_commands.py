@@ -173,7 +173,9 @@ def test_python_dash_m_and_the_installed_script_agree() -> None:
     script = Path(sys.executable).with_name("moesize")
     if not script.is_file():
         pytest.skip("moesize is not installed beside this Python")
-    by_script = subprocess.run([script, *NO, "--quiet"], capture_output=True, text=True, check=False)
+    by_script = subprocess.run(
+        [script, *NO, "--quiet"], capture_output=True, text=True, check=False
+    )
     by_module = run(*NO, "--quiet")
     assert (by_script.returncode, by_script.stdout) == (by_module.code, by_module.out)
 
@@ -214,7 +216,9 @@ def test_a_pipe_that_closes_early_changes_no_exit_code(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("arguments", [NO, ("--version",), ("--help",), ("show", "no-such-model", "-f", "json")])
+@pytest.mark.parametrize(
+    "arguments", [NO, ("--version",), ("--help",), ("show", "no-such-model", "-f", "json")]
+)
 def test_a_full_disk_is_no_traceback(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(

@@ -40,7 +40,13 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "vocab_size": 32000,
 }
-REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
 
 
 def check(result: Result, codes: tuple[int, ...] = (2,)) -> str:
@@ -102,7 +108,9 @@ def test_values_of_options(option: str, name: str) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda s: "/" not in s))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda s: "/" not in s)
+)
 def test_any_text_is_a_model_name_or_an_error(name: str) -> None:
     result = call("show", "--", name)
     if result.code:
@@ -178,12 +186,16 @@ def test_unknown_model_type_is_refused_not_guessed(model_type: str, tmp_path: Pa
 
 _ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(key=st.sampled_from([*CONFIG, "quantization_config", "rope_scaling", "layer_types", "text_config", "mlp_only_layers"]), value=_ANY_JSON)  # fmt: skip
 def test_any_value_of_any_key_is_read_or_refused(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "config.json"

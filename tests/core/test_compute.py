@@ -24,17 +24,13 @@ from moesize.core.attention import (
     LatentAttention,
 )
 from moesize.core.compute import (
-    Band,
     average_distinct_experts,
     decode_step_bytes,
     dense_equivalent,
     expected_distinct_experts,
     flops_per_token,
     kv_read_elements,
-    matmul_format,
-    performance_constants,
     prefill_flops,
-    roofline,
     routed_fraction,
 )
 from moesize.core.errors import InvalidInputError
@@ -58,6 +54,7 @@ from moesize.core.recurrent import (
     Mamba2,
     ShortConv,
 )
+from moesize.core.speed import Band, matmul_format, performance_constants, roofline
 from moesize.readers.hf.read import spec_from_config
 
 DATA = Path(compute.__file__).parents[1] / "data" / "performance.json"
