@@ -22,8 +22,6 @@ from moesize.core.plan import (
 )
 from moesize.core.quantization import (
     FAMILY_WORDS,
-    Gguf,
-    Plain,
     Scheme,
     find_scheme,
     resolve_family,
@@ -32,6 +30,10 @@ from moesize.core.records import dataclass
 from moesize.core.units import parse_bytes, parse_count
 from moesize.core.verdict import judge
 from moesize.core.vllm import plan_vllm
+from moesize.core.weight_formats import (
+    Gguf,
+    Plain,
+)
 from moesize.costs import costs
 from moesize.engines import engine_profile, vllm_profile
 from moesize.gpus import find_gpu

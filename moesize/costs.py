@@ -17,7 +17,10 @@ from moesize.core.compute import (
     prefill_flops,
 )
 from moesize.core.gpu import PEAK_FORMATS
-from moesize.core.quantization import (
+from moesize.core.records import dataclass
+from moesize.core.speed import PerformanceConstants, performance_constants, roofline
+from moesize.core.units import ceil_div
+from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
     Fp8Block,
     Fp8PerChannel,
@@ -29,9 +32,6 @@ from moesize.core.quantization import (
     Nvfp4,
     PackQuantized,
 )
-from moesize.core.records import dataclass
-from moesize.core.speed import PerformanceConstants, performance_constants, roofline
-from moesize.core.units import ceil_div
 
 if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from moesize.core.errors import MoesizeError
 from moesize.core.plan import Plan, Suggestion
-from moesize.core.quantization import Plain, Scheme, find_scheme
+from moesize.core.quantization import Scheme, find_scheme
 from moesize.core.units import format_gib
+from moesize.core.weight_formats import (
+    Plain,
+)
 from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:

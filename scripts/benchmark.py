@@ -3,8 +3,8 @@
     python scripts/benchmark.py [--runs 21] [--markdown]
 
 CPU time (user + system) of the child process; runs are interleaved, so that a busy machine
-disturbs all commands alike. Trust the multiples, not the milliseconds. Byte code is cached, as it is
-after the first run of any installed program.
+disturbs all commands alike. Trust the multiples, not the milliseconds. Byte code is cached, as it
+is after the first run of any installed program.
 """
 
 from __future__ import annotations

@@ -14,11 +14,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from moesize.__main__ import main as run_command
 from moesize.catalog import index, load_spec, spec_folder
@@ -27,6 +24,11 @@ from moesize.core.inventory import count_parameters
 from moesize.core.kv_cache import sequence_cost
 from moesize.core.units import format_count
 from moesize.schemas import document_names, find_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import click
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(
@@ -47,7 +49,8 @@ def output_of(*arguments: str, columns: int = 88) -> str:
 
 
 def _screen(*arguments: str, columns: int = 88) -> str:
-    return f"```console\n$ moesize {' '.join(arguments)}\n{output_of(*arguments, columns=columns)}\n```\n"
+    shown = output_of(*arguments, columns=columns)
+    return f"```console\n$ moesize {' '.join(arguments)}\n{shown}\n```\n"
 
 
 def plan_example() -> str:
@@ -90,7 +93,8 @@ def _help(title: str, command: click.Command, words: list[str]) -> str:
 def catalogue_table() -> str:
     """One row for each model: counts, cache per token, and what vouches for it."""
     lines = [
-        "| model | hub id | parameters | active | KV bytes per token | per sequence | as published | checked against |",
+        "| model | hub id | parameters | active | KV bytes per token | per sequence "
+        "| as published | checked against |",
         "|---|---|---:|---:|---:|---:|---|---|",
     ]
     for path in sorted(spec_folder().glob("*.yaml")):
@@ -101,8 +105,9 @@ def catalogue_table() -> str:
         checked = f"{exact:,} elements" if exact is not None else "its config only"
         fixed = f"{cost.state_bytes_per_sequence:,}" if cost.state_bytes_per_sequence else ""
         lines.append(
-            f"| `{spec.id}` | {spec.hub_id} | {format_count(counts.total)} | {format_count(counts.active)} "
-            f"| {cost.bytes_per_token:,} | {fixed} | {stored} | {checked} |"
+            f"| `{spec.id}` | {spec.hub_id} | {format_count(counts.total)} "
+            f"| {format_count(counts.active)} | {cost.bytes_per_token:,} | {fixed} "
+            f"| {stored} | {checked} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -189,10 +194,9 @@ def main() -> int:
             stale.append(page.relative_to(ROOT))
             if not options.check:
                 page.write_text(new, encoding="utf-8")
+    what = "out of date; run python scripts/build_docs.py" if options.check else "written"
     for name in stale:
-        print(
-            f"{name}: {'out of date; run python scripts/build_docs.py' if options.check else 'written'}"
-        )
+        print(f"{name}: {what}")
     return 1 if stale and options.check else 0
 
 

@@ -12,7 +12,7 @@ from running import ROOT, environment, run
 
 HEAVY = ("httpx", "httpx2", "huggingface_hub", "numpy", "pydantic", "requests", "torch", "typer")
 # Standard library that costs more than it gives at start-up.
-SLOW = ("asyncio", "concurrent", "difflib", "email", "http", "logging.config", "multiprocessing", "ssl", "subprocess")  # fmt: skip
+SLOW = ("asyncio", "concurrent", "difflib", "email", "http", "multiprocessing", "ssl", "subprocess")
 _PROBE = """
 import json, sys
 from moesize.__main__ import main
@@ -59,7 +59,10 @@ def test_modules_that_a_command_does_not_load(
 
 
 def test_importing_the_package_loads_next_to_nothing() -> None:
-    code = "import sys, typing; before = set(sys.modules); import moesize; moesize.__version__; print(*sorted(set(sys.modules) - before))"
+    code = (
+        "import sys, typing; before = set(sys.modules); import moesize; moesize.__version__; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
     result = run(command=("-c", code))
     assert set(result.out.split()) == {"__future__", "moesize", "moesize._version"}
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.inventory import Entry, inventory
-from moesize.core.quantization import (
+from moesize.core.quantization import Scheme, scheme_format_for
+from moesize.core.records import dataclass
+from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
     Component,
@@ -28,12 +30,9 @@ from moesize.core.quantization import (
     Nvfp4,
     PackQuantized,
     Plain,
-    Scheme,
     WeightFormat,
     number_bytes,
-    scheme_format_for,
 )
-from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

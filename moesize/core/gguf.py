@@ -18,9 +18,13 @@ from math import prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from moesize.core.errors import InvalidInputError, UnknownNameError, UnsupportedError
-from moesize.core.quantization import BLOCK_TYPES, GGUF_FILE_TYPES, BlockType
 from moesize.core.records import dataclass
 from moesize.core.units import round_up
+from moesize.core.weight_formats import (
+    BLOCK_TYPES,
+    GGUF_FILE_TYPES,
+    BlockType,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

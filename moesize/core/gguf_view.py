@@ -31,10 +31,15 @@ from moesize.core.gguf import (
     model_bytes,
 )
 from moesize.core.inventory import Entry, inventory
-from moesize.core.quantization import BLOCK_TYPES, BlockType, Gguf, WeightFormat
 from moesize.core.records import dataclass
 from moesize.core.recurrent import GatedDeltaNet
 from moesize.core.tensors import Tensor, matrix
+from moesize.core.weight_formats import (
+    BLOCK_TYPES,
+    BlockType,
+    Gguf,
+    WeightFormat,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

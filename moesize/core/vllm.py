@@ -16,7 +16,6 @@ from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.plan import KvSummary, Note
-from moesize.core.quantization import Fp8Block, Mxfp4, Nvfp4, Plain
 from moesize.core.records import dataclass
 from moesize.core.units import ceil_div
 from moesize.core.vllm_budget import (
@@ -48,6 +47,12 @@ from moesize.core.vllm_weights import (
     pipeline_stages,
     rank_weights,
     valid_tensor_parallel_sizes,
+)
+from moesize.core.weight_formats import (
+    Fp8Block,
+    Mxfp4,
+    Nvfp4,
+    Plain,
 )
 
 if TYPE_CHECKING:

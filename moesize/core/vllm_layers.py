@@ -175,7 +175,7 @@ def attention_backend(
     major, minor = compute_capability
     quantized = kv_dtype not in _DTYPE_BYTES
     head_dims: set[int] = set()
-    latent = sparse = block_sparse = compressed = uneven = False
+    latent = sparse = block_sparse = compressed = uneven = sinks = False
     recurrent = ""
     for mixer in mixers:
         if mixer.state() and not recurrent:
@@ -189,6 +189,7 @@ def attention_backend(
             head_dims.add(mixer.head_dim)
             block_sparse = block_sparse or mixer.index_heads > 0
             uneven = uneven or mixer.head_dim != mixer.v_head_dim
+            sinks = sinks or mixer.sinks
     if (compressed or sparse) and major < 9:
         raise UnsupportedError(
             f"vLLM has no kernel for this sparse attention on compute capability {major}.{minor}",
@@ -217,11 +218,18 @@ def attention_backend(
         # models/mimo_v2.py; its kernels need Hopper.
         name = "FLASH_ATTN_DIFFKV" if major >= 9 else "TRITON_ATTN_DIFFKV"
         return Backend(name, _DEFAULT_BLOCK_TOKENS)
-    name = "FLASHINFER" if major == 10 and head_dims <= _FLASHINFER_HEADS else "FLASH_ATTN"
-    if major < 9 and kv_dtype in _FP8_NAMES:
-        name = "FLASHINFER"  # FlashAttention 2 reads no FP8 cache
-    if major < 9 and head_dims >= _COMPOSITE_HEADS:
-        name = "TRITON_ATTN"  # models/config.py:Gemma4Config
+    name, older = "FLASH_ATTN", major < 9
+    # FlashAttention reads an FP8 cache of one kind, and on Hopper only; version 2 knows no sinks and
+    # no heads of 512 (Gemma 4).
+    reads_cache = not quantized or (not older and kv_dtype in ("fp8", "fp8_e4m3"))
+    if kv_dtype in _PER_TOKEN_HEAD:
+        name = "TRITON_ATTN"
+    elif major == 10 or not reads_cache:
+        name = "FLASHINFER"
+        if not head_dims <= _FLASHINFER_HEADS:
+            name = "TRITON_ATTN" if older else "FLASH_ATTN"
+    if older and (sinks or head_dims >= _COMPOSITE_HEADS):
+        name = "TRITON_ATTN"
     # On Hopper an FP8 cache for heads of 512 (Gemma 4) has blocks of 64.
     wide = 512 in head_dims and major == 9 and kv_dtype in _FP8_NAMES
     if image_prefix:

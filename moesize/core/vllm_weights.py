@@ -18,7 +18,11 @@ from moesize.core.attention import CompressedAttention, GroupedQueryAttention, L
 from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError
 from moesize.core.inventory import Entry, moe_of
-from moesize.core.quantization import (
+from moesize.core.records import dataclass
+from moesize.core.recurrent import KimiDeltaAttention
+from moesize.core.tensors import GROUPS, Tensor
+from moesize.core.units import ceil_div, round_up
+from moesize.core.weight_formats import (
     Fp8Block,
     Fp8PerTensor,
     GroupInt,
@@ -29,10 +33,6 @@ from moesize.core.quantization import (
     WeightFormat,
     number_bytes,
 )
-from moesize.core.records import dataclass
-from moesize.core.recurrent import KimiDeltaAttention
-from moesize.core.tensors import GROUPS, Tensor
-from moesize.core.units import ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Container

@@ -142,7 +142,8 @@ def kv_line(plan: Plan) -> str:
         return f"{cost} on each GPU; nothing is left for it"
     return (
         f"{cost} on each GPU; {format_gib(kv.available_bytes)} left = "
-        f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of {settings['context']:,}"
+        f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of "
+        f"{settings['context']:,}"
     )
 
 

@@ -20,6 +20,7 @@ from moesize.catalog import spec_folder
 # (https://huggingface.co/mistralai/Mixtral-8x7B-v0.1), so one 80 GB card cannot hold them.
 NO = ("plan", "mixtral-8x7b", "--gpu", "h100")
 YES = ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "4")
+PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g")
 LISTS = ("models", "gpus", "quants", "engines")
 
 
@@ -118,18 +119,18 @@ def test_version_and_help() -> None:
     [
         (("plan", "mixtrl-8x7b", "--gpu", "a10g"), 2, "unknown_name", "mixtral-8x7b"),
         (("plan", "mixtral-8x7b", "--gpu", "a10h"), 2, "unknown_name", "a10"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "awq-4bi"), 2, "unknown_name", "awq-4bit"),
+        ((*PLAN, "--quant", "awq-4bi"), 2, "unknown_name", "awq-4bit"),
         (("plan", "mixtral-8x7b"), 2, "usage", "--gpu"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--gpuz", "2"), 2, "usage", "--gpu"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--gpus", "0"), 2, "usage", "gpus"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--context", "lots"), 2, "invalid_input", "lots"),
+        ((*PLAN, "--gpuz", "2"), 2, "usage", "--gpu"),
+        ((*PLAN, "--gpus", "0"), 2, "usage", "gpus"),
+        ((*PLAN, "--context", "lots"), 2, "invalid_input", "lots"),
         (("plan", "mixtral-8x7b", "--gpu", "24"), 2, "", "24"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--gpu-memory-utilization", "1.5"), 2, "invalid_deployment", "1.5"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--gpus", "4", "--tp", "3"), 2, "invalid_deployment", "3"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--engine-args", "--max-model-len"), 2, "invalid_input", "--max-model-len"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--engine-args", "'"), 2, "invalid_input", "quot"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--engine", "sglang"), 3, "unsupported", "sglang"),
-        (("plan", "mixtral-8x7b", "--gpu", "a10g", "--lora-rank", "16"), 3, "unsupported", "lora-rank"),
+        ((*PLAN, "--gpu-memory-utilization", "1.5"), 2, "invalid_deployment", "1.5"),
+        ((*PLAN, "--gpus", "4", "--tp", "3"), 2, "invalid_deployment", "3"),
+        ((*PLAN, "--engine-args", "--max-model-len"), 2, "invalid_input", "--max-model-len"),
+        ((*PLAN, "--engine-args", "'"), 2, "invalid_input", "quot"),
+        ((*PLAN, "--engine", "sglang"), 3, "unsupported", "sglang"),
+        ((*PLAN, "--lora-rank", "16"), 3, "unsupported", "lora-rank"),
         (("plan", "gpt-4", "--gpu", "h100"), 3, "unsupported", "GPT-4"),
         (("show", "openai/gpt-4o"), 3, "unsupported", "GPT-4o"),
         (("show", "./nowhere.json"), 2, "invalid_input", "no such file"),
@@ -156,7 +157,7 @@ def test_errors(arguments: tuple[str, ...], code: int, kind: str, said: str) -> 
 
 
 def test_help_ends_with_examples_that_run() -> None:
-    """Every command's help shows two commands; each is run, those that need a file or the hub not."""
+    """Every command's help shows two; each is run, but those that need a file or the hub."""
     from moesize.cli import main
 
     for name, command in main.commands.items():
@@ -197,8 +198,12 @@ def test_terminals_that_are_not_utf8(encoding: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [((*NO, "--format", "json"), 1), (("gpus", "--format", "json"), 0), (("show", "deepseek-v3", "--tensors"), 0)],
-)  # fmt: skip
+    [
+        ((*NO, "--format", "json"), 1),
+        (("gpus", "--format", "json"), 0),
+        (("show", "deepseek-v3", "--tensors"), 0),
+    ],
+)
 def test_a_pipe_that_closes_early_changes_no_exit_code(
     arguments: tuple[str, ...], code: int
 ) -> None:

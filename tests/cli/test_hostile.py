@@ -184,6 +184,7 @@ def test_unknown_model_type_is_refused_not_guessed(model_type: str, tmp_path: Pa
     check(call("show", str(path)), (3,))
 
 
+_OTHER_KEYS = ("quantization_config", "rope_scaling", "layer_types", "text_config", "dtype")
 _ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8),
     lambda inner: (
@@ -196,7 +197,7 @@ _ANY_JSON = st.recursive(
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(key=st.sampled_from([*CONFIG, "quantization_config", "rope_scaling", "layer_types", "text_config", "mlp_only_layers"]), value=_ANY_JSON)  # fmt: skip
+@given(key=st.sampled_from([*CONFIG, *_OTHER_KEYS]), value=_ANY_JSON)
 def test_any_value_of_any_key_is_read_or_refused(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**CONFIG, key: value}), encoding="utf-8")

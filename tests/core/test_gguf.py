@@ -22,7 +22,9 @@ from moesize.core.gguf import (
     split_mla_kv_b,
     tensor_bytes,
 )
-from moesize.core.quantization import BLOCK_TYPES
+from moesize.core.weight_formats import (
+    BLOCK_TYPES,
+)
 
 # --- Models, from their published config.json ---------------------------------------------------
 

@@ -8,6 +8,12 @@ from hypothesis import strategies as st
 
 from moesize.core.errors import InvalidInputError, UnknownNameError, UnsupportedError
 from moesize.core.quantization import (
+    find_scheme,
+    list_schemes,
+    resolve_family,
+    scheme_format_for,
+)
+from moesize.core.weight_formats import (
     BLOCK_TYPES,
     NUMBER_FORMATS,
     BitsAndBytes4Bit,
@@ -27,11 +33,7 @@ from moesize.core.quantization import (
     WeightFormat,
     find_block_type,
     find_number_format,
-    find_scheme,
-    list_schemes,
     number_bytes,
-    resolve_family,
-    scheme_format_for,
 )
 
 FORMATS: tuple[WeightFormat, ...] = (

@@ -132,7 +132,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_contributing_has_a_page_for_each_thing_to_add() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## An? (.+)$", text, re.MULTILINE)
-    assert headings == ["model", "GPU", "quantization format", "attention kind", "engine version", "config family", "file format"]  # fmt: skip
+    assert headings == [
+        "model",
+        "GPU",
+        "quantization format",
+        "attention kind",
+        "engine version",
+        "config family",
+        "file format",
+    ]
 
 
 def test_constraints_hold_a_version_of_everything_that_is_required() -> None:
