@@ -190,7 +190,7 @@ def test_ranks_hold_the_model_together(spec: ModelSpec, ranks: int) -> None:
         "weights"
     )
     for name in ("weights.routed_experts", "weights.lm_head"):
-        assert items(shared, (name,)) * ranks == pytest.approx(items(alone, (name,)), abs=0), name
+        assert items(shared, (name,)) * ranks == items(alone, (name,)), name
     for name in WEIGHTS:
         assert items(shared, (name,)) * ranks >= items(alone, (name,)), name
     one, all_ = alone.kv_cache, shared.kv_cache

@@ -97,6 +97,7 @@ _BARE = frozenset(
     }
 )
 
+
 def _mamba2_names(module: str) -> dict[str, str]:
     """Names inside a Mamba or Mamba-2 mixer, which all families share; B and C are part of `in`."""
     return {

@@ -219,8 +219,8 @@ def attention_backend(
         name = "FLASH_ATTN_DIFFKV" if major >= 9 else "TRITON_ATTN_DIFFKV"
         return Backend(name, _DEFAULT_BLOCK_TOKENS)
     name, older = "FLASH_ATTN", major < 9
-    # FlashAttention reads an FP8 cache of one kind, and on Hopper only; version 2 knows no sinks and
-    # no heads of 512 (Gemma 4).
+    # FlashAttention reads an FP8 cache of one kind, and on Hopper only; version 2 knows no sinks
+    # and no heads of 512 (Gemma 4).
     reads_cache = not quantized or (not older and kv_dtype in ("fp8", "fp8_e4m3"))
     if kv_dtype in _PER_TOKEN_HEAD:
         name = "TRITON_ATTN"

@@ -124,7 +124,7 @@ _ON_EVERY_STAGE: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"), ("embedding",)),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("embedding",)),
-    **dict.fromkeys(("cohere", "cohere2"), ("norms.final",)),
+    **dict.fromkeys(("cohere", "cohere2"), ("embedding", "norms.final")),
     "gpt_bigcode": ("embedding.positions",),
     "qwen3_next": ("embedding", "lm_head"),
     "deepseek_v4": ("other.hc_head_fn", "other.hc_head_base", "other.hc_head_scale"),

@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 from running import ROOT, call
 
+import moesize
 from moesize.catalog import index, load_spec, nearest_names, normal_form, resolve_model, spec_folder
 from moesize.core.checkpoint import hub_elements
-from moesize.core.errors import UnknownNameError, UnsupportedError
+from moesize.core.errors import MoesizeError, UnknownNameError, UnsupportedError
 from moesize.core.inventory import count_parameters, inventory
 from moesize.core.kv_cache import sequence_cost
 from moesize.core.model_spec import ModelSpec
@@ -87,6 +88,18 @@ def test_every_tensor_has_a_name_of_its_own(spec: ModelSpec) -> None:
         if entry.section in ("layers", "final", "embedding"):
             names.append((entry.block, name))
     assert names
+
+
+@every
+def test_it_is_planned_or_refused_with_a_reason(spec: ModelSpec) -> None:
+    for gpus in (1, 8):
+        problem, weights = "", 0
+        try:
+            plan = moesize.plan(spec, gpu="b200", gpus=gpus, suggest=False)
+            weights = sum(ledger.category_bytes("weights") for ledger in plan.gpus)
+        except MoesizeError as error:
+            problem = error.message
+        assert problem or weights > 0
 
 
 def test_names_are_unique() -> None:

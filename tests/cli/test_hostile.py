@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from running import Result, call, run
 
+import moesize
 from moesize.catalog import spec_folder
+from moesize.core import naming
+from moesize.core.errors import MoesizeError
+from moesize.core.model_spec import ModelSpec
+from moesize.files import read_yaml
+from moesize.structure import StructureError, build
 
 MIB = 1 << 20
 # A fresh interpreter with everything that a command loads stays below 100 MiB of address space
@@ -292,3 +300,42 @@ def test_patterns_of_quantization_rules(pattern: str, tmp_path: Path) -> None:
     assert result.cpu_s < CPU_S
     if result.code:
         check(result, (2, 3))
+
+
+# --- any value in any place of a real spec ------------------------------------------------------
+
+FUZZED = ("mixtral-8x7b", "deepseek-v3", "deepseek-v4-flash", "gpt-oss-20b", "gemma-4-e2b",
+          "nemotron-h-56b", "kimi-linear-48b-a3b", "qwen3.5-35b-a3b", "bert-base")  # fmt: skip
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _places(inner, (*path, key))
+    if isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _places(inner, (*path, position))
+
+
+_DOCUMENTS = {name: read_yaml(spec_folder() / f"{name}.yaml").data for name in FUZZED}
+_ALL_PLACES = [(name, path) for name, data in _DOCUMENTS.items() for path in _places(data)]
+_VALUES = (None, True, 0, 1, 3, 2**49, 2**50, -1, 0.5, "", "x", [], {}, [1], ["x"], {"kind": "gqa"})
+
+
+@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@given(place=st.sampled_from(_ALL_PLACES), value=st.sampled_from(_VALUES))
+def test_any_value_in_any_place_of_a_spec(place: tuple[str, tuple[Any, ...]], value: Any) -> None:
+    """It is read and planned, or refused by an error of ours; nothing else may be raised."""
+    name, path = place
+    data = copy.deepcopy(_DOCUMENTS[name])
+    node = data
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with contextlib.suppress(StructureError, MoesizeError):
+        spec = build(ModelSpec, data)
+        assume(spec.naming in naming.NAMES)  # checked where files are loaded
+        moesize.show(spec)
+        moesize.plan(spec, gpu="h200", gpus=8, suggest=False)

@@ -305,9 +305,7 @@ def _tiny(model_type: str, *, moe: bool, hybrid: bool) -> ModelSpec:
         ("deepseek_v4", True, False, "v2"),
     ],
 )
-def test_model_runner_by_version(
-    model_type: str, moe: bool, hybrid: bool, old_runner: str
-) -> None:
+def test_model_runner_by_version(model_type: str, moe: bool, hybrid: bool, old_runner: str) -> None:
     """0.28 used runner V2 for dense models and five MoE types; every later release for all."""
     spec = _tiny(model_type, moe=moe, hybrid=hybrid)
     assert vllm_profile("0.28.0").model_runner(spec) == old_runner

@@ -247,21 +247,21 @@ def test_logged_tokens_with_mtp() -> None:
             gqa(32, 8, 128),
             HOPPER,
             "int8_per_token_head",
-            "FLASH_ATTN",
+            "TRITON_ATTN",
             [("full", 2, 16, 16 * 8 * 264)],
         ),
         (
             gqa(32, 8, 128),
             HOPPER,
             "int4_per_token_head",
-            "FLASH_ATTN",
+            "TRITON_ATTN",
             [("full", 2, 16, 16 * 8 * 136)],
         ),
         (gqa(32, 8, 128), BLACKWELL, "nvfp4", "FLASHINFER", [("full", 2, 16, 16 * 8 * 144)]),
         # Gemma 4 on Hopper with fp8: heads of 512 want blocks of 64.
         (gqa(16, 2, 512), HOPPER, "fp8", "FLASH_ATTN", [("full", 2, 64, 131072)]),
         (gqa(16, 2, 512), HOPPER, "auto", "FLASH_ATTN", [("full", 2, 16, 65536)]),
-        (gqa(16, 2, 512), BLACKWELL, "auto", "FLASHINFER", [("full", 2, 64, 262144)]),
+        (gqa(16, 2, 512), BLACKWELL, "auto", "FLASHINFER", [("full", 2, 16, 65536)]),
     ],
 )
 def test_pages_by_backend(

@@ -7,12 +7,16 @@ platform class told that it runs on the named GPU.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moesize.api import stored_entries
 from moesize.core.errors import InvalidDeploymentError
+from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
+from moesize.core.vllm_layers import CacheOptions, vllm_layers
 from moesize.core.vllm_weights import pipeline_stages, rank_weights
 from moesize.readers.hf.read import spec_from_config
 
@@ -271,3 +275,52 @@ def test_heads_that_do_not_divide_are_refused() -> None:
     spec = spec_from_config(MIXTRAL, file="config.json")
     with pytest.raises(InvalidDeploymentError, match="does not divide"):
         rank_weights(spec, stored_entries(spec, None, "vllm"), tensor_parallel_size=3)
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vllm_weights.json").read_text())
+CAPABILITIES = {"h100": (9, 0), "b200": (10, 0), "a100": (8, 0), "l4": (8, 9)}
+
+
+def golden_id(row: dict[str, Any]) -> str:
+    layout = f"tp{row['tp']}-pp{row['pp']}" + "-ep" * row["ep"]
+    return f"{row['model']}-{row['gpu']}-{layout}-{row['kv_dtype']}"
+
+
+@pytest.mark.parametrize("row", GOLDEN["rows"], ids=golden_id)
+def test_a_whole_deployment_equals_the_engine(row: dict[str, Any]) -> None:
+    """Parameters of every stage, attention backend, KV blocks and tokens."""
+    spec = spec_from_config(
+        GOLDEN["configs"][row["model"]], file="config.json", hub_id=row["model"]
+    )
+    capability = CAPABILITIES[row["gpu"]]
+    stages = pipeline_stages(spec.num_layers, row["pp"])
+    found = [
+        rank_weights(
+            spec,
+            stored_entries(spec, None, "vllm"),
+            tensor_parallel_size=row["tp"],
+            expert_parallel_size=row["tp"] if row["ep"] else 1,
+            compute_capability="{}.{}".format(*capability),
+            stage=stage,
+        ).parameter_bytes
+        for stage in stages
+    ]
+    assert found == row["parameter_bytes"]
+    options = CacheOptions(
+        tensor_parallel_size=row["tp"],
+        compute_capability=capability,
+        kv_dtype=row["kv_dtype"],
+        dtype="bfloat16" if spec.dtype == "float32" else "",
+    )
+    cache = vllm_layers(spec, options, [stage.layers for stage in stages])
+    assert cache.backend in row["backends"]
+    if "blocks" not in row:  # the engine refused: too little memory for one request
+        return
+    settings = KvSettings(
+        max_model_len=row["max_model_len"],
+        max_num_batched_tokens=row["max_num_batched_tokens"],
+        max_concurrent_batches=row["max_concurrent_batches"],
+        block_outermost=cache.block_outermost,
+    )
+    plan = plan_kv(group_layers(cache.stages, settings), settings, row["available_bytes"])
+    assert (plan.num_blocks, plan.tokens_logged) == (row["blocks"], row["tokens"])

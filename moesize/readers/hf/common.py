@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward
 from moesize.core.model_spec import Block, Embedding, LayerRun, RotaryTable
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DTYPES = {"bfloat16", "float16", "float32"}
 
