@@ -401,7 +401,7 @@ def _model_summary(spec: ModelSpec, source: str) -> ModelSummary:
 def _quantization_summary(
     spec: ModelSpec, scheme: Scheme | None, resolved: str, stored: tuple[StoredEntry, ...]
 ) -> QuantizationSummary:
-    loaded = [item for item in stored if item.entry.section not in ("mtp", "stored")]
+    weight_bytes, scale_bytes, elements = _totals(spec, stored)
     if scheme is not None:
         name, words = scheme.name, scheme.title
     elif spec.quantization is not None:
@@ -411,11 +411,26 @@ def _quantization_summary(
     return QuantizationSummary(
         scheme=name,
         format=words,
-        weight_bytes=sum(item.file_bytes for item in loaded),
-        scale_bytes=sum(item.scale_bytes for item in loaded),
-        elements=sum(item.entry.elements for item in loaded),
+        weight_bytes=weight_bytes,
+        scale_bytes=scale_bytes,
+        elements=elements,
         resolved=resolved,
     )
+
+
+def _totals(spec: ModelSpec, stored: tuple[StoredEntry, ...]) -> tuple[int, int, int]:
+    """(bytes, scale bytes, elements) of what engines load; kept by the spec for sweeps."""
+    kept = spec.__dict__.setdefault("_stored_totals", {})
+    if id(stored) not in kept:
+        loaded = [item for item in stored if item.entry.section not in ("mtp", "stored")]
+        totals = (
+            sum(item.file_bytes for item in loaded),
+            sum(item.scale_bytes for item in loaded),
+            sum(item.entry.elements for item in loaded),
+        )
+        kept[id(stored)] = (stored, totals)
+    found: tuple[int, int, int] = kept[id(stored)][1]
+    return found
 
 
 __all__ = ["KvSummary", "ModelReport", "Suggestion", "make_plan", "plan", "show"]

@@ -262,7 +262,7 @@ _PLAN_OPTIONS = _options(
         "dp",
         type=click.IntRange(1, 1024),
         metavar="N",
-        help="Data-parallel replicas.",
+        help="Data-parallel replicas (not planned yet).",
     ),
     _option(
         "Engine",
@@ -316,7 +316,7 @@ _PLAN_OPTIONS = _options(
         "--offload-experts",
         "offload_experts",
         metavar="N|all",
-        help="Experts kept on the host.",
+        help="Experts kept on the host (not planned yet).",
     ),
     _option(
         "Engine",
@@ -325,16 +325,16 @@ _PLAN_OPTIONS = _options(
         "cpu_offload_gib",
         type=float,
         metavar="F",
-        help="Weights kept on the host.",
+        help="Weights kept on the host (not planned yet).",
     ),
-    _option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model."),
+    _option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model (not planned yet)."),
     _option(
         "Engine",
         "--mtp",
         "mtp",
         type=click.IntRange(1, 64),
         metavar="N",
-        help="Guessed tokens by MTP blocks.",
+        help="Guessed tokens by MTP blocks (not planned yet).",
     ),
     _option(
         "Engine",
@@ -343,7 +343,7 @@ _PLAN_OPTIONS = _options(
         "lora_rank",
         type=click.IntRange(1, 1024),
         metavar="R",
-        help="Adapter rank.",
+        help="Adapter rank (not planned yet).",
     ),
     _option(
         "Engine",
@@ -351,7 +351,7 @@ _PLAN_OPTIONS = _options(
         "max_loras",
         type=click.IntRange(1, 4096),
         metavar="N",
-        help="Adapters at once.",
+        help="Adapters at once (not planned yet).",
     ),
     _option(
         "Engine",

@@ -175,5 +175,5 @@ def _round_lengths(longest: int) -> Iterator[int]:
 
 def _suggestion(what: str, options: tuple[str, ...], plan: Plan) -> Suggestion:
     kv = plan.kv_cache
-    detail = f"{format_gib(kv.available_bytes)} for KV, {kv.capacity_tokens:,} tokens in all"
+    detail = f"{format_gib(kv.available_bytes)} for KV, {kv.capacity_tokens:,} tokens"
     return Suggestion(what=what, options=options, verdict=plan.verdict, detail=detail)

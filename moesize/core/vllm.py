@@ -7,6 +7,7 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import LatentAttention
@@ -128,17 +129,7 @@ def plan_vllm(
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     tp, capability = layout.tensor_parallel_size, _capability(gpu)
     stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
-    weights = tuple(
-        rank_weights(
-            spec,
-            stored,
-            tensor_parallel_size=tp,
-            expert_parallel_size=layout.expert_parallel_size,
-            compute_capability=_capability_text(gpu),
-            stage=stage,
-        )
-        for stage in stages
-    )
+    weights = _stage_weights(spec, stored, layout, stages, _capability_text(gpu))
     context = _context(spec, request)
     usable = gpu.usable_memory()
     batch = default_batch(
@@ -194,7 +185,15 @@ def plan_vllm(
     shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
     limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
     summary = _kv_summary(
-        kv, kv_layout, settings, cache, limiting, available[limiting], needed[limiting], concurrency
+        kv,
+        kv_layout,
+        settings,
+        cache,
+        limiting,
+        available[limiting],
+        needed[limiting],
+        concurrency,
+        spec.max_context,
     )
     ledgers = tuple(
         GpuLedger(
@@ -246,6 +245,35 @@ def plan_vllm(
         recurrent_bytes=_recurrent_bytes(cache, limiting),
         layout=layout,
     )
+
+
+def _stage_weights(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    layout: Layout,
+    stages: tuple[Stage, ...],
+    capability: str,
+) -> tuple[RankWeights, ...]:
+    """Weights of a rank of every stage; kept by the spec, for sweeps ask for them again."""
+    tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+    kept: dict[tuple[object, ...], tuple[object, tuple[RankWeights, ...]]]
+    kept = spec.__dict__.setdefault("_rank_weights", {})
+    # `stored` stands beside its weights, so that its identity stays taken.
+    key = (id(stored), tp, ep, len(stages), capability)
+    if key not in kept:
+        weights = tuple(
+            rank_weights(
+                spec,
+                stored,
+                tensor_parallel_size=tp,
+                expert_parallel_size=ep,
+                compute_capability=capability,
+                stage=stage,
+            )
+            for stage in stages
+        )
+        kept[key] = (stored, weights)
+    return kept[key][1]
 
 
 def _context(spec: ModelSpec, request: Request) -> int:
@@ -443,9 +471,11 @@ def _kv_summary(
     available: tuple[int, int, int],
     needed_bytes: int,
     concurrency: int,
+    most_context: int,
 ) -> KvSummary:
     per_token, per_sequence = _steady_state(cache, stage)
     usable_blocks = max(kv.num_blocks - 1, 0)
+    longest = replace(settings, max_model_len=most_context)
     return KvSummary(
         bytes_per_token=per_token,
         state_bytes_per_sequence=per_sequence,
@@ -457,7 +487,7 @@ def _kv_summary(
         needed_bytes=needed_bytes,
         capacity_tokens=kv.tokens_logged,
         max_concurrency=kv.max_concurrency,
-        max_context=max_context_tokens(layout, settings, usable_blocks // concurrency),
+        max_context=max_context_tokens(layout, longest, usable_blocks // concurrency),
         dtype=cache.kv_dtype,
         backend=cache.backend,
         groups=tuple(

@@ -90,7 +90,9 @@ class Stage:
             case "tower":
                 return entry.count  # built on every stage
             case "embedding" | "encoder":
-                tied = spec.embedding.tied and entry.tensor.role == "embedding.tokens"
+                tied = spec.embedding.tied and (
+                    entry.tensor.role == "embedding.tokens" or _is_one_of(spec, _UNPLANNED)
+                )
                 here = self.first or (self.last and tied)
                 return entry.count if here or _on_every_stage(spec, entry) else 0
             case "final":
@@ -125,7 +127,6 @@ _ON_EVERY_STAGE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"), ("embedding",)),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("embedding",)),
     **dict.fromkeys(("cohere", "cohere2"), ("embedding", "norms.final")),
-    "gpt_bigcode": ("embedding.positions",),
     "qwen3_next": ("embedding", "lm_head"),
     "deepseek_v4": ("other.hc_head_fn", "other.hc_head_base", "other.hc_head_scale"),
 }
@@ -415,7 +416,7 @@ def local_shape(
 ) -> tuple[tuple[int, ...], int]:
     """Shape and number of copies that the fullest rank holds of one tensor."""
     tensor = entry.tensor
-    if entry.section == "tower" and not _splits_tower(spec, tensor.role, tensor_parallel_size):
+    if entry.section == "tower" and not _splits_tower(spec, tensor, tensor_parallel_size):
         return tensor.shape, tensor.copies
     if _is_one_of(spec, _WHOLE.get(tensor.role, ())):
         return tensor.shape, tensor.copies
@@ -468,18 +469,30 @@ _UNUSED = {"lm_head.bias": ("phi",)}
 _DOUBLED = {"embedding.tokens": ("phi3_v",)}
 
 
-def _splits_tower(spec: ModelSpec, role: str, tensor_parallel_size: int) -> bool:
-    """Whether ranks share a tower; one whose heads do not divide is held whole by every rank.
+# What happens to a tower whose heads do not divide: Kimi's is held whole by every rank
+# (models/kimi_k25_vit.py), of InternViT the attention alone (intern_vit.py). Audio encoders are
+# held whole (qwen3_asr.py); all other towers are refused.
+_WHOLE_TOWERS = ("kimi_k25", "kimi_k3")
+_PARTLY_WHOLE_TOWERS = ("internvl_chat",)
 
-    vLLM 0.32.0 models/vision.py:is_vit_use_data_parallel.
-    """
-    return all(
-        (item.units or item.shape[0 if item.split == "out" else 1]) % tensor_parallel_size == 0
+
+def _splits_tower(spec: ModelSpec, tensor: Tensor, tensor_parallel_size: int) -> bool:
+    """Whether ranks share a tensor of a tower, or every rank holds it. Raises for a misfit."""
+    if tensor.shard is None or _is_one_of(spec, _PARTLY_WHOLE_TOWERS):
+        return tensor.shard is not None and tensor.shard.units % tensor_parallel_size == 0
+    if not (_is_one_of(spec, _WHOLE_TOWERS) or tensor.role == "towers.audio"):
+        return True
+    return all(units % tensor_parallel_size == 0 for units in _tower_units(spec, tensor.role))
+
+
+def _tower_units(spec: ModelSpec, role: str) -> set[int]:
+    return {
+        item.units or item.shape[0 if item.split == "out" else 1]
         for tower in spec.towers
-        if f"towers.{tower.kind}" == role
+        if tower.tensor_parallel and f"towers.{tower.kind}" == role
         for item in tower.tensors
         if item.split
-    )
+    }
 
 
 def _divisors(spec: ModelSpec) -> str:
@@ -494,6 +507,9 @@ def valid_tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> list[int]:
         for entry in (Entry(tensor, "layers") for tensor in spec.block_tensors[block.name])
         if entry.tensor.shard is not None
     }
+    if not _is_one_of(spec, (*_WHOLE_TOWERS, *_PARTLY_WHOLE_TOWERS)):
+        for role in ("towers.vision", "towers.projector"):
+            shards |= {(units, False) for units in _tower_units(spec, role)}
     return [
         size
         for size in range(1, most + 1)

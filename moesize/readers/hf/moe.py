@@ -23,6 +23,7 @@ from moesize.readers.hf.common import (
     max_context,
     rotary_table,
     stack,
+    with_defaults,
 )
 from moesize.readers.hf.registry import SpecFields, family
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
@@ -282,6 +283,7 @@ def grok(config: ConfigView) -> SpecFields:
 @family("phimoe")
 def phimoe(config: ConfigView) -> SpecFields:
     """Phi-3.5-MoE and Phi-mini-MoE: layer norms with biases, biased attention and head."""
+    config = with_defaults(config, max_position_embeddings=131072)
     biased = config.flag("attention_bias", default=False)
     attention = grouped_query_attention(
         config, window=_window(config), qkv_bias=biased, out_bias=biased
