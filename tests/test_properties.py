@@ -245,7 +245,10 @@ def test_the_longest_context_fits_and_one_block_more_does_not(
     asked = Request(concurrency=sequences, kv_cache_bytes=cache_bytes, context_tokens=1 << 20)
     kv = make(spec, asked).kv_cache
     if kv.needed_bytes <= kv.available_bytes:
-        assert kv.max_context == 1 << 20
+        assert kv.max_context >= 1 << 20
+    if kv.max_context == spec.max_context:
+        whole = make(spec, replace(asked, context_tokens=spec.max_context)).kv_cache
+        assert whole.needed_bytes <= cache_bytes
         return
     if not kv.max_context:
         assert make(spec, replace(asked, context_tokens=1)).kv_cache.needed_bytes > cache_bytes
