@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesize.api import stored_entries
+from moesize.core.attention import GroupedQueryAttention
 from moesize.core.checkpoint import hub_elements, published, stored_bytes
 from moesize.core.errors import MoesizeError
+from moesize.core.inventory import count_parameters
 from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, vllm_layers
 from moesize.core.vllm_weights import pipeline_stages, rank_weights
@@ -126,6 +128,10 @@ def check_totals(configs: Configs, facts: Path) -> Tally:
         want = int(row["params_total"])
         readings = _readings(spec)
         nearest = min(readings, key=lambda name: abs(readings[name] - want))
+        trimmed = next((note for note in spec.notes if "without its" in note), "")
+        if trimmed and readings[nearest] < want:
+            tally.outcomes["explained (config without its vision tower)"] += 1
+            continue
         tally.add(row["model_id"], readings[nearest], want, nearest)
     return tally
 
@@ -140,9 +146,15 @@ def _readings(spec: ModelSpec) -> dict[str, int]:
     if spec.embedding.tied:
         head = spec.embedding.vocab_size * spec.hidden_size
         readings["files with a second copy of the tied head"] = elements + head
+        total = count_parameters(spec).total
+        readings["a second copy of the tied head, no buffers"] = total + head
     if spec.quantization is not None:
         readings["weights only, unpacked"] = hub_elements(spec, scales=False)
         readings["weights only, packed"] = _packed_only(spec)
+    mixer = next((mixer for block in spec.blocks for mixer in block.mixers), None)
+    if isinstance(mixer, GroupedQueryAttention):
+        rows = mixer.head_dim // 2 * spec.num_layers
+        readings["files with rotary frequencies in every layer"] = elements + rows
     biases = sum(
         item.entry.elements for item in published(spec) if item.entry.tensor.role == "router.bias"
     )

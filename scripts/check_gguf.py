@@ -177,7 +177,7 @@ def main() -> None:
     """Run both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--facts", type=Path, required=True)
-    parser.add_argument("--configs", type=Path, required=True, nargs="+")
+    parser.add_argument("--configs", type=Path, required=True, action="append")
     arguments = parser.parse_args()
     check_engine(arguments.facts / "llamacpp_oracle.csv", arguments.configs)
     check_files(arguments.facts / "gguf_file_sizes.csv", arguments.configs)

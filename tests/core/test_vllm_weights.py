@@ -324,3 +324,40 @@ def test_a_whole_deployment_equals_the_engine(row: dict[str, Any]) -> None:
     )
     plan = plan_kv(group_layers(cache.stages, settings), settings, row["available_bytes"])
     assert (plan.num_blocks, plan.tokens_logged) == (row["blocks"], row["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"), [(1, 14_912_613_120), (2, 9_336_365_312), (4, 6_548_241_408)]
+)
+def test_intern_vit_6b_keeps_its_25_heads_whole_and_splits_the_rest(
+    ranks: int, expected: int
+) -> None:
+    """OpenGVLab/InternVL2-2B with the vision_config of InternViT-6B, as vLLM builds it."""
+    config = GOLDEN["configs"]["OpenGVLab/InternVL2-2B"]
+    vision = {
+        **config["vision_config"],
+        "hidden_size": 3200,
+        "intermediate_size": 12800,
+        "num_attention_heads": 25,
+        "num_hidden_layers": 45,
+        "qk_normalization": True,
+        "norm_type": "rms_norm",
+        "qkv_bias": False,
+    }
+    assert parameter_bytes({**config, "vision_config": vision}, ranks) == expected
+
+
+def test_a_tower_that_does_not_divide_is_refused() -> None:
+    # Qwen/Qwen2.5-VL-3B-Instruct: 3420 columns; vLLM 0.32.0 stops with an AssertionError.
+    text = base("qwen2_5_vl", 36, 2048, 16, 2, 151936, intermediate_size=11008)
+    vision = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048}
+    with pytest.raises(InvalidDeploymentError, match="does not divide the 3,420"):
+        parameter_bytes({**text, "vision_config": vision}, 8)
+
+
+def parameter_bytes(config: Config, ranks: int) -> int:
+    spec = spec_from_config(config, file="config.json")
+    stored = stored_entries(spec, None, "vllm")
+    return rank_weights(
+        spec, stored, tensor_parallel_size=ranks, compute_capability=H100
+    ).parameter_bytes

@@ -492,6 +492,9 @@ def _minimax_partial(config: ConfigView, attention: GroupedQueryAttention) -> fl
     return float(rotary_dim) / attention.head_dim
 
 
+_M3_TEXT_ONLY = "the config describes the language model alone, without its vision tower"
+
+
 @family("minimax_m3", "minimax_m3_vl_text")
 def minimax_m3(config: ConfigView) -> SpecFields:
     """MiniMax-M3: block-sparse attention with an index branch, dense first layers, MTP.
@@ -499,6 +502,7 @@ def minimax_m3(config: ConfigView) -> SpecFields:
     The index branch has no values of its own (`sparse_disable_index_value`); one that had is
     refused, since no engine documents its tensors.
     """
+    wrapped = config.text("model_type") == "minimax_m3_vl_text"
     num_layers = config.layers()
     sparse = config.sub("sparse_attention_config") or ConfigView({}, config.file)
     types = words_per_layer(
@@ -554,6 +558,7 @@ def minimax_m3(config: ConfigView) -> SpecFields:
         layout_of(num_layers, make),
         rotary=rotary(config, plain.head_dim, partial=_minimax_partial(config, plain)),
         naming="minimax_m3",
+        notes=() if wrapped else (_M3_TEXT_ONLY,),
     )
 
 
