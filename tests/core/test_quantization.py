@@ -147,8 +147,9 @@ def test_block_types() -> None:
 
 def test_block_types_equal_gguf_package() -> None:
     """The PyPI package `gguf` (0.19.0); its Q8_1 is 40 bytes, never in a file; it lacks Q2_0."""
-    constants = pytest.importorskip("gguf.constants")
-    theirs = {kind.name: size for kind, size in constants.GGML_QUANT_SIZES.items()}
+    from gguf.constants import GGML_QUANT_SIZES
+
+    theirs = {kind.name: size for kind, size in GGML_QUANT_SIZES.items()}
     for name, size in GGML_SIZES.items():
         if name in theirs and name != "Q8_1":
             assert theirs[name] == size, name
