@@ -77,16 +77,21 @@ def _sources(folders: list[Path]) -> dict[str, tuple[Path, str]]:
         for row in rows:
             path = folder / row["file"]
             if path.is_file():
-                found.setdefault(row["model_id"].lower(), (path, row["source"]))
+                found.setdefault(row["model_id"].lower(), (path, _plain(row["source"])))
     return found
 
 
 def _totals(path: Path) -> dict[str, tuple[int, str]]:
     return {
-        row["model_id"].lower(): (int(row["params_total"]), row["source_url"])
+        row["model_id"].lower(): (int(row["params_total"]), _plain(row["source_url"]))
         for row in _rows(path)
         if row["exactness"] == "exact" and row["params_total"]
     }
+
+
+def _plain(source: str) -> str:
+    """A source as a person reads it."""
+    return source.replace("pypi:", "Python package ")
 
 
 def _build(

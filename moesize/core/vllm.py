@@ -18,7 +18,7 @@ from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.plan import KvSummary, Note
 from moesize.core.records import dataclass
-from moesize.core.units import ceil_div
+from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
     BudgetSettings,
     BudgetShape,
@@ -209,6 +209,9 @@ def plan_vllm(
         )
         for stage, rank, budget, need in zip(stages, weights, budgets, needed, strict=True)
     )
+    held = weights[limiting]
+    # Re-packing holds one layer's largest module twice (vLLM process_weights_after_loading).
+    load_peak = held.resident_bytes + (held.largest_module_bytes if held.scale_bytes else 0)
     deployment = {
         "engine": "vllm",
         "engine_version": profile.version,
@@ -237,9 +240,8 @@ def plan_vllm(
         ledgers=ledgers,
         kv=summary,
         limiting_rank=stages[limiting].index * tp,
-        load_peak_bytes=weights[limiting].resident_bytes
-        + (weights[limiting].largest_module_bytes if weights[limiting].scale_bytes else 0),
-        warnings=tuple(_warnings(spec, gpu, layout, ledgers[limiting])),
+        load_peak_bytes=load_peak,
+        warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
         weights=weights,
         stages=stages,
         recurrent_bytes=_recurrent_bytes(cache, limiting),
@@ -277,14 +279,27 @@ def _stage_weights(
 
 
 def _context(spec: ModelSpec, request: Request) -> int:
-    """Tokens of one sequence: as asked, else the model's longest, as vLLM does."""
-    context = request.context_tokens or spec.max_context
+    """Tokens of one sequence: as asked, else what vLLM takes for this model."""
+    context = request.context_tokens or default_context(spec)
     if context > spec.max_context:
         raise InvalidDeploymentError(
             f"context {context:,} is longer than the {spec.max_context:,} tokens of {spec.title}",
             f"use --context {spec.max_context} or less",
         )
     return context
+
+
+def default_context(spec: ModelSpec) -> int:
+    """`max_model_len` when none is given: the model's longest, with LongRoPE the original length.
+
+    A LongRoPE table holds the original positions and the stretched ones behind each other, so the
+    original length is what it has beyond the longest context. vLLM 0.32.0 config/model.py.
+    """
+    for table in spec.rotary:
+        original = table.positions - spec.max_context
+        if table.scaling in ("longrope", "su") and 0 < original < spec.max_context:
+            return original
+    return spec.max_context
 
 
 def _cache(
@@ -549,12 +564,26 @@ def _defaulted(request: Request) -> tuple[str, ...]:
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
+    request: Request,
     layout: Layout,
     ledger: GpuLedger,
+    load_peak_bytes: int,
 ) -> list[Note]:
     out = []
     if layout.note:
         out.append(Note(code="layout", message=layout.note))
+    if request.context_tokens is None and default_context(spec) < spec.max_context:
+        message = (
+            f"LongRoPE: vLLM serves {default_context(spec):,} tokens unless a context is given; "
+            f"the model takes up to {spec.max_context:,}"
+        )
+        out.append(Note(code="longrope", message=message))
+    if load_peak_bytes + ledger.outside_bytes > ledger.usable_bytes >= ledger.used_bytes:
+        message = (
+            f"loading may need {format_gib(load_peak_bytes)} for a moment, while quantized weights "
+            "are re-packed: more than the card has"
+        )
+        out.append(Note(code="load-peak", message=message))
     if gpu.compute_capability is None:
         out.append(
             Note(
