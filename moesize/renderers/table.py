@@ -277,6 +277,18 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+_HEADERS = {
+    "usable_bytes": "usable",
+    "memory_bandwidth_bytes_per_s": "bandwidth",
+    "bf16_flops_per_s": "bf16",
+    "compute_capability": "capability",
+    "bits_per_weight": "bits",
+    "leaves_out": "leaves out",
+    "default_version": "default",
+}
+_SHORT = 16
+
+
 def _print_rich_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -284,14 +296,13 @@ def _print_rich_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for key in rows[0]:
         right = all(str(row[key])[:1].isdigit() for row in rows if row[key] not in ("", "?"))
+        widest = max(len(str(row[key])) for row in rows)
         table.add_column(
-            key.replace("_bytes", "")
-            .replace("_", " ")
-            .replace(" flops per s", "")
-            .replace(" per s", ""),
+            _HEADERS.get(key, key.replace("_", " ")),
             justify="right" if right and key != "id" else "left",
             overflow="fold",
-            no_wrap=key in ("id", "name") and console.width >= 70,
+            # Figures stay whole where there is room; names and sentences wrap.
+            no_wrap=console.width >= 70 and (key == "id" or widest <= _SHORT),
         )
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))
