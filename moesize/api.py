@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from moesize._version import __version__
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from moesize.core.gpu import GpuSpec
     from moesize.core.vllm import VllmProfile
 
+# Vendors whose accelerators vLLM has no backend for.
+_NOT_VLLM = ("apple",)
 # Accepted by the interface, planned by a later release: refused, never ignored.
 _NOT_YET = {
     "offload_experts": "keeping experts on the host",
@@ -85,9 +88,29 @@ def plan(
     "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
     """
     _refuse_not_yet(not_yet)
-    spec, source = (
-        resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
+    _check_types(
+        {
+            "gpu": gpu,
+            "quant": quant,
+            "kv_dtype": kv_dtype,
+            "engine": engine,
+            "engine_version": engine_version,
+            "engine_args": engine_args,
+        },
+        {
+            "gpus": gpus,
+            "tp": tp,
+            "pp": pp,
+            "dp": dp,
+            "block_size": block_size,
+            "context": context,
+            "concurrency": concurrency,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        },
+        {"ep": ep, "enforce_eager": enforce_eager},
     )
+    spec, source = _spec_of(model, online)
     device, count, notes = _device(gpu, gpus)
     request = Request(
         engine=_engine(engine),
@@ -112,7 +135,7 @@ def plan(
 
         request, ignored = apply_vllm_arguments(request, engine_args)
         notes += ignored
-    scheme, resolved = _scheme(quant, request.engine)
+    scheme, resolved = _scheme(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
         from moesize.suggestions import suggestions
@@ -245,10 +268,9 @@ def show(
     """What a model is, in a quantization and KV dtype. Raises MoesizeError."""
     from moesize.core.kv_cache import sequence_cost
 
-    spec, source = (
-        resolve_model(model, online=online) if isinstance(model, str) else (model, "spec")
-    )
-    scheme, resolved = _scheme(quant, "vllm")
+    spec, source = _spec_of(model, online)
+    _check_types({"quant": quant, "kv_dtype": kv_dtype}, {}, {})
+    scheme, resolved = _scheme(quant, "vllm", spec)
     original = published(spec)
     if scheme is None:
         stored = original
@@ -289,6 +311,18 @@ def describe_format(weight_format: object | None) -> str:
     return f"{name}({', '.join(facts)})" if facts else name
 
 
+def _spec_of(model: str | ModelSpec, online: bool) -> tuple[ModelSpec, str]:
+    from moesize.core.model_spec import ModelSpec
+
+    if isinstance(model, ModelSpec):
+        return model, "spec"
+    if isinstance(model, PurePath):
+        model = str(model)
+    if not isinstance(model, str):
+        raise InvalidInputError(f"model must be a name, a path or a ModelSpec, not {model!r:.60}")
+    return resolve_model(model, online=online)
+
+
 def _refuse_not_yet(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if name not in _NOT_YET:
@@ -298,6 +332,28 @@ def _refuse_not_yet(options: dict[str, Any]) -> None:
                 f"--{name.replace('_', '-')}: {_NOT_YET[name]} is not planned yet",
                 "leave the option out; the answer then holds for the model without it",
             )
+
+
+def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Refuse values of the wrong type by name, instead of failing somewhere inside."""
+    from moesize.core.gpu import GpuSpec
+
+    for name, value in texts.items():
+        required = name in ("gpu", "quant", "engine")
+        good = isinstance(value, str) or (name == "gpu" and isinstance(value, GpuSpec))
+        if not good and (required or value is not None):
+            raise InvalidInputError(f"{name} must be a text, not {value!r:.60}")
+    for name, value in counts.items():
+        text = isinstance(value, str) and name not in ("gpus", "tp", "pp", "dp", "block_size")
+        if value is None or text:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(
+                f"{name} must be a whole number of at least 1, not {value!r:.60}"
+            )
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
 
 
 def _engine(name: str) -> str:
@@ -323,14 +379,20 @@ def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[N
     return match.spec, gpus or match.count or 1, notes
 
 
-def _scheme(quant: str, engine: str) -> tuple[Scheme | None, str]:
+def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, str]:
     key = quant.strip().lower()
-    if key in ("checkpoint", "auto", ""):
+    if key in ("checkpoint", "auto"):
         return None, ""
-    if key in FAMILY_WORDS:
-        choice = resolve_family(key, engine)
-        return choice.scheme, choice.reason
-    return find_scheme(quant), ""
+    if key not in FAMILY_WORDS:
+        return find_scheme(quant), ""
+    choice = resolve_family(key, engine)
+    try:
+        for item in with_scheme(spec, choice.scheme, engine):
+            _ = item.file_bytes
+    except InvalidInputError:
+        # Rows that do not divide (gpt-oss): the scheme that pads them is the one people use.
+        return find_scheme("w4a16"), f"{choice.scheme.name} cannot hold this model's matrices"
+    return choice.scheme, choice.reason
 
 
 def _count(value: int | str | None) -> int | None:
@@ -350,6 +412,10 @@ def _limits(
 ) -> list[Note]:
     """What this engine version cannot do on this GPU: refused where it would not start at all."""
     notes = []
+    if device.vendor.lower() in _NOT_VLLM:
+        raise UnsupportedError(
+            f"vLLM does not run on {device.name}", "`moesize gpus` lists other accelerators"
+        )
     capability = device.compute_capability
     if capability is not None:
         major, _, minor = capability.partition(".")

@@ -7,7 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moesize.core.errors import InvalidSpecError, UnknownNameError, UnsupportedError
+from moesize.core.errors import (
+    InvalidInputError,
+    InvalidSpecError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from moesize.core.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -56,8 +61,12 @@ def resolve_model(name: str, *, online: bool = False) -> tuple[ModelSpec, str]:
     """
     if not name.strip() or any(ord(char) < 32 for char in name):
         raise UnknownNameError("model", name, (), "moesize models")
+    known = _catalogue_id(name)
+    if online and known is not None:
+        from moesize.readers.hub import spec_from_hub
+
+        return spec_from_hub(load_spec(spec_folder() / f"{known}.yaml").hub_id), "hub"
     if not online:
-        known = _catalogue_id(name)
         if known is not None:
             return load_spec(spec_folder() / f"{known}.yaml"), "catalogue"
         key = normal_form(name.rpartition("/")[2])
@@ -82,7 +91,18 @@ def _catalogue_id(name: str) -> str | None:
     if _is_plain(key) and (spec_folder() / f"{key}.yaml").is_file():
         return key
     names: dict[str, str] = index()["names"]
-    return names.get(key) or names.get(key.removesuffix("-hf"))
+    found = names.get(key) or names.get(key.removesuffix("-hf"))
+    if found is None and len(key) < 100:
+        # llama-3-1-8b for llama-3.1-8b: the same letters and figures in the same order.
+        squashed = _squashed(key)
+        found = next(
+            (owner for other, owner in names.items() if _squashed(other) == squashed), None
+        )
+    return found
+
+
+def _squashed(name: str) -> str:
+    return "".join(char for char in name if char.isalnum())
 
 
 def _is_plain(key: str) -> bool:
@@ -106,7 +126,11 @@ def _as_path(name: str) -> Path | None:
 
 
 def _from_path(path: Path) -> tuple[ModelSpec, str]:
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InvalidInputError(f"{str(path)[:80]}: cannot be read ({error.strerror})") from error
+    if is_folder:
         return read_config_file(path / "config.json"), "checkpoint"
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):

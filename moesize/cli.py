@@ -381,10 +381,14 @@ def plan(model: str, output: str, explain: bool, quiet: bool, **options: Any) ->
     from moesize.api import plan as make_plan
 
     answer = make_plan(model, **options)
-    if quiet:
+    if quiet and output != "json":
         from moesize.renderers.text import verdict_line
 
         _emit(print, verdict_line(answer))
+        for note in answer.warnings:
+            # What was assumed stands in the line itself; the rest must not vanish.
+            if note.code not in ("gpu", "layout"):
+                print(f"note: {_one_line(note.message)}", file=sys.stderr)
     elif output == "json":
         _emit(_print_json, answer.to_dict())
     elif output == "markdown":

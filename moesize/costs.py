@@ -122,7 +122,12 @@ def costs(
         **speed.compute_dict(),
         "dense_equivalent": dense_equivalent(spec, context).to_dict(),
     }
-    return Costs(compute, speed.performance_dict())
+    performance = speed.performance_dict()
+    if not spec.num_layers:
+        performance = dict.fromkeys(performance) | {
+            "unknown": ["an encoder decodes no tokens; its speed is not estimated"]
+        }
+    return Costs(compute, performance)
 
 
 def _read_bytes(elements: dict[str, int], kv_dtype: str) -> int:

@@ -30,8 +30,10 @@ def _number(text: str) -> float:
 _VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--tensor-parallel-size": ("tensor_parallel_size", parse_count),
     "-tp": ("tensor_parallel_size", parse_count),
+    "--tp": ("tensor_parallel_size", parse_count),
     "--pipeline-parallel-size": ("pipeline_parallel_size", parse_count),
     "-pp": ("pipeline_parallel_size", parse_count),
+    "--pp": ("pipeline_parallel_size", parse_count),
     "--data-parallel-size": ("data_parallel_size", parse_count),
     "-dp": ("data_parallel_size", parse_count),
     "--max-model-len": ("context_tokens", parse_count),
@@ -51,6 +53,7 @@ _SWITCHES = {
 # Flags that change memory and are not planned yet: named in a warning, never passed over.
 _MATTERS = (
     "--cpu-offload-gb",
+    "--config",
     "--swap-space",
     "--enable-lora",
     "--max-loras",
@@ -79,21 +82,56 @@ _MATTERS = (
 )
 
 
-def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[Note, ...]]:
-    """Put pasted flags into a request; flags that may change memory but are not planned are named.
+# Flags of a serve command that cannot change what a GPU holds.
+_HARMLESS = (
+    "--host",
+    "--port",
+    "--api-key",
+    "--served-model-name",
+    "--trust-remote-code",
+    "--download-dir",
+    "--tokenizer",
+    "--tokenizer-mode",
+    "--chat-template",
+    "--tool-call-parser",
+    "--enable-auto-tool-choice",
+    "--reasoning-parser",
+    "--seed",
+    "--revision",
+    "--disable-log-requests",
+    "--disable-log-stats",
+    "--uvicorn-log-level",
+    "--root-path",
+    "--ssl-keyfile",
+    "--ssl-certfile",
+    "--enable-prefix-caching",
+    "--enable-chunked-prefill",
+    "--generation-config",
+    "--load-format",
+    "--distributed-executor-backend",
+)
 
-    Raises InvalidInputError for a value that cannot be read or a flag without its value.
+
+def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[Note, ...]]:
+    """Put pasted flags into a request; what may change memory and is not planned is named.
+
+    Options of the command itself win over pasted ones. A flag may be shortened as far as it stays
+    unique, as vLLM takes it. Raises InvalidInputError for a value that cannot be read or a flag
+    without its value.
     """
     from moesize.cli import read_engine_args
 
     words = read_engine_args(text)
     changes: dict[str, Any] = {}
     unplanned: list[str] = []
+    unknown: list[str] = []
     position = 0
     while position < len(words):
         flag, equals, value = words[position].partition("=")
-        flag = flag.replace("_", "-") if flag.startswith("--") else flag
         position += 1
+        if not flag.startswith("-") or _is_number(flag):
+            continue  # the command's own words, the model, or the value of a flag passed over
+        flag = _whole(flag.replace("_", "-") if flag.startswith("--") else flag)
         if flag in _SWITCHES:
             name, setting = _SWITCHES[flag]
             changes[name] = setting
@@ -104,17 +142,38 @@ def apply_vllm_arguments(request: Request, text: str) -> tuple[Request, tuple[No
                 value = words[position]
                 position += 1
             name, read = _VALUES[flag]
-            changes[name] = read(value)
+            if flag == "--max-model-len" and value in ("-1", "auto"):
+                unplanned.append(f"{flag} {value}")
+            else:
+                changes[name] = read(value)
         elif flag in _MATTERS:
             unplanned.append(flag)
-    if "tensor_parallel_size" in changes or "pipeline_parallel_size" in changes:
-        ranks = (changes.get("tensor_parallel_size") or 1) * (
+        elif flag not in _HARMLESS:
+            unknown.append(flag)
+    given = request.given()
+    changes = {name: value for name, value in changes.items() if name not in given}
+    if request.num_gpus == 1 and not {"tensor_parallel_size", "pipeline_parallel_size"} & given:
+        changes["num_gpus"] = (changes.get("tensor_parallel_size") or 1) * (
             changes.get("pipeline_parallel_size") or 1
         )
-        if request.num_gpus == 1:
-            changes["num_gpus"] = ranks
-    warnings: tuple[Note, ...] = ()
+    notes = []
     if unplanned:
-        message = f"not planned yet, though it may change memory: {', '.join(unplanned)}"
-        warnings = (Note(code="engine-args", message=message),)
-    return replace(request, **changes), warnings
+        message = f"--engine-args: not planned, though it may change memory: {', '.join(unplanned)}"
+        notes.append(Note(code="engine-args", message=message))
+    if unknown:
+        message = f"--engine-args: not known, so not planned: {', '.join(unknown)}"
+        notes.append(Note(code="engine-args", message=message))
+    return replace(request, **changes), tuple(notes)
+
+
+def _whole(flag: str) -> str:
+    """A shortened long flag in full, when only one begins like it."""
+    known = (*_VALUES, *_SWITCHES, *_MATTERS, *_HARMLESS)
+    if flag in known or not flag.startswith("--") or len(flag) < 4:
+        return flag
+    fits = {other for other in known if other.startswith(flag)}
+    return fits.pop() if len(fits) == 1 else flag
+
+
+def _is_number(word: str) -> bool:
+    return word.lstrip("-").replace(".", "", 1).isdigit()

@@ -26,6 +26,9 @@ MAX_DEPTH = 64
 def read_text(path: Path, max_bytes: int) -> str:
     """Read a UTF-8 text file of bounded size. Raises InvalidInputError."""
     try:
+        # A pipe would be waited for, a device never ends.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InvalidInputError(f"{path}: is not a regular file")
         with path.open("rb") as stream:
             raw = stream.read(max_bytes + 1)
     except FileNotFoundError as error:

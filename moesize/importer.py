@@ -38,6 +38,10 @@ def dump_spec(spec: ModelSpec) -> str:
 def write_spec(target: str, text: str) -> None:
     """Write a file whole or not at all; an existing one is replaced. Raises InvalidInputError."""
     path = Path(target)
+    if path.is_symlink():  # the link stays, what it points to is written
+        path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{target}: is not a regular file", "leave --output out for stdout")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

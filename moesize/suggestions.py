@@ -72,8 +72,9 @@ class _Planner:
         self.spec, self.source, self.scheme = spec, source, scheme
         self.gpu, self.request = gpu, request
         # Sizes that were given for the old number of GPUs say nothing about a new one.
-        self.free = replace(
-            request, tensor_parallel_size=None, pipeline_parallel_size=None, kv_cache_bytes=None
+        self.free = replace(request, tensor_parallel_size=None, pipeline_parallel_size=None)
+        self.sizes_given = (
+            request.tensor_parallel_size is not None or request.pipeline_parallel_size is not None
         )
 
     def attempt(
@@ -127,12 +128,22 @@ class _Planner:
             plan = self.attempt(replace(self.free, num_gpus=count), scheme=scheme)
             if plan is not None:
                 what = f"{count} x {self.gpu.name}"
-                options: tuple[str, ...] = ("--gpus", str(count))
+                options = self.gpu_options(plan)
                 if scheme is not None:
                     what += f" with {scheme.name} weights"
                     options += ("--quant", scheme.name)
                 return _suggestion(what, options, plan)
         return None
+
+    def gpu_options(self, plan: Plan, *, always: bool = True) -> tuple[str, ...]:
+        """Number of GPUs, and the parallel sizes where such had been given: the whole change."""
+        settings = plan.deployment
+        options: tuple[str, ...] = ()
+        if always or settings["gpu_count"] > 1:
+            options = ("--gpus", str(settings["gpu_count"]))
+        if self.sizes_given:
+            options += ("--tp", str(settings["tp"]), "--pp", str(settings["pp"]))
+        return options
 
     def smaller_weights_on_more_gpus(self) -> Suggestion | None:
         for scheme in self.smaller():
@@ -150,9 +161,7 @@ class _Planner:
                 continue
             plan = self.attempt(request, gpu=other)
             if plan is not None:
-                options: tuple[str, ...] = ("--gpu", other.id)
-                if count is not None:
-                    options += ("--gpus", str(count))
+                options = ("--gpu", other.id, *self.gpu_options(plan, always=count is not None))
                 return _suggestion(f"{request.num_gpus} x {other.name}", options, plan)
         return None
 
@@ -166,11 +175,14 @@ class _Planner:
 
 
 def _round_lengths(longest: int) -> Iterator[int]:
-    """Lengths that people use, not above `longest`: whole multiples of 4096, then of 1024."""
-    for step in (4096, 1024):
-        length = longest // step * step
-        if length >= _SHORTEST_CONTEXT:
-            yield length
+    """Lengths that people use, not above `longest`: multiples of 4096 or 1024, ever smaller."""
+    for share in (100, 90, 75, 50):
+        part = longest * share // 100
+        for step in (4096, 1024):
+            length = part // step * step
+            if length >= _SHORTEST_CONTEXT:
+                yield length
+                break
 
 
 def _suggestion(what: str, options: tuple[str, ...], plan: Plan) -> Suggestion:

@@ -238,7 +238,7 @@ def make_index() -> dict[str, Any]:
                 "aliases": list(spec.aliases),
                 "total": counts.total,
                 "active": counts.active,
-                "layers": spec.num_layers,
+                "layers": spec.num_layers or len(spec.encoder_layout),
                 "context": spec.max_context,
                 "quantization": spec.quantization.method if spec.quantization else "",
                 "exact": spec.source.total_elements is not None,

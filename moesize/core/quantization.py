@@ -273,6 +273,10 @@ _SCHEME_ALIASES = MappingProxyType(
         "f16": "fp16",
         "float32": "fp32",
         "f32": "fp32",
+        "awq": "awq-4bit",
+        "gptq": "gptq-4bit",
+        "int4": "w4a16",
+        "bitsandbytes": "nf4",
     }
 )
 
@@ -286,6 +290,8 @@ def find_scheme(name: str) -> Scheme:
     """The scheme called `name`, in any case. Raises UnknownNameError with the nearest names."""
     key = name.strip().lower()
     scheme = _SCHEMES_BY_NAME.get(_SCHEME_ALIASES.get(key, key))
+    if scheme is None:
+        scheme = _SCHEMES_BY_NAME.get(key.replace("_", "-"))
     if scheme is None:
         near = [_SCHEMES_BY_NAME[found].name for found in near_names(key, _SCHEMES_BY_NAME)]
         raise UnknownNameError("quantization", name, near, "moesize quants")

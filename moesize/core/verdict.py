@@ -28,6 +28,9 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     high = kv.available_high_bytes + int((spread.high_bytes - spread.best_bytes) * share)
     if answer.deployment["kv_cache_memory_bytes"] is not None:
         return _fixed_cache(answer, ledger)
+    taken = sum(item.low_bytes for item in ledger.items if item.name in _BEFORE_BUDGET)
+    if ledger.budget_bytes > ledger.usable_bytes - taken:
+        return _no_room_to_start(answer, ledger, taken)
     fits = kv.needed_bytes <= kv.available_bytes
     weights = ledger.category_bytes("weights")
     counted = weights + kv.needed_bytes
@@ -44,6 +47,28 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
         limiting_rank=answer.limiting_rank,
         confidence=confidence,
         certain=certain,
+    )
+
+
+# Held by the device before vLLM compares what is free with what it wants to allow itself.
+_BEFORE_BUDGET = ("runtime.cuda_context", "runtime.communication")
+
+
+def _no_room_to_start(answer: EngineAnswer, ledger: GpuLedger, taken_bytes: int) -> Verdict:
+    """vLLM stops when less is free than utilization x memory (v1/worker/utils.py)."""
+    share = answer.deployment["gpu_memory_utilization"]
+    free = ledger.usable_bytes - taken_bytes
+    return Verdict(
+        fits=False,
+        reason=(
+            f"vLLM does not start: utilization {share:g} asks for "
+            f"{format_gib(ledger.budget_bytes)}, at most {format_gib(free)} are free beside the "
+            "CUDA context"
+        ),
+        shortfall_bytes=ledger.budget_bytes - free,
+        limiting_rank=answer.limiting_rank,
+        confidence="calibrated",
+        certain=True,
     )
 
 

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 # Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
 _ASSUMED_CAPABILITY = {"amd": "9.0"}
 _ASSUMED_OTHERWISE = "8.0"
+# v1/attention/backends/*: get_supported_kernel_block_sizes are multiples of this.
+_BLOCK_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,17 @@ def plan_vllm(
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
     )
+    if batch.max_num_batched_tokens < batch.max_num_seqs:
+        raise InvalidDeploymentError(
+            f"max_num_batched_tokens ({batch.max_num_batched_tokens}) is below max_num_seqs "
+            f"({batch.max_num_seqs}): vLLM refuses it",
+            f"use --max-num-seqs {batch.max_num_batched_tokens} or more tokens",
+        )
+    if request.block_tokens is not None and request.block_tokens % _BLOCK_MULTIPLE:
+        raise InvalidDeploymentError(
+            f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
+            f"use a multiple of {_BLOCK_MULTIPLE}",
+        )
     cache = _cache(spec, request, profile, tp, capability, stages)
     runner = profile.model_runner(spec)
     settings = KvSettings(

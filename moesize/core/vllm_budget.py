@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, assert_never
 
 from moesize.core.records import dataclass
-from moesize.core.units import GIB, MIB, ceil_div, round_up
+from moesize.core.units import GIB, MIB, ceil_div, format_bytes, round_up
 
 Category = Literal["activations", "runtime"]
 ModelRunner = Literal["v1", "v2"]
@@ -246,6 +246,10 @@ def capture_sizes(
     return tuple(sizes)
 
 
+# Items whose formula is written in symbols: the numbers follow it.
+_COMPUTED = ("activations.peak", "runtime.moe_workspace", "runtime.sampler_state")
+
+
 def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> VllmBudget:
     """Every item of one GPU. Raises KeyError if `constants` lacks one of its names."""
     items = [
@@ -262,9 +266,25 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
         _attention_workspace(settings),
         _block_tables(settings),
     ]
+    numbers = (
+        f"T = {settings.max_num_batched_tokens:,}, S = {settings.max_num_seqs:,}, "
+        f"H = {shape.hidden_size:,}, V = {shape.vocab_size:,}, "
+        f"F/t = {shape.dense_intermediate_size:,}, t = {settings.tensor_parallel_size}"
+    )
+    if shape.moe is not None:
+        numbers += (
+            f", k = {shape.moe.experts_per_token}, E = {shape.moe.num_local_experts}, "
+            f"expert F = {shape.moe.intermediate_size:,}"
+        )
     return VllmBudget(
         requested_bytes=requested_bytes(settings.total_bytes, settings.gpu_memory_utilization),
-        items=tuple(item for item in items if item is not None and item.high_bytes),
+        items=tuple(
+            item._replace(
+                formula=f"{item.formula}; {numbers}" if item.name in _COMPUTED else item.formula
+            )
+            for item in items
+            if item is not None and item.high_bytes
+        ),
     )
 
 
@@ -321,7 +341,11 @@ def _band(constant: Constant, factor: float) -> tuple[int, int, int]:
 
 def _constant_item(name: str, constant: Constant, *, in_budget: bool) -> BudgetItem:
     best, low, high = _band(constant, 1)
-    formula = f"constant {constant.name}"
+    formula = (
+        f"{format_bytes(best)}, seen {constant.observations} times"
+        if constant.observations
+        else f"{format_bytes(best)}, not measured yet: read off the code"
+    )
     return BudgetItem(name, "runtime", best, low, high, formula, constant.source, in_budget)
 
 
@@ -473,7 +497,8 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
         best,
         low,
         high,
-        f"{num_graphs} graphs ({len(sizes)} piecewise, the rest full) * bytes per graph",
+        f"{num_graphs} graphs ({len(sizes)} piecewise, the rest full) * "
+        f"{format_bytes(round(constant.value))} per graph",
         constant.source,
         in_budget=True,
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 64
 _LABEL_WIDTH = 9
+_NARROWEST = 16
 _NARROW = 76
 
 
@@ -332,7 +333,10 @@ def _grid() -> Table:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False)
+    if console.width < _NARROWEST:  # COLUMNS=0, or a terminal that does not know its width
+        console.width = 80
+    return console
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, call, environment, run
 
+from moesize.__main__ import main
 from moesize.catalog import spec_folder
 
 # A question with the answer no, and one with yes: 46.7 B parameters at 16 bits need 93.4 GB
@@ -253,29 +254,34 @@ def test_closed_standard_streams(arguments: tuple[str, ...]) -> None:
     assert process.returncode == (0 if "--version" in arguments else 1)
 
 
-def test_interrupt_ends_with_130(tmp_path: Path) -> None:
-    """A config.json that is a pipe nobody writes to: the command waits until it is interrupted."""
+def test_interrupt_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while a command works: a real SIGINT to this process."""
+    from moesize import api
+
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    monkeypatch.setattr(api, "show", interrupted)
+    assert main(["show", "mixtral-8x7b"]) == 130
+    out, err = capsys.readouterr()
+    assert (out, err.split()) == ("", ["interrupted"])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "config.json"
     os.mkfifo(pipe)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moesize", "show", str(pipe)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    command = [sys.executable, "-m", "moesize", "show", str(pipe)]
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env=environment(),
         cwd=ROOT,
+        check=False,
     )
-    writer = _open_when_read(pipe)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    os.close(writer)
-    assert (process.returncode, out, err.split()) == (130, b"", [b"interrupted"])
-
-
-def _open_when_read(pipe: Path) -> int:
-    """Opens the writing end as soon as a reader waits on the other."""
-    for _ in range(600):
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("nobody read the pipe")
+    assert result.returncode == 2
+    assert "not a regular file" in result.stderr
