@@ -176,7 +176,7 @@ class _Planner:
 
 def _round_lengths(longest: int) -> Iterator[int]:
     """Lengths that people use, not above `longest`: multiples of 4096 or 1024, ever smaller."""
-    for share in (100, 90, 75, 50):
+    for share in (100, 90, 75, 50, 25):
         part = longest * share // 100
         for step in (4096, 1024):
             length = part // step * step
