@@ -131,7 +131,7 @@ def plan_vllm(
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     tp, capability = layout.tensor_parallel_size, _capability(gpu)
     stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
-    weights = _stage_weights(spec, stored, layout, stages, _capability_text(gpu))
+    weights = _stage_weights(spec, stored, layout, stages, gpu)
     context = _context(spec, request)
     usable = gpu.usable_memory()
     batch = default_batch(
@@ -267,14 +267,15 @@ def _stage_weights(
     stored: tuple[StoredEntry, ...],
     layout: Layout,
     stages: tuple[Stage, ...],
-    capability: str,
+    gpu: GpuSpec,
 ) -> tuple[RankWeights, ...]:
     """Weights of a rank of every stage; kept by the spec, for sweeps ask for them again."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+    capability, rocm = _capability_text(gpu), gpu.vendor.lower() == "amd"
     kept: dict[tuple[object, ...], tuple[object, tuple[RankWeights, ...]]]
     kept = spec.__dict__.setdefault("_rank_weights", {})
     # `stored` stands beside its weights, so that its identity stays taken.
-    key = (id(stored), tp, ep, len(stages), capability)
+    key = (id(stored), tp, ep, len(stages), capability, rocm)
     if key not in kept:
         weights = tuple(
             rank_weights(
@@ -283,6 +284,7 @@ def _stage_weights(
                 tensor_parallel_size=tp,
                 expert_parallel_size=ep,
                 compute_capability=capability,
+                rocm=rocm,
                 stage=stage,
             )
             for stage in stages

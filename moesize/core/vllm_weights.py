@@ -184,8 +184,14 @@ class KernelPadding:
     all_input_scales: bool = False
 
 
-def mxfp4_padding(compute_capability: str | None) -> KernelPadding:
-    """Padding by GPU generation: Marlin before Hopper, Triton on Hopper, TRT-LLM kernels after."""
+def mxfp4_padding(compute_capability: str | None, *, rocm: bool = False) -> KernelPadding:
+    """Padding by GPU generation: Marlin before Hopper, Triton on Hopper, TRT-LLM kernels after.
+
+    On AMD both dimensions go up to multiples of 256; the kernels of Kimi-K3 and of single
+    generations that take 128 are left out.
+    """
+    if rocm:
+        return KernelPadding(256, 256, "rocm")
     major = int(compute_capability.partition(".")[0]) if compute_capability else 9
     if major >= 10:
         return KernelPadding(128, 256, "flashinfer-trtllm", all_input_scales=True)
@@ -201,6 +207,7 @@ def rank_weights(
     tensor_parallel_size: int,
     expert_parallel_size: int = 1,
     compute_capability: str | None = None,
+    rocm: bool = False,
     stage: Stage | None = None,
 ) -> RankWeights:
     """Bytes on the fullest rank of a pipeline stage (default: of a model in one stage).
@@ -211,7 +218,7 @@ def rank_weights(
     weights = RankWeights()
     fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
     modules: dict[tuple[str, str], int] = {}
-    padding = mxfp4_padding(compute_capability)
+    padding = mxfp4_padding(compute_capability, rocm=rocm)
     joined: set[tuple[str, tuple[int, ...], str]] = set()
     mxfp4_blocks = {
         item.entry.block

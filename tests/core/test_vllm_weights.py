@@ -17,7 +17,7 @@ from moesize.api import stored_entries
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, vllm_layers
-from moesize.core.vllm_weights import pipeline_stages, rank_weights
+from moesize.core.vllm_weights import mxfp4_padding, pipeline_stages, rank_weights
 from moesize.readers.hf.read import spec_from_config
 
 Config = dict[str, Any]
@@ -361,3 +361,10 @@ def parameter_bytes(config: Config, ranks: int) -> int:
     return rank_weights(
         spec, stored, tensor_parallel_size=ranks, compute_capability=H100
     ).parameter_bytes
+
+
+def test_mxfp4_padding_by_platform() -> None:
+    """vLLM 0.32.0 fused_moe/oracle/mxfp4.py: 256 in both dimensions on ROCm for gpt-oss."""
+    rocm, marlin = mxfp4_padding(None, rocm=True), mxfp4_padding(A100)
+    assert (rocm.intermediate, rocm.hidden) == (256, 256)
+    assert (marlin.intermediate, marlin.hidden) == (128, 256)
