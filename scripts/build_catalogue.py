@@ -133,6 +133,9 @@ def _build(
     notes = spec.notes
     if same_as:
         notes += (f"read from the config of {same_as}; the published element count agrees",)
+    if row["changes"]:
+        # A count cannot vouch for every key (a context length has no weights): say what was set.
+        notes += (f"set by hand, not read from a file: {row['changes']}",)
     spec = replace(
         spec,
         id=row["id"],
