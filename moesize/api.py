@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moesize._version import __version__
 from moesize.catalog import resolve_model
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
-from moesize.core.deployment import Request
+from moesize.core.deployment import DraftModel, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.inventory import count_parameters
 from moesize.core.model_spec import ModelSpec
@@ -28,32 +28,25 @@ from moesize.core.quantization import (
     resolve_family,
 )
 from moesize.core.records import dataclass
-from moesize.core.units import parse_bytes, parse_count
+from moesize.core.units import GIB, parse_bytes, parse_count
 from moesize.core.verdict import judge
-from moesize.core.vllm import plan_vllm
 from moesize.core.weight_formats import (
     Gguf,
     Plain,
 )
 from moesize.costs import costs
-from moesize.engines import engine_profile, vllm_profile
+from moesize.engines import (
+    engine_id,
+    engine_planner,
+    engine_profile,
+    engine_rules,
+    refuse_unplanned,
+)
 from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:
+    from moesize.core.engine import EngineProfile
     from moesize.core.gpu import GpuSpec
-    from moesize.core.vllm import VllmProfile
-
-# Vendors whose accelerators vLLM has no backend for.
-_NOT_VLLM = ("apple",)
-# Accepted by the interface, planned by a later release: refused, never ignored.
-_NOT_YET = {
-    "offload_experts": "keeping experts on the host",
-    "cpu_offload_gib": "keeping weights on the host",
-    "draft": "a draft model",
-    "mtp": "speculation by MTP blocks",
-    "lora_rank": "LoRA adapters",
-    "max_loras": "LoRA adapters",
-}
 
 
 def plan(
@@ -77,17 +70,26 @@ def plan(
     enforce_eager: bool | None = None,
     block_size: int | None = None,
     kv_cache_memory: int | str | None = None,
+    dcp: int | None = None,
+    dp_attention: bool | None = None,
+    redundant_experts: int | None = None,
+    expert_skew: float | None = None,
+    offload_experts: int | str | None = None,
+    cpu_offload_gib: float | None = None,
+    draft: str | ModelSpec | None = None,
+    spec_tokens: int | None = None,
+    mtp: int | None = None,
+    lora_rank: int | None = None,
+    max_loras: int | None = None,
     engine_args: str | None = None,
     online: bool = False,
     suggest: bool = True,
-    **not_yet: Any,
 ) -> Plan:
     """Plan one replica of `model` on `gpus` GPUs; keyword names are the command's options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
     "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
     """
-    _refuse_not_yet(not_yet)
     _check_types(
         {
             "gpu": gpu,
@@ -103,17 +105,22 @@ def plan(
             "pp": pp,
             "dp": dp,
             "block_size": block_size,
+            "dcp": dcp,
+            "spec_tokens": spec_tokens,
+            "mtp": mtp,
+            "lora_rank": lora_rank,
+            "max_loras": max_loras,
             "context": context,
             "concurrency": concurrency,
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
         },
-        {"ep": ep, "enforce_eager": enforce_eager},
+        {"ep": ep, "enforce_eager": enforce_eager, "dp_attention": dp_attention},
     )
     spec, source = _spec_of(model, online)
     device, count, notes = _device(gpu, gpus)
     request = Request(
-        engine=_engine(engine),
+        engine=engine_id(engine),
         engine_version=engine_version,
         num_gpus=count,
         tensor_parallel_size=tp,
@@ -129,6 +136,17 @@ def plan(
         enforce_eager=enforce_eager,
         block_tokens=block_size,
         kv_cache_bytes=_size(kv_cache_memory),
+        decode_context_parallel_size=dcp,
+        data_parallel_attention=dp_attention,
+        num_redundant_experts=redundant_experts,
+        expert_skew=expert_skew,
+        cpu_offload_bytes=None if cpu_offload_gib is None else round(cpu_offload_gib * GIB),
+        offload_experts=_offload_experts(offload_experts),
+        num_spec_tokens=mtp or spec_tokens,
+        mtp=True if mtp else None,
+        draft=None if draft is None else _draft(draft, online),
+        lora_rank=lora_rank,
+        max_loras=max_loras,
     )
     if engine_args:
         from moesize.engine_args import apply_vllm_arguments
@@ -156,21 +174,24 @@ def make_plan(
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Plan with everything looked up already; `scheme` None = as published."""
-    profile = vllm_profile(request.engine_version)
+    profile = engine_profile(request.engine, request.engine_version)
+    refuse_unplanned(request.engine, request.given())
     stored = stored_entries(spec, scheme, request.engine)
-    answer = plan_vllm(spec, stored, device, request, profile)
+    limits = _limits(spec, scheme, device, profile)
+    rules = engine_rules(request.engine, request.engine_version)
+    answer = engine_planner(request.engine)(spec, stored, device, request, rules)
     warnings = list(notes)
-    if engine_profile(request.engine, request.engine_version).is_newer_than_known:
+    if profile.is_newer_than_known:
         warnings.append(
             Note(
                 code="engine-version",
                 message=(
-                    f"vLLM {profile.version} is newer than what is known; "
+                    f"{profile.title} {profile.version} is newer than what is known; "
                     "planned by the newest known rules"
                 ),
             )
         )
-    warnings += _limits(spec, scheme, device, profile)
+    warnings += limits
     cost = costs(spec, stored, device, answer)
     return Plan(
         model=_model_summary(spec, source),
@@ -183,6 +204,7 @@ def make_plan(
         performance=cost.performance,
         verdict=judge(answer, device),
         warnings=(*warnings, *answer.warnings),
+        host=answer.host,
         version=__version__,
     )
 
@@ -323,15 +345,8 @@ def _spec_of(model: str | ModelSpec, online: bool) -> tuple[ModelSpec, str]:
     return resolve_model(model, online=online)
 
 
-def _refuse_not_yet(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        if name not in _NOT_YET:
-            raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
-        if value is not None:
-            raise UnsupportedError(
-                f"--{name.replace('_', '-')}: {_NOT_YET[name]} is not planned yet",
-                "leave the option out; the answer then holds for the model without it",
-            )
+# Counts that may also be written as "32k".
+_COUNT_TEXTS = ("context", "concurrency", "max_num_seqs", "max_num_batched_tokens")
 
 
 def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -344,7 +359,7 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
         if not good and (required or value is not None):
             raise InvalidInputError(f"{name} must be a text, not {value!r:.60}")
     for name, value in counts.items():
-        text = isinstance(value, str) and name not in ("gpus", "tp", "pp", "dp", "block_size")
+        text = isinstance(value, str) and name in _COUNT_TEXTS
         if value is None or text:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -356,13 +371,19 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
             raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
 
 
-def _engine(name: str) -> str:
-    known = name.strip().lower()
-    if known in ("sglang", "llama.cpp", "llamacpp", "transformers"):
-        raise UnsupportedError(
-            f"engine {name!r} is not planned yet", "`moesize engines` lists what is"
-        )
-    return known
+def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
+    spec, _ = _spec_of(draft, online)
+    return DraftModel(spec=spec, stored=published(spec))
+
+
+def _offload_experts(value: int | str | None) -> int | Literal["all"] | None:
+    if value is None or isinstance(value, int):
+        return value
+    if value.strip().lower() == "all":
+        return "all"
+    if not value.strip().isdigit():
+        raise InvalidInputError(f"offload_experts is {value[:40]!r}", "a number of layers, or all")
+    return int(value)
 
 
 def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[Note, ...]]:
@@ -408,32 +429,42 @@ def _size(value: int | str | None) -> int | None:
 
 
 def _limits(
-    spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, profile: VllmProfile
+    spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, profile: EngineProfile
 ) -> list[Note]:
     """What this engine version cannot do on this GPU: refused where it would not start at all."""
     notes = []
-    if device.vendor.lower() in _NOT_VLLM:
+    facts, title = profile.facts, profile.title
+    if device.vendor.lower() in facts.get("vendors_not_supported", ()):
         raise UnsupportedError(
-            f"vLLM does not run on {device.name}", "`moesize gpus` lists other accelerators"
+            f"{title} does not run on {device.name}", "`moesize gpus` lists other accelerators"
         )
     capability = device.compute_capability
     if capability is not None:
         major, _, minor = capability.partition(".")
         found = (int(major), int(minor or 0))
-        _check_capability("vLLM", profile.min_compute_capability, found, device)
+        needed = facts.get("min_compute_capability")
+        if needed is not None:
+            _check_capability(title, (needed[0], needed[1]), found, device)
         if scheme is not None and scheme.min_compute_capability is not None:
             _check_capability(
-                f"{scheme.name} in vLLM", scheme.min_compute_capability, found, device
+                f"{scheme.name} in {title}", scheme.min_compute_capability, found, device
             )
-        if scheme is None and found < (8, 0) and spec.dtype != "float16":
-            message = f"{device.name} has no bfloat16: vLLM serves {spec.dtype} weights as float16"
+        if (
+            scheme is None
+            and found < (8, 0)
+            and spec.dtype != "float16"
+            and facts.get("weights") == "safetensors"
+        ):
+            message = (
+                f"{device.name} has no bfloat16: {title} serves {spec.dtype} weights as float16"
+            )
             notes.append(Note(code="dtype", message=message))
-    left = scheme is not None and scheme.name in profile.schemes_not_loaded
+    left = scheme is not None and scheme.name in facts.get("schemes_not_loaded", ())
     if scheme is None and spec.quantization is not None:
-        left = spec.quantization.method in profile.methods_not_loaded
+        left = spec.quantization.method in facts.get("methods_not_loaded", ())
     if left:
         message = (
-            f"vLLM {profile.version} no longer loads bitsandbytes weights (0.24 was the last); "
+            f"{title} {profile.version} no longer loads bitsandbytes weights (0.24 was the last); "
             "the memory is what they take, the server will not start with them"
         )
         notes.append(Note(code="quantization-not-loaded", message=message))

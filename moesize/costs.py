@@ -35,9 +35,9 @@ from moesize.core.weight_formats import (
 
 if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
+    from moesize.core.engine import EngineAnswer
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
-    from moesize.core.vllm import EngineAnswer
 
 _INDEX_SCALE_ELEMENTS = 128
 
@@ -69,17 +69,16 @@ def costs(
     context = settings["context"]
     tp, pp = settings["tp"], settings["pp"]
     sequences = ceil_div(settings["concurrency"], pp)
-    ledger = next(item for item in answer.ledgers if item.rank == answer.limiting_rank)
-    weights = answer.weights[ledger.pp_stage]
+    rank = answer.limiting
     token = flops_per_token(spec, context)
     prompt = prefill_flops(spec, context)
     # An encoder-only model (BERT) has no decoder layers; its stage is the whole model.
     all_layers = spec.num_layers or len(spec.encoder_layout)
-    layers = len(answer.stages[ledger.pp_stage].layers) or all_layers
+    layers = rank.num_layers or all_layers
     share = layers / all_layers
     step = decode_step_bytes(
         spec,
-        weights.by_group,
+        rank.weights_by_group,
         sequences=sequences,
         kv_read_bytes=round(
             _read_bytes(
@@ -88,8 +87,8 @@ def costs(
             * sequences
             * share
         ),
-        state_bytes=answer.recurrent_bytes * sequences,
-        scale_bytes=weights.scale_bytes,
+        state_bytes=rank.recurrent_bytes * sequences,
+        scale_bytes=rank.scale_bytes,
     )
     moe = average_distinct_experts(spec, sequences)
     speed = roofline(
@@ -105,7 +104,7 @@ def costs(
         sequences=settings["concurrency"],
         num_layers=layers,
         prefill_flops=round(prompt.total * share / tp),
-        prefill_bytes=weights.parameter_bytes,
+        prefill_bytes=rank.parameter_bytes,
         mixture_of_experts=moe is not None,
         sparse_attention=_is_sparse(spec),
         integrated=gpu.one_device_is == "soc" and not gpu.memory_type.startswith("HBM"),

@@ -6,7 +6,7 @@ version; none is renamed or removed. Readers should pass over fields that they d
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 # typing.TypedDict is not accepted by pydantic before Python 3.12.
 from typing_extensions import TypedDict
@@ -68,7 +68,10 @@ class Quantization(TypedDict):
 
 
 class Deployment(TypedDict):
-    """Every setting after defaults were resolved; `defaulted` names those that were not given."""
+    """Every setting after defaults were resolved; `defaulted` names those that were not given.
+
+    A setting that an engine does not have is null; `engine_settings` are those it alone has.
+    """
 
     engine: str
     engine_version: str
@@ -82,14 +85,15 @@ class Deployment(TypedDict):
     context: int
     concurrency: int
     kv_dtype: str
-    gpu_memory_utilization: float
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
+    gpu_memory_utilization: float | None
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    block_size: int | None
     enforce_eager: bool
     kv_cache_memory_bytes: int | None
     attention_backend: str
     moe_backend: str | None
+    engine_settings: dict[str, Any]
     defaulted: list[str]
 
 
@@ -116,6 +120,13 @@ class Gpu(TypedDict):
     items: list[Item]
     used_bytes: int
     headroom_bytes: int
+
+
+class Host(TypedDict):
+    """What lies in the memory of the host, all ranks together."""
+
+    items: list[Item]
+    used_bytes: int
 
 
 class KvGroup(TypedDict):
@@ -258,6 +269,7 @@ class PlanDocument(TypedDict):
     quantization: Quantization
     deployment: Deployment
     gpus: list[Gpu]
+    host: Host
     kv_cache: KvCache
     compute: Compute
     performance: Performance

@@ -1,38 +1,56 @@
-"""What is known about engines by version: `data/engines.json`, read once and cached.
+"""What is known about engines by version: `data/engines/*.json`, read once and cached.
 
 Facts are read off the engine's code; constants are measured and carry a band (core's Constant).
 Each holds for a range of versions: `from` inclusive, `before` exclusive, null = no end known.
+Adding an engine: a data file, a core module with `rules_of` and a plan function, a row below.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from moesize.core.engine import EngineAnswer, EngineProfile
     from moesize.core.vllm import VllmProfile
-    from moesize.core.vllm_budget import Constant
 
 _VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
 
 
-class EngineProfile(NamedTuple):
-    """Facts and constants of one engine at one version.
+class _Planner(NamedTuple):
+    """Where the code of an engine lies: `module.function`, imported when it is asked for."""
 
-    `is_newer_than_known` when the version is above the newest one that was looked at: the facts
-    of that one are used.
-    """
+    module: str
+    function: str
 
-    engine: str
-    version: str
-    is_newer_than_known: bool
-    facts: Mapping[str, Any]
-    constants: Mapping[str, Constant]
+
+_ENGINES = {
+    "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
+}
+_ALIASES: dict[str, str] = {
+    "llamacpp": "llama.cpp",
+    "llama-cpp": "llama.cpp",
+    "llama-server": "llama.cpp",
+    "hf": "transformers",
+    "trtllm": "tensorrt-llm",
+    "trt-llm": "tensorrt-llm",
+    "text-generation-inference": "tgi",
+}
+
+
+def engine_id(name: str) -> str:
+    """The id of an engine by name or alias. Raises UnknownNameError."""
+    key = name.strip().lower()
+    key = _ALIASES.get(key, key)
+    if key not in _ENGINES:
+        raise UnknownNameError("engine", name, tuple(_ENGINES), "moesize engines")
+    return key
 
 
 @cache
@@ -42,12 +60,10 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     Raises UnknownNameError for an engine that is not listed, UnsupportedError for a version that
     cannot be read or is older than everything known.
     """
-    from moesize.core.vllm_budget import Constant
+    from moesize.core.engine import Constant, EngineProfile
 
-    data = _data()
-    if engine not in data["engines"]:
-        raise UnknownNameError("engine", engine, tuple(data["engines"]), "moesize engines")
-    known = data["engines"][engine]
+    engine = engine_id(engine)
+    known = _data(engine)
     version = str(known["default_version"]) if version is None else version
     release = release_of(version)
     oldest = str(known["oldest_version"])
@@ -58,11 +74,12 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     facts = {row["name"]: row["value"] for row in known["facts"] if _covers(row, release)}
     constants = {
         row["name"]: Constant(**{field: row[field] for field in Constant._fields})
-        for row in data["constants"]
-        if row["engine"] == engine and _covers(row, release)
+        for row in known["constants"]
+        if _covers(row, release)
     }
     return EngineProfile(
         engine=engine,
+        title=str(known["title"]),
         version=version,
         is_newer_than_known=release > (release_of(str(known["newest_version"])) or ()),
         facts=facts,
@@ -70,34 +87,36 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     )
 
 
-def vllm_profile(version: str | None = None) -> VllmProfile:
-    """Everything the vLLM planner needs to know about a version. Raises as `engine_profile`."""
-    return _vllm_profile(version)
-
-
 @cache
-def _vllm_profile(version: str | None) -> VllmProfile:
-    from moesize.core.vllm import VllmProfile
-    from moesize.core.vllm_kv import KvRules
+def engine_rules(engine: str, version: str | None = None) -> Any:
+    """What the engine's own planner needs to know about a version. Raises as `engine_profile`."""
+    profile = engine_profile(engine, version)
+    return import_module(_ENGINES[profile.engine].module).rules_of(profile)
 
-    profile = engine_profile("vllm", version)
-    facts = profile.facts
-    return VllmProfile(
-        version=profile.version,
-        constants=profile.constants,
-        kv_rules=KvRules(
-            widen_below_percent=facts["kv_widen_below_percent"],
-            packs_mixed_pages=facts["kv_packs_mixed_pages"],
-            reserves_null_block=facts["kv_reserves_null_block"],
-        ),
-        checkpoint_kinds=tuple(facts["checkpoint_kinds"]),
-        default_utilization=facts["gpu_memory_utilization"],
-        v2_dense_only=facts["model_runner"] != "v2",
-        v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
-        min_compute_capability=tuple(facts["min_compute_capability"]),
-        schemes_not_loaded=tuple(facts["schemes_not_loaded"]),
-        methods_not_loaded=tuple(facts["methods_not_loaded"]),
-    )
+
+def engine_planner(engine: str) -> Callable[..., EngineAnswer]:
+    """`plan(spec, stored, gpu, request, rules)` of an engine. Raises UnknownNameError."""
+    planner = _ENGINES[engine_id(engine)]
+    found: Callable[..., EngineAnswer] = getattr(import_module(planner.module), planner.function)
+    return found
+
+
+def refuse_unplanned(engine: str, given: set[str]) -> None:
+    """Raise UnsupportedError for a Request field that the engine's planner does not look at."""
+    key = engine_id(engine)
+    planned: frozenset[str] = import_module(_ENGINES[key].module).PLANS
+    left = sorted(given - planned)
+    if left:
+        raise UnsupportedError(
+            f"{key}: {', '.join(name.replace('_', ' ') for name in left)} cannot be planned",
+            "leave the option out; the answer then holds for the model without it",
+        )
+
+
+def vllm_profile(version: str | None = None) -> VllmProfile:
+    """`engine_rules` of vLLM, typed."""
+    rules: VllmProfile = engine_rules("vllm", version)
+    return rules
 
 
 def release_of(version: str) -> tuple[int, ...] | None:
@@ -114,25 +133,28 @@ def _covers(row: Mapping[str, Any], release: tuple[int, ...]) -> bool:
 
 
 @cache
-def _data() -> dict[str, Any]:
+def _data(engine: str) -> dict[str, Any]:
     import json
     from pathlib import Path
 
-    path = Path(__file__).parent / "data" / "engines.json"
+    path = Path(__file__).parent / "data" / "engines" / f"{engine}.json"
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
 
 
 def list_engines() -> list[dict[str, Any]]:
     """Every engine that can be planned: its versions and what is said about them."""
-    return [
-        {
-            "name": name,
-            "default_version": known["default_version"],
-            "versions": f"{known['oldest_version']} to {known['newest_version']}",
-            "oldest_version": known["oldest_version"],
-            "newest_version": known["newest_version"],
-            "note": known["note"],
-        }
-        for name, known in _data()["engines"].items()
-    ]
+    rows = []
+    for name in _ENGINES:
+        known = _data(name)
+        rows.append(
+            {
+                "name": name,
+                "default_version": known["default_version"],
+                "versions": f"{known['oldest_version']} to {known['newest_version']}",
+                "oldest_version": known["oldest_version"],
+                "newest_version": known["newest_version"],
+                "note": known["note"],
+            }
+        )
+    return rows

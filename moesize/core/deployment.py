@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Literal
 
+from moesize.core.checkpoint import StoredEntry
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.model_spec import ModelSpec
 from moesize.core.records import dataclass
 
 _MOST_TOKENS = 1 << 34
@@ -12,8 +15,31 @@ _MOST_SEQUENCES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """A smaller model that guesses tokens: `method` is draft_model, eagle, eagle3, ..."""
+
+    spec: ModelSpec
+    stored: tuple[StoredEntry, ...]
+    method: str = "draft_model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A deployment as asked for; None = not given, the engine's default applies."""
+    """A deployment as asked for; None = not given, the engine's default applies.
+
+    decode_context_parallel_size   ranks of a tensor-parallel group that share out the tokens of
+                                   the KV cache (vLLM --decode-context-parallel-size)
+    data_parallel_attention        attention data-parallel inside the tensor-parallel group (SGLang
+                                   --enable-dp-attention)
+    num_redundant_experts          extra copies of experts for load balancing (EPLB)
+    expert_skew                    tokens of the busiest rank / mean over ranks, with EP
+    cpu_offload_bytes              weights of each rank kept in host memory
+    offload_experts                layers whose routed experts stay on the host, or "all"
+    num_spec_tokens                guessed tokens per step, with a draft or MTP
+    mtp                            the model's own MTP blocks make the guesses
+    draft                          a draft model: what it is and how it is stored
+    engine_settings                the engine's own settings (a dataclass of its core module)
+    """
 
     engine: str = "vllm"
     engine_version: str | None = None
@@ -31,6 +57,18 @@ class Request:
     enforce_eager: bool | None = None
     block_tokens: int | None = None
     kv_cache_bytes: int | None = None
+    decode_context_parallel_size: int | None = None
+    data_parallel_attention: bool | None = None
+    num_redundant_experts: int | None = None
+    expert_skew: float | None = None
+    cpu_offload_bytes: int | None = None
+    offload_experts: int | Literal["all"] | None = None
+    num_spec_tokens: int | None = None
+    mtp: bool | None = None
+    draft: DraftModel | None = None
+    lora_rank: int | None = None
+    max_loras: int | None = None
+    engine_settings: object | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "context_tokens", _MOST_TOKENS)
@@ -39,6 +77,19 @@ class Request:
         _positive(self, "max_num_batched_tokens", _MOST_TOKENS)
         _positive(self, "block_tokens", 1 << 20)
         _positive(self, "num_gpus", 1 << 16)
+        _positive(self, "decode_context_parallel_size", 1 << 10)
+        _positive(self, "num_spec_tokens", 64)
+        _positive(self, "lora_rank", 1 << 12)
+        _positive(self, "max_loras", 1 << 12)
+        if self.num_redundant_experts is not None and self.num_redundant_experts < 0:
+            raise InvalidDeploymentError("the number of redundant experts cannot be negative")
+        if self.expert_skew is not None and not 1 <= self.expert_skew <= 1 << 16:
+            raise InvalidDeploymentError(
+                f"expert skew {self.expert_skew:g} must be at least 1: tokens of the busiest rank "
+                "divided by the mean over ranks"
+            )
+        if self.cpu_offload_bytes is not None and self.cpu_offload_bytes < 0:
+            raise InvalidDeploymentError("an offload of less than nothing makes no sense")
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise InvalidDeploymentError(

@@ -188,6 +188,7 @@ class Plan:
     verdict: Verdict
     warnings: tuple[Note, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
+    host: tuple[MemoryItem, ...] = ()
     version: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -203,8 +204,16 @@ class Plan:
             "moesize_version": self.version,
             "model": self.model.to_dict(),
             "quantization": self.quantization.to_dict(),
-            "deployment": {**self.deployment, "defaulted": list(self.defaulted)},
+            "deployment": {
+                "engine_settings": {},
+                **self.deployment,
+                "defaulted": list(self.defaulted),
+            },
             "gpus": [_ledger_dict(ledger) for ledger in self.gpus],
+            "host": {
+                "items": [_item_dict(item) for item in self.host],
+                "used_bytes": sum(item.size_bytes for item in self.host),
+            },
             "kv_cache": self.kv_cache.to_dict(),
             "compute": self.compute,
             "performance": self.performance,

@@ -8,9 +8,9 @@ from moesize.core.plan import Confidence, Verdict
 from moesize.core.units import format_gib
 
 if TYPE_CHECKING:
+    from moesize.core.engine import EngineAnswer
     from moesize.core.gpu import GpuSpec
     from moesize.core.ledger import GpuLedger
-    from moesize.core.vllm import EngineAnswer
 
 
 def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
@@ -26,10 +26,10 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     share = ledger.budget_bytes / ledger.usable_bytes
     low = kv.available_low_bytes - int((spread.best_bytes - spread.low_bytes) * share)
     high = kv.available_high_bytes + int((spread.high_bytes - spread.best_bytes) * share)
-    if answer.deployment["kv_cache_memory_bytes"] is not None:
+    if answer.deployment.get("kv_cache_memory_bytes") is not None:
         return _fixed_cache(answer, ledger)
-    taken = sum(item.low_bytes for item in ledger.items if item.name in _BEFORE_BUDGET)
-    if ledger.budget_bytes > ledger.usable_bytes - taken:
+    taken = sum(item.low_bytes for item in ledger.items if item.name in answer.held_before_start)
+    if taken and ledger.budget_bytes > ledger.usable_bytes - taken:
         return _no_room_to_start(answer, ledger, taken)
     fits = kv.needed_bytes <= kv.available_bytes
     weights = ledger.category_bytes("weights")
@@ -48,10 +48,6 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
         confidence=confidence,
         certain=certain,
     )
-
-
-# Held by the device before vLLM compares what is free with what it wants to allow itself.
-_BEFORE_BUDGET = ("runtime.cuda_context", "runtime.communication")
 
 
 def _no_room_to_start(answer: EngineAnswer, ledger: GpuLedger, taken_bytes: int) -> Verdict:

@@ -6,12 +6,12 @@ the budget becomes KV blocks. Sources are named by each item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
+from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
@@ -22,7 +22,6 @@ from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
     BudgetSettings,
     BudgetShape,
-    Constant,
     LatentShape,
     ModelRunner,
     MoeBackend,
@@ -71,22 +70,18 @@ _BLOCK_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmProfile:
-    """What is known about one vLLM version; `engines.vllm_profile` makes it from the data files.
+    """What is known about one vLLM version; `rules_of` makes it from the data files.
 
     v2_dense_only     model runner V2 serves dense models and the listed MoE types only
-    schemes_not_loaded, methods_not_loaded   formats that left this engine
     """
 
     version: str
-    constants: Mapping[str, Constant]
+    constants: Constants
     kv_rules: KvRules
     checkpoint_kinds: tuple[str, ...]
     default_utilization: float
     v2_dense_only: bool
     v2_moe_model_types: tuple[str, ...] = ()
-    min_compute_capability: tuple[int, int] = (0, 0)
-    schemes_not_loaded: tuple[str, ...] = ()
-    methods_not_loaded: tuple[str, ...] = ()
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
         """Model runner of this version for this model; it decides what sampling costs."""
@@ -96,25 +91,45 @@ class VllmProfile:
         return "v1" if hybrid or _has_experts(spec) else "v2"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineAnswer:
-    """What an engine does with a request.
+# Fields of a Request that this engine plans; others are refused, never ignored.
+PLANS = frozenset(
+    (
+        "engine",
+        "engine_version",
+        "num_gpus",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "expert_parallel",
+        "context_tokens",
+        "concurrency",
+        "kv_dtype",
+        "gpu_memory_utilization",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enforce_eager",
+        "block_tokens",
+        "kv_cache_bytes",
+    )
+)
 
-    kv_needed_bytes   what the planned sequences need on the limiting stage
-    available         best, low and high KV bytes there
-    """
 
-    deployment: dict[str, Any]
-    defaulted: tuple[str, ...]
-    ledgers: tuple[GpuLedger, ...]
-    kv: KvSummary
-    limiting_rank: int
-    load_peak_bytes: int
-    warnings: tuple[Note, ...]
-    weights: tuple[RankWeights, ...]
-    stages: tuple[Stage, ...]
-    recurrent_bytes: int
-    layout: Layout
+def rules_of(profile: EngineProfile) -> VllmProfile:
+    """The planner's view of what the data files say about a version."""
+    facts = profile.facts
+    return VllmProfile(
+        version=profile.version,
+        constants=profile.constants,
+        kv_rules=KvRules(
+            widen_below_percent=facts["kv_widen_below_percent"],
+            packs_mixed_pages=facts["kv_packs_mixed_pages"],
+            reserves_null_block=facts["kv_reserves_null_block"],
+        ),
+        checkpoint_kinds=tuple(facts["checkpoint_kinds"]),
+        default_utilization=facts["gpu_memory_utilization"],
+        v2_dense_only=facts["model_runner"] != "v2",
+        v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
+    )
 
 
 def plan_vllm(
@@ -253,12 +268,15 @@ def plan_vllm(
         ledgers=ledgers,
         kv=summary,
         limiting_rank=stages[limiting].index * tp,
-        load_peak_bytes=load_peak,
+        limiting=RankCost(
+            weights_by_group=held.by_group,
+            scale_bytes=held.scale_bytes,
+            parameter_bytes=held.parameter_bytes,
+            num_layers=len(stages[limiting].layers),
+            recurrent_bytes=_recurrent_bytes(cache, limiting),
+        ),
         warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
-        weights=weights,
-        stages=stages,
-        recurrent_bytes=_recurrent_bytes(cache, limiting),
-        layout=layout,
+        held_before_start=("runtime.cuda_context", "runtime.communication"),
     )
 
 

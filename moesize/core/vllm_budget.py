@@ -14,11 +14,13 @@ size, k experts per token, E routed experts on a rank, F intermediate size, N qu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
 
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB, ceil_div, format_bytes, round_up
+
+if TYPE_CHECKING:
+    from moesize.core.engine import Constant, Constants
 
 Category = Literal["activations", "runtime"]
 ModelRunner = Literal["v1", "v2"]
@@ -46,28 +48,6 @@ _FLASHINFER_MLA_WORKSPACE_BYTES = 128 * MIB
 # DeepGEMM packs the tokens of an expert in rows of this many.
 _DEEP_GEMM_ROWS = 128
 _ACTIVATION_BYTES = 2
-
-
-class Constant(NamedTuple):
-    """An empirical number with its band and where it comes from.
-
-    `observations` 0 means unmeasured: the band is wide on purpose. `spread` says in words how far
-    the observations lie apart.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    observations: int
-    spread: str
-    date: str
-    source: str
-    note: str
-
-
-Constants = Mapping[str, Constant]
 
 
 class BudgetItem(NamedTuple):

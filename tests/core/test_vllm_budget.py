@@ -261,7 +261,7 @@ def test_block_tables() -> None:
 
 
 def test_profiles_by_version() -> None:
-    """Which release changed what was read in the releases' sources (data/engines.json)."""
+    """Which release changed what was read in the releases' sources (data/engines/vllm.json)."""
     assert vllm_profile().version == "0.33.0"
     oldest = vllm_profile("0.28.0")
     assert (oldest.kv_rules.reserves_null_block, oldest.checkpoint_kinds) == (False, ())
