@@ -32,6 +32,7 @@ class _Planner(NamedTuple):
 
 _ENGINES = {
     "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
+    "transformers": _Planner("moesize.core.hf_transformers", "plan_transformers"),
 }
 _ALIASES: dict[str, str] = {
     "llamacpp": "llama.cpp",
