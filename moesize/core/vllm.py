@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
-from moesize.core.errors import InvalidDeploymentError
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
@@ -41,6 +41,7 @@ from moesize.core.vllm_kv import (
     plan_kv,
 )
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_settings import VllmSettings as VllmSettings
 from moesize.core.vllm_weights import (
     RankWeights,
     Stage,
@@ -110,6 +111,7 @@ PLANS = frozenset(
         "enforce_eager",
         "block_tokens",
         "kv_cache_bytes",
+        "engine_settings",
     )
 )
 
@@ -143,6 +145,7 @@ def plan_vllm(
 
     Raises InvalidDeploymentError for settings vLLM refuses, UnsupportedError for what is unknown.
     """
+    engine_settings = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     tp, capability = layout.tensor_parallel_size, _capability(gpu)
     stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
@@ -261,6 +264,7 @@ def plan_vllm(
         "kv_cache_memory_bytes": request.kv_cache_bytes,
         "attention_backend": cache.backend,
         "moe_backend": _moe_backend(stored, capability) if _has_experts(spec) else None,
+        "engine_settings": engine_settings.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
@@ -278,6 +282,14 @@ def plan_vllm(
         warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
         held_before_start=("runtime.cuda_context", "runtime.communication"),
     )
+
+
+def _settings(request: Request) -> VllmSettings:
+    """The engine's own settings of a request; all defaults when there are none."""
+    found = request.engine_settings or VllmSettings()
+    if not isinstance(found, VllmSettings):
+        raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
+    return found
 
 
 def _stage_weights(
