@@ -184,7 +184,7 @@ def plan_vllm(
         for stage in stages
     )
     concurrency = request.concurrency or 1
-    rotary = _rotary_bytes(spec)
+    rotary = _rotary_bytes(spec, profile)
     available = [
         _available(budget, rank, rotary, request)
         for budget, rank in zip(budgets, weights, strict=True)
@@ -452,14 +452,17 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
     )
 
 
-def _rotary_bytes(spec: ModelSpec) -> int:
-    """cos/sin tables that stay on every rank."""
+def _rotary_bytes(spec: ModelSpec, profile: VllmProfile) -> int:
+    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
     element = {"float32": 4, "bfloat16": 2, "float16": 2}
     model = "bfloat16" if spec.dtype == "float32" else spec.dtype
-    return sum(
+    sizes = [
         table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
         for table in spec.rotary
-    )
+    ]
+    if sizes and spec.model_type in profile.fourfold_position_types:
+        sizes[0] *= 4
+    return sum(sizes)
 
 
 def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> list[MemoryItem]:

@@ -52,7 +52,8 @@ class VllmProfile:
     engine_core       "v0", "v1", or "v1_where_supported": V0 where `v1_lacks` something
     model_runner_rule "v1", "v2", "v2_if_dense" (and not hybrid) or "v2_if_listed"
     mamba_all_kinds   recurrent kinds that keep a state for each block when prefixes are cached
-    latent_chunks     the V0 engine chunks prefill of latent attention
+    deep_gemm         DeepGEMM runs experts in FP8 tiles from Hopper on
+    fourfold_position_types   model types whose rotary table has four times the positions
     """
 
     version: str
@@ -73,6 +74,7 @@ class VllmProfile:
     mamba_align_mode: bool = True
     mamba_all_kinds: tuple[str, ...] = ()
     deep_gemm: bool = True
+    fourfold_position_types: tuple[str, ...] = ()
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
         """Model runner of this version for this model; it decides what sampling costs."""
@@ -231,6 +233,7 @@ def rules_of(profile: EngineProfile) -> VllmProfile:
         mamba_align_mode=facts["mamba_align_mode"],
         mamba_all_kinds=tuple(facts.get("mamba_all_kinds", ())),
         deep_gemm=facts["deep_gemm"],
+        fourfold_position_types=tuple(facts["fourfold_position_types"]),
     )
 
 
