@@ -145,14 +145,15 @@ def plan_vllm(
             f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
             f"use a multiple of {_BLOCK_MULTIPLE}",
         )
-    cache = _cache(spec, request, profile, tp, capability, stages)
+    states = profile.mamba_cache_mode(spec, engine_settings)
+    cache = _cache(spec, request, profile, tp, capability, stages, states == "align")
     runner = profile.model_runner(spec)
     in_flight = max_concurrent_batches(len(stages), runner)
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
         max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
-        mamba_cache_mode=profile.mamba_cache_mode(spec, engine_settings),
+        mamba_cache_mode=states,
         hybrid_manager=not engine_settings.disable_hybrid_kv_cache_manager,
         block_outermost=cache.block_outermost,
     )
@@ -349,6 +350,7 @@ def _cache(
     tp: int,
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
+    aligned_states: bool,
 ) -> VllmLayers:
     options = CacheOptions(
         tensor_parallel_size=tp,
@@ -357,6 +359,7 @@ def _cache(
         dtype="bfloat16" if spec.dtype == "float32" else "",
         block_tokens=request.block_tokens,
         checkpoint_kinds=profile.checkpoint_kinds,
+        aligned_states=aligned_states,
         rules=profile.cache_rules,
     )
     return vllm_layers(spec, options, [stage.layers for stage in stages])

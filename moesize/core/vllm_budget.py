@@ -51,6 +51,7 @@ _ACTIVATION_BYTES = 2
 #   after_distributed    the same after they have: NCCL is outside
 #   all_in_use           whatever is in use on the device: the CUDA context and other processes too
 #   consumed             what free memory has shrunk by since the ranks connected
+GraphModes = Literal["full", "piecewise", "both"]
 BudgetBasis = Literal["before_distributed", "after_distributed", "all_in_use", "consumed"]
 
 
@@ -115,6 +116,9 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    graph_modes         graphs of whole decode steps, of the pieces between attention, or both
+    graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
+    graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
     """
 
     budget_basis: BudgetBasis = "consumed"
@@ -122,6 +126,10 @@ class BudgetRules:
     moe_chunk_tokens: int = 0
     moe_workspace_kept: bool = True
     flashinfer_workspace_bytes: int = 394 * MIB
+    graph_modes: GraphModes = "both"
+    graph_step_above_256: int = 16
+    graph_ceiling_by_sequences: bool = True
+    graph_ceiling_blackwell: int = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,17 +263,26 @@ def capture_sizes(
     max_num_batched_tokens: int,
     compute_capability: tuple[int, int],
     num_spec_tokens: int = 0,
+    rules: BudgetRules | None = None,
 ) -> tuple[int, ...]:
     """Batch sizes with a CUDA graph: 1, 2, 4, then steps of 8 below 256 and of 16 above.
 
     Largest: `min(2 * S * (1 + guessed tokens), 512)`, 1024 on compute capability 10, at most T.
     vLLM 0.32.0, `config/vllm.py:_set_cudagraph_sizes`; sizes added for speculation are left out.
+    Up to 0.10 all steps are of 8; the V0 engine goes to `max_num_seqs` and captures whole steps.
     """
-    ceiling = 1024 if compute_capability[0] == 10 else 512
-    largest = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling, max_num_batched_tokens)
+    rules = rules or BudgetRules()
+    ceiling = rules.graph_ceiling_blackwell if compute_capability[0] == 10 else 512
+    if rules.graph_modes == "full":
+        ceiling = round_up(max_num_seqs, 8) if max_num_seqs > 4 else max_num_seqs
+    elif rules.graph_ceiling_by_sequences:
+        ceiling = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling)
+    largest = min(ceiling, max_num_batched_tokens)
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += range(8, min(largest + 1, 256), 8)
-    sizes += range(256, largest + 1, 16)
+    sizes += range(256, largest + 1, rules.graph_step_above_256)
+    if rules.graph_modes == "full":
+        return tuple(sizes)
     if max_num_batched_tokens <= largest and max_num_batched_tokens not in sizes:
         sizes.append(max_num_batched_tokens)
     return tuple(sizes)
@@ -534,9 +551,16 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
         settings.max_num_batched_tokens,
         settings.compute_capability,
         settings.num_spec_tokens,
+        settings.rules,
     )
     decode = settings.max_num_seqs * (1 + settings.num_spec_tokens)
-    num_graphs = len(sizes) + sum(size <= decode for size in sizes)
+    piecewise = len(sizes) if settings.rules.graph_modes != "full" else 0
+    full = 0
+    if settings.rules.graph_modes == "both":
+        full = sum(size <= decode for size in sizes)
+    elif settings.rules.graph_modes == "full":
+        full = len(sizes)
+    num_graphs = piecewise + full
     constant = constants["cuda_graph_bytes_per_graph"]
     best, low, high = _band(constant, num_graphs)
     return BudgetItem(
@@ -545,7 +569,7 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
         best,
         low,
         high,
-        f"{num_graphs} graphs ({len(sizes)} piecewise, the rest full) * "
+        f"{num_graphs} graphs ({piecewise} piecewise, {full} full) * "
         f"{format_bytes(round(constant.value))} per graph",
         constant.source,
         in_budget=settings.rules.graphs_charged,

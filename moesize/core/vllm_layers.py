@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import lcm
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
@@ -76,6 +77,8 @@ class CacheRules:
                              capability, `9_quantized` with a quantized cache, `other` for the rest
     latent_cache             latent attention keeps latents; else whole keys and values, padded
     latent_hybrid_tokens     least block of latent caches next to recurrent states
+    delta_net_checkpoint_majors, _tokens   major compute capabilities whose kernel exports states of
+                             gated delta nets while it prefills, at multiples of so many tokens
     paged_states             recurrent states lie in the blocks of the cache (not in the V0 engine)
     """
 
@@ -83,6 +86,8 @@ class CacheRules:
     latent_cache: bool = True
     latent_hybrid_tokens: int = 128
     paged_states: bool = True
+    delta_net_checkpoint_majors: tuple[int, ...] = ()
+    delta_net_checkpoint_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,7 @@ class CacheOptions:
     block_tokens         as `--block-size`; None = the backend's
     num_mtp_layers       MTP layers that speculation loads, on the last stage
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
+    aligned_states       recurrent states are kept at block ends, so that prefixes are found
     rules                what else differs between releases
     """
 
@@ -106,6 +112,7 @@ class CacheOptions:
     num_spec_tokens: int = 0
     num_mtp_layers: int = 0
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
+    aligned_states: bool = True
     rules: CacheRules = CacheRules()
 
 
@@ -314,6 +321,13 @@ class _Chooser:
         self.has_attention = any(mixer.cache() for mixer in mixers)
         self._align_states(mixers)
 
+    @property
+    def _exports_delta_net(self) -> bool:
+        """Whether gated delta nets export states while they prefill (0.33, FlashInfer's kernel)."""
+        options = self.options
+        majors = options.rules.delta_net_checkpoint_majors
+        return options.aligned_states and options.compute_capability[0] in majors
+
     def _align_states(self, mixers: Sequence[Mixer]) -> None:
         """Blocks long enough that one attention page holds a recurrent state; states padded to it.
 
@@ -330,6 +344,8 @@ class _Chooser:
         alignment = max(self.backend.block_tokens, self.block_tokens)
         if any(isinstance(mixer, LatentAttention) for mixer in mixers):
             alignment = max(alignment, self.options.rules.latent_hybrid_tokens)
+        if self._exports_delta_net and any(isinstance(mixer, GatedDeltaNet) for mixer in mixers):
+            alignment = lcm(alignment, self.options.rules.delta_net_checkpoint_tokens)
         needed = alignment * ceil_div(state_bytes, alignment * per_token)
         self.block_tokens = max(self.block_tokens, needed)
         self.padded_state_bytes = self.block_tokens * per_token
@@ -495,6 +511,8 @@ class _Chooser:
         if not self.options.rules.paged_states:
             return []
         exports = mixer.kind in self.options.checkpoint_kinds
+        if isinstance(mixer, GatedDeltaNet):
+            exports = self._exports_delta_net
         if isinstance(mixer, KimiDeltaAttention):
             # Kimi-K3's layers do, Kimi-Linear's do not; the full-rank gate tells them apart.
             exports = exports and mixer.full_rank_gate

@@ -126,7 +126,9 @@ class VllmProfile:
                 self.kv_rules, hybrid_manager=False, tokens_logged="per_group", unifies_pages="pads"
             ),
             cache_rules=replace(self.cache_rules, paged_states=False),
-            budget_rules=replace(self.budget_rules, budget_basis="before_distributed"),
+            budget_rules=replace(
+                self.budget_rules, budget_basis="before_distributed", graph_modes="full"
+            ),
         )
 
     def batch(
@@ -209,6 +211,7 @@ def rules_of(profile: EngineProfile) -> VllmProfile:
             else {key: (name, block) for key, (name, block) in backends.items()},
             latent_cache=facts["latent_cache"],
             latent_hybrid_tokens=facts["latent_hybrid_alignment"],
+            delta_net_checkpoint_majors=tuple(facts["delta_net_checkpoint_majors"]),
         ),
         weight_rules=_pick(WeightRules, facts),
         budget_rules=_pick(BudgetRules, facts),
