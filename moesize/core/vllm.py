@@ -11,39 +11,39 @@ from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
-from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
-from moesize.core.errors import InvalidDeploymentError
+from moesize.core.engine import EngineAnswer, RankCost
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.plan import KvSummary, Note
-from moesize.core.records import dataclass
 from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
     BudgetSettings,
     BudgetShape,
     LatentShape,
-    ModelRunner,
     MoeBackend,
     MoeShape,
     VllmBudget,
-    default_batch,
     max_concurrent_batches,
     vllm_budget,
 )
 from moesize.core.vllm_kv import (
     KvLayout,
     KvPlan,
-    KvRules,
     KvSettings,
     group_layers,
     max_context_tokens,
     plan_kv,
 )
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_settings import VllmSettings as VllmSettings
+from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
+from moesize.core.vllm_versions import rules_of as rules_of
 from moesize.core.vllm_weights import (
     RankWeights,
     Stage,
+    mxfp4_backend,
     pipeline_stages,
     rank_weights,
     valid_tensor_parallel_sizes,
@@ -68,29 +68,6 @@ _ASSUMED_OTHERWISE = "8.0"
 _BLOCK_MULTIPLE = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmProfile:
-    """What is known about one vLLM version; `rules_of` makes it from the data files.
-
-    v2_dense_only     model runner V2 serves dense models and the listed MoE types only
-    """
-
-    version: str
-    constants: Constants
-    kv_rules: KvRules
-    checkpoint_kinds: tuple[str, ...]
-    default_utilization: float
-    v2_dense_only: bool
-    v2_moe_model_types: tuple[str, ...] = ()
-
-    def model_runner(self, spec: ModelSpec) -> ModelRunner:
-        """Model runner of this version for this model; it decides what sampling costs."""
-        if not self.v2_dense_only or spec.model_type in self.v2_moe_model_types:
-            return "v2"
-        hybrid = any(mixer.state() for block in spec.blocks for mixer in block.mixers)
-        return "v1" if hybrid or _has_experts(spec) else "v2"
-
-
 # Fields of a Request that this engine plans; others are refused, never ignored.
 PLANS = frozenset(
     (
@@ -110,26 +87,9 @@ PLANS = frozenset(
         "enforce_eager",
         "block_tokens",
         "kv_cache_bytes",
+        "engine_settings",
     )
 )
-
-
-def rules_of(profile: EngineProfile) -> VllmProfile:
-    """The planner's view of what the data files say about a version."""
-    facts = profile.facts
-    return VllmProfile(
-        version=profile.version,
-        constants=profile.constants,
-        kv_rules=KvRules(
-            widen_below_percent=facts["kv_widen_below_percent"],
-            packs_mixed_pages=facts["kv_packs_mixed_pages"],
-            reserves_null_block=facts["kv_reserves_null_block"],
-        ),
-        checkpoint_kinds=tuple(facts["checkpoint_kinds"]),
-        default_utilization=facts["gpu_memory_utilization"],
-        v2_dense_only=facts["model_runner"] != "v2",
-        v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
-    )
 
 
 def plan_vllm(
@@ -143,18 +103,36 @@ def plan_vllm(
 
     Raises InvalidDeploymentError for settings vLLM refuses, UnsupportedError for what is unknown.
     """
+    engine_settings = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     tp, capability = layout.tensor_parallel_size, _capability(gpu)
-    stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
-    weights = _stage_weights(spec, stored, layout, stages, gpu)
+    core = profile.core_for(
+        spec,
+        vendor=gpu.vendor,
+        compute_capability=capability,
+        kv_dtype=request.kv_dtype or "auto",
+        pipeline_parallel_size=layout.pipeline_parallel_size,
+        use_v1=engine_settings.use_v1,
+    )
+    profile = profile.for_core(core)
+    stages = pipeline_stages(
+        spec.num_layers,
+        layout.pipeline_parallel_size,
+        profile.weight_rules.pipeline_remainder,
+        engine_settings.pp_layer_partition,
+    )
+    weights = _stage_weights(spec, stored, layout, stages, gpu, profile)
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = default_batch(
-        usable.best_bytes,
-        gpu.name,
+    batch = profile.batch(
+        core,
+        spec,
         context,
+        gpu_total_bytes=usable.best_bytes,
+        gpu_name=gpu.name,
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
+        settings=engine_settings,
     )
     if batch.max_num_batched_tokens < batch.max_num_seqs:
         raise InvalidDeploymentError(
@@ -167,12 +145,16 @@ def plan_vllm(
             f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
             f"use a multiple of {_BLOCK_MULTIPLE}",
         )
-    cache = _cache(spec, request, profile, tp, capability, stages)
+    states = profile.mamba_cache_mode(spec, engine_settings)
+    cache = _cache(spec, request, profile, tp, capability, stages, states == "align")
     runner = profile.model_runner(spec)
+    in_flight = max_concurrent_batches(len(stages), runner)
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
-        max_concurrent_batches=max_concurrent_batches(len(stages), runner),
+        max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
+        mamba_cache_mode=states,
+        hybrid_manager=not engine_settings.disable_hybrid_kv_cache_manager,
         block_outermost=cache.block_outermost,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
@@ -191,17 +173,19 @@ def plan_vllm(
                 num_kv_groups=max(1, len(kv_layout.groups)),
                 tensor_parallel_size=tp,
                 model_runner=runner,
-                moe_backend=_moe_backend(stored, capability),
+                moe_backend=_moe_backend(stored, capability, profile),
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
+                loose_state_bytes=cache.loose_state_bytes[stage.index],
+                rules=profile.budget_rules,
             ),
             profile.constants,
         )
         for stage in stages
     )
     concurrency = request.concurrency or 1
-    rotary = _rotary_bytes(spec)
+    rotary = _rotary_bytes(spec, profile)
     available = [
         _available(budget, rank, rotary, request)
         for budget, rank in zip(budgets, weights, strict=True)
@@ -260,7 +244,8 @@ def plan_vllm(
         "enforce_eager": bool(request.enforce_eager),
         "kv_cache_memory_bytes": request.kv_cache_bytes,
         "attention_backend": cache.backend,
-        "moe_backend": _moe_backend(stored, capability) if _has_experts(spec) else None,
+        "moe_backend": _moe_backend(stored, capability, profile) if _has_experts(spec) else None,
+        "engine_settings": engine_settings.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
@@ -276,8 +261,27 @@ def plan_vllm(
             recurrent_bytes=_recurrent_bytes(cache, limiting),
         ),
         warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
-        held_before_start=("runtime.cuda_context", "runtime.communication"),
+        held_before_start=_held_before_start(profile),
     )
+
+
+def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
+    """What the device holds when vLLM compares its free memory with the budget (from 0.9 on)."""
+    match profile.budget_rules.budget_basis:
+        case "all_in_use":
+            return ()
+        case "before_distributed":
+            return ("runtime.cuda_context",)
+        case _:
+            return ("runtime.cuda_context", "runtime.communication")
+
+
+def _settings(request: Request) -> VllmSettings:
+    """The engine's own settings of a request; all defaults when there are none."""
+    found = request.engine_settings or VllmSettings()
+    if not isinstance(found, VllmSettings):
+        raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
+    return found
 
 
 def _stage_weights(
@@ -286,6 +290,7 @@ def _stage_weights(
     layout: Layout,
     stages: tuple[Stage, ...],
     gpu: GpuSpec,
+    profile: VllmProfile,
 ) -> tuple[RankWeights, ...]:
     """Weights of a rank of every stage; kept by the spec, for sweeps ask for them again."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
@@ -293,7 +298,9 @@ def _stage_weights(
     kept: dict[tuple[object, ...], tuple[object, tuple[RankWeights, ...]]]
     kept = spec.__dict__.setdefault("_rank_weights", {})
     # `stored` stands beside its weights, so that its identity stays taken.
-    key = (id(stored), tp, ep, len(stages), capability, rocm)
+    rules = profile.weight_rules
+    layers = tuple(stage.layers.stop for stage in stages)
+    key = (id(stored), tp, ep, layers, capability, rocm, id(rules))
     if key not in kept:
         weights = tuple(
             rank_weights(
@@ -304,10 +311,11 @@ def _stage_weights(
                 compute_capability=capability,
                 rocm=rocm,
                 stage=stage,
+                rules=rules,
             )
             for stage in stages
         )
-        kept[key] = (stored, weights)
+        kept[key] = ((stored, rules), weights)
     return kept[key][1]
 
 
@@ -342,6 +350,7 @@ def _cache(
     tp: int,
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
+    aligned_states: bool,
 ) -> VllmLayers:
     options = CacheOptions(
         tensor_parallel_size=tp,
@@ -350,6 +359,8 @@ def _cache(
         dtype="bfloat16" if spec.dtype == "float32" else "",
         block_tokens=request.block_tokens,
         checkpoint_kinds=profile.checkpoint_kinds,
+        aligned_states=aligned_states,
+        rules=profile.cache_rules,
     )
     return vllm_layers(spec, options, [stage.layers for stage in stages])
 
@@ -383,20 +394,26 @@ def _has_experts(spec: ModelSpec) -> bool:
     return any(moe_of(block) is not None for block in spec.blocks)
 
 
-def _moe_backend(stored: tuple[StoredEntry, ...], capability: tuple[int, int]) -> MoeBackend:
+def _moe_backend(
+    stored: tuple[StoredEntry, ...], capability: tuple[int, int], profile: VllmProfile
+) -> MoeBackend:
     """Kernel that runs the routed experts, by their format and the GPU generation."""
     formats = [item.weight_format for item in stored if item.entry.tensor.expert]
     expert = next((f for f in formats if f is not None), None)
     if expert is None or isinstance(expert, Plain):
         return "triton"
     if isinstance(expert, Mxfp4):
-        if capability[0] >= 10:
-            return "flashinfer"
-        return "triton_gpt_oss" if capability[0] == 9 else "marlin"
+        match mxfp4_backend(capability[0], profile.weight_rules):
+            case "flashinfer":
+                return "flashinfer"
+            case "triton":
+                return "triton_gpt_oss"
+            case _:
+                return "marlin"
     if isinstance(expert, Nvfp4):
         return "flashinfer" if capability[0] >= 10 else "marlin"
     if isinstance(expert, Fp8Block):
-        return "deep_gemm" if capability[0] >= 9 else "triton"
+        return "deep_gemm" if capability[0] >= 9 and profile.deep_gemm else "triton"
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 
@@ -438,14 +455,17 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
     )
 
 
-def _rotary_bytes(spec: ModelSpec) -> int:
-    """cos/sin tables that stay on every rank."""
+def _rotary_bytes(spec: ModelSpec, profile: VllmProfile) -> int:
+    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
     element = {"float32": 4, "bfloat16": 2, "float16": 2}
     model = "bfloat16" if spec.dtype == "float32" else spec.dtype
-    return sum(
+    sizes = [
         table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
         for table in spec.rotary
-    )
+    ]
+    if sizes and spec.model_type in profile.fourfold_position_types:
+        sizes[0] *= 4
+    return sum(sizes)
 
 
 def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> list[MemoryItem]:
@@ -472,6 +492,11 @@ def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> li
             "weights.latent_copies",
             weights.latent_copy_bytes,
             "absorbed MLA matrices, de-quantized beside a quantized kv_b",
+        ),
+        (
+            "weights.repacked",
+            weights.repacked_bytes,
+            "what loading adds for a kernel: biases in float32, scales in another order",
         ),
         (
             "weights.allocator_rounding",
