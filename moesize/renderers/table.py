@@ -51,6 +51,7 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
         console.print()
         _print_ledger(console, plan, ledger)
     facts = [("KV cache", lines.kv_line(plan)), ("", lines.longest_line(plan))]
+    facts += [("experts", lines.experts_line(plan)), ("host", lines.host_line(plan))]
     costs = lines.cost_lines(plan)
     facts += [("a token" if not i else "", text) for i, text in enumerate(costs)]
     facts += [("note" if not i else "", note.message) for i, note in enumerate(plan.warnings)]
@@ -80,6 +81,8 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     name = f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
     if len(plan.gpus) > 1:
         name = f"GPUs of stage {ledger.pp_stage}"
+        if len({other.pp_stage for other in plan.gpus}) < len(plan.gpus):
+            name = f"GPUs like rank {ledger.rank} (stage {ledger.pp_stage})"
     console.print(
         Text.assemble(
             (name, "bold"),
