@@ -43,6 +43,7 @@ from moesize.core.vllm_items import (
 )
 from moesize.core.vllm_kv import KvRules, KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_lora import Lora, plan_lora
 from moesize.core.vllm_ranks import (
     Rank,
     balancer_items,
@@ -122,6 +123,8 @@ PLANS = frozenset(
         "num_spec_tokens",
         "mtp",
         "draft",
+        "lora_rank",
+        "max_loras",
         "engine_settings",
     )
 )
@@ -161,6 +164,7 @@ def plan_vllm(
     check_layout(spec, request, layout, options)
     capability = _capability(gpu)
     speculation = plan_speculation(spec, stored, request, options, layout)
+    lora = plan_lora(request, options, layout)
     ranks = distinct_ranks(
         spec,
         stored,
@@ -170,7 +174,7 @@ def plan_vllm(
         compute_capability=_capability_text(gpu),
         rocm=gpu.vendor.lower() == "amd",
     )
-    ranks, host = _with_extras(spec, stored, gpu, request, layout, options, speculation, ranks)
+    ranks, host = _with_extras(spec, stored, gpu, request, options, speculation, lora, ranks)
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
@@ -187,6 +191,8 @@ def plan_vllm(
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
     moe_backend = _moe_backend(stored, capability)
+    if lora is not None and moe_backend == "triton_gpt_oss":
+        moe_backend = "marlin"
     shape = _shape(spec, layout, request.num_redundant_experts or 0)
     budgets = tuple(
         vllm_budget(
@@ -303,8 +309,8 @@ def plan_vllm(
         "num_redundant_experts": request.num_redundant_experts or 0,
         "cpu_offload_bytes": request.cpu_offload_bytes or 0,
         "speculation": speculation.to_dict() if speculation else None,
-        "lora_rank": request.lora_rank,
-        "max_loras": request.max_loras,
+        "lora_rank": lora.rank if lora else None,
+        "max_loras": lora.slots if lora else None,
         "engine_settings": options.to_dict(),
     }
     return EngineAnswer(
@@ -336,9 +342,9 @@ def _with_extras(
     stored: tuple[StoredEntry, ...],
     gpu: GpuSpec,
     request: Request,
-    layout: Layout,
     options: VllmSettings,
     speculation: Speculation | None,
+    lora: Lora | None,
     ranks: tuple[Rank, ...],
 ) -> tuple[tuple[Rank, ...], tuple[MemoryItem, ...]]:
     """The ranks with what lies beside the model's own weights, and what lies on the host."""
@@ -347,6 +353,8 @@ def _with_extras(
     out = []
     for rank in ranks:
         items = balancer_items(spec, rank, enabled=balanced)
+        if lora is not None:
+            items += lora.items(spec, stored, rank)
         if speculation is not None and rank.stage.last:
             items += speculation.items(rank, _capability_text(gpu), rocm=gpu.vendor == "amd")
         out.append(replace(rank, items=tuple(items)) if items else rank)

@@ -208,6 +208,7 @@ def distinct_ranks(
         expert_parallel=layout.expert_parallel_size > 1,
         redundant_experts=request.num_redundant_experts or 0,
         sequence_parallel=sequence_parallel(layout, settings),
+        adapters=request.lora_rank is not None or request.max_loras is not None,
         whole_towers=settings.mm_encoder_tp_mode == "data",
         without_towers=_without_towers(settings),
     )

@@ -229,6 +229,12 @@ def _draft(
             f"drafts of method {method!r} are not planned: their heads are no models of their own",
             "plan without the draft and leave room for it, or use --mtp N",
         )
+    if draft.spec.mtp is not None:
+        # config/speculative.py:hf_config_override turns such a config into that of its MTP layers.
+        raise UnsupportedError(
+            f"vLLM takes the MTP layers alone of {draft.spec.title} as a draft, not the model",
+            "choose a draft without MTP layers, or use --mtp N",
+        )
     tp = layout.tensor_parallel_size
     ranks = settings.draft_tensor_parallel_size or tp
     if ranks != tp:

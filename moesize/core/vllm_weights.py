@@ -228,6 +228,7 @@ class Sharding:
     redundant_experts     copies that the load balancer adds to the experts of a layer
     fullest               the rank is one of those with an expert more where they do not divide
     sequence_parallel     tokens are split over t before the experts: shared experts are held whole
+    adapters              LoRA is on: MXFP4 experts run in Marlin's kernels on every GPU
     whole_towers          --mm-encoder-tp-mode data
     without_towers        every modality is limited to 0 items, or --language-model-only
     """
@@ -239,6 +240,7 @@ class Sharding:
     redundant_experts: int = 0
     fullest: bool = True
     sequence_parallel: bool = False
+    adapters: bool = False
     whole_towers: bool = False
     without_towers: bool = False
 
@@ -281,7 +283,9 @@ def rank_weights(
     weights = RankWeights()
     fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
     modules: dict[tuple[str, str], int] = {}
-    padding = mxfp4_padding(compute_capability, rocm=rocm)
+    # 0.32.0 fused_moe/oracle/mxfp4.py: adapters beside MXFP4 experts need Marlin's kernels.
+    marlin = "8.0" if sharding.adapters else compute_capability
+    padding = mxfp4_padding(marlin, rocm=rocm)
     joined: set[tuple[str, tuple[int, ...], str]] = set()
     mxfp4_blocks = {
         item.entry.block
@@ -400,7 +404,8 @@ def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
         # Mixed precision lists what it quantizes, and has these only with a quantized cache.
         if last.format == "keep" and not spec.quantization.kv_dtype:
             return 0
-    blocks = [spec.block(spec.layout[layer]) for layer in stage.layers]
+    names = (*spec.layout, *(spec.mtp.layers if spec.mtp else ()))
+    blocks = [spec.block(names[layer]) for layer in stage.layers]
     layers = sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
     return _CACHE_SCALE_BYTES.get(method, 0) * layers
 
@@ -506,6 +511,9 @@ def local_shape(spec: ModelSpec, entry: Entry, sharding: Sharding) -> tuple[tupl
         tensor_parallel_size = sharding.expert_ranks
     if _is_held_whole(spec, tensor, sharding):
         return tensor.shape, copies
+    if tensor.role == "other.mtp_projection" and _is_one_of(spec, _SPLIT_PROJECTION):
+        rows, *columns = tensor.shape
+        return (ceil_div(rows, tensor_parallel_size), *columns), copies
     if tensor.role in _VOCABULARY_ROLES:
         rows = round_up(tensor.shape[0], _VOCABULARY_ROWS)
         return (ceil_div(rows, tensor_parallel_size), *tensor.shape[1:]), tensor.copies
@@ -537,6 +545,13 @@ _WHOLE_SHARED_EXPERTS = (
     "qwen3_5_moe_text", "qwen3_next",
 )  # fmt: skip
 _WHOLE_DENSE_LAYERS = ("deepseek_v32", "glm_moe_dsa")
+
+
+# MTP blocks whose joint projection of state and embedding is split by rows (vLLM 0.32.0
+# models/qwen3_5_mtp.py, qwen3_next_mtp.py, nemotron_h_mtp.py); the others hold it whole.
+_SPLIT_PROJECTION = (
+    "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+)  # fmt: skip
 
 
 def _is_held_whole(spec: ModelSpec, tensor: Tensor, sharding: Sharding) -> bool:
