@@ -7,18 +7,20 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.engine import EngineAnswer, RankCost
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError
+from moesize.core.expert_parallel import expert_balance
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
-from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
-from moesize.core.plan import KvSummary, Note
+from moesize.core.ledger import GpuLedger, MemoryItem
+from moesize.core.plan import Note
 from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
+    BatchDefaults,
     BudgetSettings,
     BudgetShape,
     LatentShape,
@@ -28,26 +30,29 @@ from moesize.core.vllm_budget import (
     max_concurrent_batches,
     vllm_budget,
 )
-from moesize.core.vllm_kv import (
-    KvLayout,
-    KvPlan,
-    KvSettings,
-    group_layers,
-    max_context_tokens,
-    plan_kv,
+from moesize.core.vllm_items import (
+    budget_item,
+    kv_item,
+    kv_summary,
+    recurrent_bytes,
+    rotary_bytes,
+    weight_items,
 )
+from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_lora import Lora, plan_lora
+from moesize.core.vllm_ranks import (
+    Rank,
+    balancer_items,
+    check_layout,
+    distinct_ranks,
+    kv_copies,
+)
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
+from moesize.core.vllm_speculation import Speculation, plan_speculation
 from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
 from moesize.core.vllm_versions import rules_of as rules_of
-from moesize.core.vllm_weights import (
-    RankWeights,
-    Stage,
-    mxfp4_backend,
-    pipeline_stages,
-    rank_weights,
-    valid_tensor_parallel_sizes,
-)
+from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
     Fp8Block,
     Mxfp4,
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
+    from moesize.core.vllm_versions import EngineCore
 
 # Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
 # Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
@@ -87,6 +93,15 @@ PLANS = frozenset(
         "enforce_eager",
         "block_tokens",
         "kv_cache_bytes",
+        "decode_context_parallel_size",
+        "data_parallel_attention",
+        "num_redundant_experts",
+        "expert_skew",
+        "num_spec_tokens",
+        "mtp",
+        "draft",
+        "lora_rank",
+        "max_loras",
         "engine_settings",
     )
 )
@@ -99,54 +114,51 @@ def plan_vllm(
     request: Request,
     profile: VllmProfile,
 ) -> EngineAnswer:
-    """Plan one replica on equal GPUs.
+    """Plan a deployment on equal GPUs: a ledger per distinct rank, the capacity of one replica.
 
     Raises InvalidDeploymentError for settings vLLM refuses, UnsupportedError for what is unknown.
     """
-    engine_settings = _settings(request)
+    options = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
-    tp, capability = layout.tensor_parallel_size, _capability(gpu)
+    check_layout(spec, request, layout, options)
+    capability = _capability(gpu)
     core = profile.core_for(
         spec,
         vendor=gpu.vendor,
         compute_capability=capability,
         kv_dtype=request.kv_dtype or "auto",
         pipeline_parallel_size=layout.pipeline_parallel_size,
-        use_v1=engine_settings.use_v1,
+        use_v1=options.use_v1,
     )
     profile = profile.for_core(core)
-    stages = pipeline_stages(
-        spec.num_layers,
-        layout.pipeline_parallel_size,
-        profile.weight_rules.pipeline_remainder,
-        engine_settings.pp_layer_partition,
+    speculation = plan_speculation(spec, stored, request, options, layout)
+    lora = plan_lora(request, options, layout)
+    ranks = distinct_ranks(
+        spec,
+        stored,
+        request,
+        layout,
+        options,
+        compute_capability=_capability_text(gpu),
+        rocm=gpu.vendor.lower() == "amd",
+        rules=profile.weight_rules,
     )
-    weights = _stage_weights(spec, stored, layout, stages, gpu, profile)
+    ranks, host = _with_extras(spec, stored, gpu, request, options, speculation, lora, ranks)
+    stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = profile.batch(
-        core,
+    batch = _batch(spec, gpu, context, request, options, profile, core)
+    states = profile.mamba_cache_mode(spec, options)
+    cache = _cache(
         spec,
-        context,
-        gpu_total_bytes=usable.best_bytes,
-        gpu_name=gpu.name,
-        max_num_seqs=request.max_num_seqs,
-        max_num_batched_tokens=request.max_num_batched_tokens,
-        settings=engine_settings,
+        request,
+        profile,
+        layout,
+        capability,
+        stages,
+        speculation,
+        aligned_states=states == "align",
     )
-    if batch.max_num_batched_tokens < batch.max_num_seqs:
-        raise InvalidDeploymentError(
-            f"max_num_batched_tokens ({batch.max_num_batched_tokens}) is below max_num_seqs "
-            f"({batch.max_num_seqs}): vLLM refuses it",
-            f"use --max-num-seqs {batch.max_num_batched_tokens} or more tokens",
-        )
-    if request.block_tokens is not None and request.block_tokens % _BLOCK_MULTIPLE:
-        raise InvalidDeploymentError(
-            f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
-            f"use a multiple of {_BLOCK_MULTIPLE}",
-        )
-    states = profile.mamba_cache_mode(spec, engine_settings)
-    cache = _cache(spec, request, profile, tp, capability, stages, states == "align")
     runner = profile.model_runner(spec)
     in_flight = max_concurrent_batches(len(stages), runner)
     settings = KvSettings(
@@ -154,14 +166,19 @@ def plan_vllm(
         max_num_batched_tokens=batch.max_num_batched_tokens,
         max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
         mamba_cache_mode=states,
-        hybrid_manager=not engine_settings.disable_hybrid_kv_cache_manager,
+        hybrid_manager=not options.disable_hybrid_kv_cache_manager,
+        decode_context_parallel_size=layout.decode_context_parallel_size,
         block_outermost=cache.block_outermost,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
+    moe_backend = _moe_backend(stored, capability, profile)
+    if lora is not None and moe_backend == "triton_gpt_oss":
+        moe_backend = "marlin"
+    shape = _shape(spec, layout, request.num_redundant_experts or 0)
     budgets = tuple(
         vllm_budget(
-            _shape(spec, layout),
+            shape,
             BudgetSettings(
                 total_bytes=usable.best_bytes,
                 gpu_memory_utilization=utilization,
@@ -171,9 +188,11 @@ def plan_vllm(
                 max_model_len=context,
                 block_tokens=kv_layout.block_tokens or cache.block_tokens,
                 num_kv_groups=max(1, len(kv_layout.groups)),
-                tensor_parallel_size=tp,
+                tensor_parallel_size=layout.tensor_parallel_size,
+                data_parallel_size=layout.data_parallel_size,
+                num_spec_tokens=speculation.num_tokens if speculation else 0,
                 model_runner=runner,
-                moe_backend=_moe_backend(stored, capability, profile),
+                moe_backend=moe_backend,
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
@@ -185,55 +204,81 @@ def plan_vllm(
         for stage in stages
     )
     concurrency = request.concurrency or 1
-    rotary = _rotary_bytes(spec, profile)
-    available = [
-        _available(budget, rank, rotary, request)
-        for budget, rank in zip(budgets, weights, strict=True)
+    # The sequences are spread over data-parallel ranks.
+    sequences = ceil_div(concurrency, layout.data_parallel_size)
+    rotary = rotary_bytes(spec, profile.fourfold_position_types)
+    available = [_available(budgets[rank.stage.index], rank, rotary, request) for rank in ranks]
+    # Every rank gets as many blocks as the one with the least memory for them.
+    least = [
+        min(
+            best for rank, (best, _, _) in zip(ranks, available, strict=True) if rank.stage == stage
+        )
+        for stage in stages
     ]
-    kv = plan_kv(kv_layout, settings, [best for best, _, _ in available], profile.kv_rules)
+    kv = plan_kv(kv_layout, settings, least, profile.kv_rules)
     null_blocks = 1 if profile.kv_rules.reserves_null_block else 0
-    needed_blocks = kv.blocks_per_request * concurrency + null_blocks
-    needed = [needed_blocks * size for size in kv_layout.stage_block_bytes]
+    needed_blocks = kv.blocks_per_request * sequences + null_blocks
+    needed = [needed_blocks * kv_layout.stage_block_bytes[rank.stage.index] for rank in ranks]
     shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
-    limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
-    summary = _kv_summary(
+    limiting = max(range(len(ranks)), key=lambda i: shortfalls[i])
+    stage = ranks[limiting].stage
+    summary = kv_summary(
         kv,
         kv_layout,
         settings,
         cache,
-        limiting,
+        stage.index,
         available[limiting],
         needed[limiting],
-        concurrency,
+        sequences,
         spec.max_context,
+        layout.data_parallel_size,
     )
     ledgers = tuple(
         GpuLedger(
-            rank=stage.index * tp,
-            pp_stage=stage.index,
+            rank=rank.number,
+            pp_stage=rank.stage.index,
             usable_bytes=usable.best_bytes,
-            budget_bytes=budget.requested_bytes,
+            budget_bytes=budgets[rank.stage.index].requested_bytes,
             items=(
-                *_weight_items(rank, rotary, layout),
-                _kv_item(need, kv, concurrency, context, kv_layout.stage_block_bytes[stage.index]),
-                *(_budget_item(item) for item in budget.items),
+                *weight_items(rank.weights, rotary, layout),
+                *rank.items,
+                kv_item(
+                    need,
+                    kv,
+                    sequences,
+                    context,
+                    kv_layout.stage_block_bytes[rank.stage.index],
+                ),
+                *(budget_item(item) for item in budgets[rank.stage.index].items),
             ),
         )
-        for stage, rank, budget, need in zip(stages, weights, budgets, needed, strict=True)
+        for rank, need in zip(ranks, needed, strict=True)
     )
-    held = weights[limiting]
+    held = ranks[limiting].weights
     # Re-packing holds one layer's largest module twice (vLLM process_weights_after_loading).
     load_peak = held.resident_bytes + (held.largest_module_bytes if held.scale_bytes else 0)
+    balance = None
+    if layout.expert_parallel_size > 1:
+        balance = expert_balance(
+            spec,
+            ranks=layout.expert_parallel_size,
+            redundant=request.num_redundant_experts or 0,
+            skew=request.expert_skew,
+            decode_tokens=ceil_div(concurrency, layout.pipeline_parallel_size),
+            prefill_tokens=batch.max_num_batched_tokens * layout.data_parallel_size,
+        )
     deployment = {
         "engine": "vllm",
         "engine_version": profile.version,
         "gpu": gpu.id,
         "gpu_name": gpu.name,
-        "gpu_count": request.num_gpus,
-        "tp": tp,
-        "pp": len(stages),
-        "dp": 1,
+        "gpu_count": layout.num_gpus,
+        "tp": layout.tensor_parallel_size,
+        "pp": layout.pipeline_parallel_size,
+        "dp": layout.data_parallel_size,
         "ep": layout.expert_parallel,
+        "dcp": layout.decode_context_parallel_size,
         "context": context,
         "concurrency": concurrency,
         "kv_dtype": cache.kv_dtype,
@@ -244,25 +289,60 @@ def plan_vllm(
         "enforce_eager": bool(request.enforce_eager),
         "kv_cache_memory_bytes": request.kv_cache_bytes,
         "attention_backend": cache.backend,
-        "moe_backend": _moe_backend(stored, capability, profile) if _has_experts(spec) else None,
-        "engine_settings": engine_settings.to_dict(),
+        "moe_backend": moe_backend if _has_experts(spec) else None,
+        "num_redundant_experts": request.num_redundant_experts or 0,
+        "cpu_offload_bytes": request.cpu_offload_bytes or 0,
+        "speculation": speculation.to_dict() if speculation else None,
+        "lora_rank": lora.rank if lora else None,
+        "max_loras": lora.slots if lora else None,
+        "engine_settings": options.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
         defaulted=_defaulted(request),
         ledgers=ledgers,
         kv=summary,
-        limiting_rank=stages[limiting].index * tp,
+        limiting_rank=ranks[limiting].number,
         limiting=RankCost(
             weights_by_group=held.by_group,
             scale_bytes=held.scale_bytes,
             parameter_bytes=held.parameter_bytes,
-            num_layers=len(stages[limiting].layers),
-            recurrent_bytes=_recurrent_bytes(cache, limiting),
+            num_layers=len(stage.layers),
+            recurrent_bytes=recurrent_bytes(cache, stage.index),
         ),
-        warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
+        warnings=(
+            *_layout_notes(spec, layout, ledgers[limiting], concurrency),
+            *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
+            *(speculation.notes if speculation else ()),
+        ),
         held_before_start=_held_before_start(profile),
+        host=host,
+        expert_parallel=balance,
     )
+
+
+def _with_extras(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    gpu: GpuSpec,
+    request: Request,
+    options: VllmSettings,
+    speculation: Speculation | None,
+    lora: Lora | None,
+    ranks: tuple[Rank, ...],
+) -> tuple[tuple[Rank, ...], tuple[MemoryItem, ...]]:
+    """The ranks with what lies beside the model's own weights, and what lies on the host."""
+    host: list[MemoryItem] = []
+    balanced = bool(request.num_redundant_experts or options.enable_eplb)
+    out = []
+    for rank in ranks:
+        items = balancer_items(spec, rank, enabled=balanced)
+        if lora is not None:
+            items += lora.items(spec, stored, rank)
+        if speculation is not None and rank.stage.last:
+            items += speculation.items(rank, _capability_text(gpu), rocm=gpu.vendor == "amd")
+        out.append(replace(rank, items=tuple(items)) if items else rank)
+    return tuple(out), tuple(host)
 
 
 def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
@@ -276,47 +356,46 @@ def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
             return ("runtime.cuda_context", "runtime.communication")
 
 
+def _batch(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    context: int,
+    request: Request,
+    options: VllmSettings,
+    profile: VllmProfile,
+    core: EngineCore,
+) -> BatchDefaults:
+    """Limits of the scheduler, as given or as vLLM chooses them for this GPU."""
+    batch = profile.batch(
+        core,
+        spec,
+        context,
+        gpu_total_bytes=gpu.usable_memory().best_bytes,
+        gpu_name=gpu.name,
+        max_num_seqs=request.max_num_seqs,
+        max_num_batched_tokens=request.max_num_batched_tokens,
+        settings=options,
+    )
+    if batch.max_num_batched_tokens < batch.max_num_seqs:
+        raise InvalidDeploymentError(
+            f"max_num_batched_tokens ({batch.max_num_batched_tokens}) is below max_num_seqs "
+            f"({batch.max_num_seqs}): vLLM refuses it",
+            f"use --max-num-seqs {batch.max_num_batched_tokens} or more tokens",
+        )
+    if request.block_tokens is not None and request.block_tokens % _BLOCK_MULTIPLE:
+        raise InvalidDeploymentError(
+            f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
+            f"use a multiple of {_BLOCK_MULTIPLE}",
+        )
+    return batch
+
+
 def _settings(request: Request) -> VllmSettings:
     """The engine's own settings of a request; all defaults when there are none."""
     found = request.engine_settings or VllmSettings()
     if not isinstance(found, VllmSettings):
         raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
     return found
-
-
-def _stage_weights(
-    spec: ModelSpec,
-    stored: tuple[StoredEntry, ...],
-    layout: Layout,
-    stages: tuple[Stage, ...],
-    gpu: GpuSpec,
-    profile: VllmProfile,
-) -> tuple[RankWeights, ...]:
-    """Weights of a rank of every stage; kept by the spec, for sweeps ask for them again."""
-    tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
-    capability, rocm = _capability_text(gpu), gpu.vendor.lower() == "amd"
-    kept: dict[tuple[object, ...], tuple[object, tuple[RankWeights, ...]]]
-    kept = spec.__dict__.setdefault("_rank_weights", {})
-    # `stored` stands beside its weights, so that its identity stays taken.
-    rules = profile.weight_rules
-    layers = tuple(stage.layers.stop for stage in stages)
-    key = (id(stored), tp, ep, layers, capability, rocm, id(rules))
-    if key not in kept:
-        weights = tuple(
-            rank_weights(
-                spec,
-                stored,
-                tensor_parallel_size=tp,
-                expert_parallel_size=ep,
-                compute_capability=capability,
-                rocm=rocm,
-                stage=stage,
-                rules=rules,
-            )
-            for stage in stages
-        )
-        kept[key] = ((stored, rules), weights)
-    return kept[key][1]
 
 
 def _context(spec: ModelSpec, request: Request) -> int:
@@ -347,31 +426,36 @@ def _cache(
     spec: ModelSpec,
     request: Request,
     profile: VllmProfile,
-    tp: int,
+    layout: Layout,
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
+    speculation: Speculation | None,
+    *,
     aligned_states: bool,
 ) -> VllmLayers:
     options = CacheOptions(
-        tensor_parallel_size=tp,
+        tensor_parallel_size=layout.tensor_parallel_size,
         compute_capability=capability,
         kv_dtype=request.kv_dtype or "auto",
         dtype="bfloat16" if spec.dtype == "float32" else "",
         block_tokens=request.block_tokens,
+        num_spec_tokens=speculation.num_tokens if speculation else 0,
+        num_mtp_layers=speculation.num_mtp_layers if speculation else 0,
         checkpoint_kinds=profile.checkpoint_kinds,
         aligned_states=aligned_states,
         rules=profile.cache_rules,
     )
-    return vllm_layers(spec, options, [stage.layers for stage in stages])
+    layers = vllm_layers(spec, options, [stage.layers for stage in stages])
+    return speculation.with_draft_layers(layers, options) if speculation else layers
 
 
 def _available(
-    budget: VllmBudget, weights: RankWeights, rotary_bytes: int, request: Request
+    budget: VllmBudget, rank: Rank, rotary_bytes: int, request: Request
 ) -> tuple[int, int, int]:
     """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
     if request.kv_cache_bytes is not None:
         return (request.kv_cache_bytes,) * 3
-    left = budget.requested_bytes - weights.resident_bytes - rotary_bytes
+    left = budget.requested_bytes - rank.weights.resident_bytes - rotary_bytes - rank.item_bytes
     charged = [item for item in budget.items if item.in_budget]
     best = left - sum(item.bytes for item in charged)
     low = left - sum(item.high_bytes for item in charged)
@@ -417,9 +501,10 @@ def _moe_backend(
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 
-def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
+def _shape(spec: ModelSpec, layout: Layout, redundant: int) -> BudgetShape:
     """Widths that decide the activation peak, per rank."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+    shares = 1 if ep > 1 else layout.expert_ranks
     dense = 0
     moe_shape: MoeShape | None = None
     latent: LatentShape | None = None
@@ -429,11 +514,10 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
                 dense = max(dense, ceil_div(feed_forward.intermediate_size, tp))
         moe = moe_of(block)
         if moe is not None:
-            width = moe.intermediate_size if ep > 1 else ceil_div(moe.intermediate_size, tp)
             moe_shape = MoeShape(
-                num_local_experts=ceil_div(moe.num_experts, ep),
+                num_local_experts=ceil_div(moe.num_experts + redundant, ep),
                 experts_per_token=moe.experts_per_token,
-                intermediate_size=width,
+                intermediate_size=ceil_div(moe.intermediate_size, shares),
             )
             if moe.shared is not None:
                 dense = max(dense, ceil_div(moe.shared.intermediate_size, tp))
@@ -455,150 +539,6 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
     )
 
 
-def _rotary_bytes(spec: ModelSpec, profile: VllmProfile) -> int:
-    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
-    element = {"float32": 4, "bfloat16": 2, "float16": 2}
-    model = "bfloat16" if spec.dtype == "float32" else spec.dtype
-    sizes = [
-        table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
-        for table in spec.rotary
-    ]
-    if sizes and spec.model_type in profile.fourfold_position_types:
-        sizes[0] *= 4
-    return sum(sizes)
-
-
-def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> list[MemoryItem]:
-    source = "tensor inventory; vLLM 0.32.0 model_executor/layers"
-    split = f"1/{layout.tensor_parallel_size} of what tensor parallelism splits"
-    if layout.expert_parallel_size > 1:
-        split += f", whole experts on {layout.expert_parallel_size} ranks"
-    rows = [
-        (f"weights.{group}", size, f"elements x element width, {split}")
-        for group, size in weights.by_group.items()
-    ]
-    rows += [
-        (
-            "weights.scales",
-            weights.scale_bytes,
-            "scales, zero points and tables of quantized matrices",
-        ),
-        (
-            "weights.padding",
-            weights.padding_bytes,
-            "vocabulary rows to a multiple of 64; MXFP4 experts to kernel tiles",
-        ),
-        (
-            "weights.latent_copies",
-            weights.latent_copy_bytes,
-            "absorbed MLA matrices, de-quantized beside a quantized kv_b",
-        ),
-        (
-            "weights.repacked",
-            weights.repacked_bytes,
-            "what loading adds for a kernel: biases in float32, scales in another order",
-        ),
-        (
-            "weights.allocator_rounding",
-            weights.rounding_bytes,
-            "each tensor rounded as torch's caching allocator does",
-        ),
-        ("weights.buffers", rotary_bytes, "rotary tables: positions x rotary size x element width"),
-    ]
-    return [
-        exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size
-    ]
-
-
-def _kv_item(
-    needed_bytes: int, kv: KvPlan, concurrency: int, context: int, block_bytes: int
-) -> MemoryItem:
-    formula = (
-        f"({concurrency} x {kv.blocks_per_request:,} blocks for {context:,} tokens + 1 null block) "
-        f"x {block_bytes:,} bytes"
-    )
-    return exact_item(
-        "kv_cache", "kv_cache", needed_bytes, formula, "vLLM 0.32.0 v1/core/kv_cache_utils.py"
-    )
-
-
-def _budget_item(item: Any) -> MemoryItem:
-    return MemoryItem(
-        name=item.name,
-        category=item.category,
-        size_bytes=item.bytes,
-        low_bytes=item.low_bytes,
-        high_bytes=item.high_bytes,
-        formula=item.formula,
-        source=item.source,
-        in_budget=item.in_budget,
-    )
-
-
-def _kv_summary(
-    kv: KvPlan,
-    layout: KvLayout,
-    settings: KvSettings,
-    cache: VllmLayers,
-    stage: int,
-    available: tuple[int, int, int],
-    needed_bytes: int,
-    concurrency: int,
-    most_context: int,
-) -> KvSummary:
-    per_token, per_sequence = _steady_state(cache, stage)
-    usable_blocks = max(kv.num_blocks - 1, 0)
-    longest = replace(settings, max_model_len=most_context)
-    return KvSummary(
-        bytes_per_token=per_token,
-        state_bytes_per_sequence=per_sequence,
-        block_tokens=layout.block_tokens or cache.block_tokens,
-        blocks=kv.num_blocks,
-        available_bytes=available[0],
-        available_low_bytes=available[1],
-        available_high_bytes=available[2],
-        needed_bytes=needed_bytes,
-        capacity_tokens=kv.tokens_logged,
-        max_concurrency=kv.max_concurrency,
-        max_context=max_context_tokens(layout, longest, usable_blocks // concurrency),
-        dtype=cache.kv_dtype,
-        backend=cache.backend,
-        groups=tuple(
-            {
-                "kind": group.kind,
-                "layers": group.num_layers,
-                "block_tokens": group.block_tokens,
-                "page_bytes": group.page_bytes(stage),
-            }
-            for group in layout.groups
-        ),
-    )
-
-
-def _steady_state(cache: VllmLayers, stage: int) -> tuple[int, int]:
-    """(bytes per further token, bytes per sequence that do not grow) on one rank of a stage."""
-    per_token = per_sequence = 0
-    for pages in cache.stages[stage]:
-        if pages.kind in ("mamba", "ring"):
-            per_sequence += pages.state_bytes * pages.num_layers
-        elif pages.window_tokens is not None:
-            per_sequence += (
-                pages.state_bytes * pages.num_layers * pages.window_tokens // pages.tokens_per_state
-            )
-        else:
-            per_token += pages.state_bytes * pages.num_layers // pages.tokens_per_state
-    return per_token, per_sequence
-
-
-def _recurrent_bytes(cache: VllmLayers, stage: int) -> int:
-    """States of linear attention and Mamba of one sequence: read and written in every step."""
-    return sum(
-        pages.state_bytes * pages.num_layers
-        for pages in cache.stages[stage]
-        if pages.kind == "mamba"
-    )
-
-
 def _defaulted(request: Request) -> tuple[str, ...]:
     names = {
         "engine_version": "engine_version",
@@ -614,22 +554,57 @@ def _defaulted(request: Request) -> tuple[str, ...]:
         "max_num_batched_tokens": "max_num_batched_tokens",
         "enforce_eager": "enforce_eager",
         "block_tokens": "block_size",
+        "decode_context_parallel_size": "dcp",
+        "num_redundant_experts": "num_redundant_experts",
+        "cpu_offload_bytes": "cpu_offload_bytes",
     }
     given = request.given()
     return tuple(shown for field, shown in names.items() if field not in given)
+
+
+def _layout_notes(
+    spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int
+) -> list[Note]:
+    """What the sizes mean for the user: what was chosen, what is held more than once."""
+    out = []
+    if layout.note:
+        out.append(Note(code="layout", message=layout.note))
+    tp, dp = layout.tensor_parallel_size, layout.data_parallel_size
+    if dp > 1:
+        share = ceil_div(concurrency, dp)
+        message = (
+            f"cache, tokens and limits are those of one of {dp} data-parallel ranks, which serves "
+            f"{share} of {concurrency} sequence{'s' if concurrency > 1 else ''}"
+        )
+        if _has_experts(spec) and not layout.expert_parallel:
+            message += f"; experts are split over all {layout.expert_ranks} GPUs of a stage"
+        out.append(Note(code="data-parallel", message=message))
+    copies = kv_copies(spec, layout)
+    cached = ledger.category_bytes("kv_cache")
+    if copies > 1 and cached:
+        wasted = cached - cached // copies
+        most = tp // max(1, tp // (copies * layout.decode_context_parallel_size))
+        latent = any(
+            isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
+        )
+        what = "latent attention has no heads to split" if latent else "fewer KV heads than ranks"
+        other = f"--dp {tp} --ep" if _has_experts(spec) else f"--dp {tp}"
+        message = (
+            f"{what}: {copies} ranks hold the same keys and values, {format_gib(wasted)} per GPU "
+            f"are copies; --dcp {most} shares the tokens out, {other} the sequences"
+        )
+        out.append(Note(code="kv-replicated", message=message))
+    return out
 
 
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
     request: Request,
-    layout: Layout,
     ledger: GpuLedger,
     load_peak_bytes: int,
 ) -> list[Note]:
     out = []
-    if layout.note:
-        out.append(Note(code="layout", message=layout.note))
     if request.context_tokens is None and default_context(spec) < spec.max_context:
         message = (
             f"LongRoPE: vLLM serves {default_context(spec):,} tokens unless a context is given; "
