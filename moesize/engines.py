@@ -32,6 +32,7 @@ class _Planner(NamedTuple):
 
 _ENGINES = {
     "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
+    "sglang": _Planner("moesize.core.sglang", "plan_sglang"),
 }
 _ALIASES: dict[str, str] = {
     "llamacpp": "llama.cpp",

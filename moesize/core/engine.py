@@ -76,6 +76,7 @@ class EngineAnswer:
     held_before_start   items that the device holds before the engine compares what is free with
                         its budget; empty where it makes no such check
     host                what lies in the host's memory, all ranks together
+    refusal             why the engine would not start, in words; empty when it does
     """
 
     deployment: dict[str, Any]
@@ -87,3 +88,4 @@ class EngineAnswer:
     warnings: tuple[Note, ...]
     held_before_start: tuple[str, ...] = ()
     host: tuple[MemoryItem, ...] = ()
+    refusal: str = ""
