@@ -31,7 +31,7 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     taken = sum(item.low_bytes for item in ledger.items if item.name in answer.held_before_start)
     if taken and ledger.budget_bytes > ledger.usable_bytes - taken:
         return _no_room_to_start(answer, ledger, taken)
-    fits = kv.needed_bytes <= kv.available_bytes
+    fits = kv.needed_bytes <= kv.available_bytes and not answer.refusal
     weights = ledger.category_bytes("weights")
     counted = weights + kv.needed_bytes
     certain = kv.needed_bytes <= low if fits else kv.needed_bytes > high
@@ -42,7 +42,7 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
         confidence = "estimated"
     return Verdict(
         fits=fits,
-        reason=_reason(answer, ledger, weights, fits, certain),
+        reason=answer.refusal or _reason(answer, ledger, weights, fits, certain),
         shortfall_bytes=max(0, kv.needed_bytes - kv.available_bytes),
         limiting_rank=answer.limiting_rank,
         confidence=confidence,
