@@ -1,0 +1,367 @@
+"""Compute buffers of llama.cpp: what one batch needs beside weights and caches.
+
+llama.cpp plans its largest graph before it serves (llama-context.cpp, sched_reserve): a batch of
+`n_ubatch` tokens against a full cache, with as many outputs as may be asked for. The peak of
+simultaneously live tensors on each device is the size of that device's compute buffer. The same
+planning is done here (`llamacpp_graph`) over the operations of the model's layers
+(`llamacpp_layers`). Written for llama.cpp commit 0c1e57098 (libllama 0.5.0).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.errors import UnsupportedError
+from moesize.core.feed_forward import MoeMlp
+from moesize.core.gguf_view import gguf_architecture
+from moesize.core.llamacpp_graph import HOST, Graph, Node, plan_buffers
+from moesize.core.llamacpp_layers import (
+    Shared,
+    Style,
+    feed_forward,
+    gated_delta_net,
+    grouped_query,
+    latent,
+    mamba1,
+    mamba2,
+    norm,
+    rms_norm,
+)
+from moesize.core.model_spec import Block, ModelSpec
+from moesize.core.records import dataclass
+from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+
+_16_BIT = ("f16", "bf16")
+_NOT_QUANTIZED = (*_16_BIT, "f32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeSettings:
+    """What the graph that llama.cpp plans depends on.
+
+    n_ubatch         tokens of a physical batch, at most the context
+    cells_full       cells of one stream of the cache, after padding
+    cells_swa        the same of the cache of layers with a sliding window; 0 = none
+    streams          parts of the cache: sequences, or 1 when it is unified
+    sequences        n_seq_max
+    n_outputs        outputs that a batch is planned for
+    layers_by_device layers of each GPU; none = everything on the CPU
+    output_device    the GPU with the output matrix
+    experts_on_host  layers whose routed experts lie in host memory
+    host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
+    pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
+    snapshots        states kept for roll-back per sequence (n_rs_seq)
+    """
+
+    n_ubatch: int
+    cells_full: int
+    cells_swa: int = 0
+    streams: int = 1
+    sequences: int = 1
+    n_outputs: int
+    flash_attn: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    layers_by_device: tuple[tuple[int, ...], ...] = ()
+    output_device: int = 0
+    experts_on_host: tuple[int, ...] = ()
+    pipeline_copies: int = 1
+    host_expert_bytes: int = 0
+    snapshots: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeBuffers:
+    """Bytes of the compute buffers.
+
+    host_bytes   in host memory: the inputs of a batch; everything when no GPU is used
+    exact        the operations of this architecture were stated one by one; otherwise they are
+                 those of the most similar one
+    formulas     in words, one for the host and one for each GPU
+    """
+
+    device_bytes: tuple[int, ...]
+    host_bytes: int
+    exact: bool
+    formulas: tuple[str, ...]
+
+
+_STYLES: dict[str, Style] = {
+    **dict.fromkeys(
+        (
+            "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "glm4moe", "minimax-m2",
+            "phimoe", "deepseek2", "deepseek32", "glm-dsa", "mistral3",
+        ),
+        Style(),
+    ),
+    "gemma": Style(scaled_input=True),
+    "gemma2": Style(scaled_input=True, window_cache=True),
+    "gemma3": Style(scaled_input=True, window_cache=True),
+    "gemma4": Style(
+        scaled_input=True,
+        window_cache=True,
+        late_outputs=True,
+        keeps_hidden=True,
+        fused_experts=True,
+    ),
+    "granite": Style(scaled_input=True),
+    "granitemoe": Style(scaled_input=True),
+    "falcon": Style(layer_norm=True, parallel="falcon", fused_qkv=True),
+    "command-r": Style(layer_norm=True, parallel="command-r"),
+    "phi3": Style(fused_qkv=True, fused_gate_up=True),
+    "dbrx": Style(layer_norm=True, fused_qkv=True),
+    "gpt-oss": Style(window_cache=True, late_outputs=True, keeps_hidden=True, pick_first=True),
+    "llama4": Style(window_cache=True, weight_first=True),
+    "jamba": Style(no_positions=True),
+    "nemotron_h": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
+    "nemotron_h_moe": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
+    "qwen3next": Style(late_outputs=True, keeps_hidden=True),
+    "qwen35": Style(late_outputs=True, keeps_hidden=True),
+    "qwen35moe": Style(late_outputs=True, keeps_hidden=True),
+}
+_FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
+
+
+def compute_buffers(spec: ModelSpec, settings: ComputeSettings) -> ComputeBuffers:
+    """Compute buffers of the host and of every GPU.
+
+    Raises UnsupportedError for an architecture whose graph is not known.
+    """
+    return _compute_buffers(_Key(spec), settings)
+
+
+class _Key:
+    """A spec as a cache key: by identity, as specs are not hashed fast."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other.spec is self.spec
+
+
+@lru_cache(maxsize=256)
+def _compute_buffers(key: _Key, settings: ComputeSettings) -> ComputeBuffers:
+    graph = _build(key.spec, settings)
+    sizes = plan_buffers(graph, len(settings.layers_by_device), settings.pipeline_copies)
+    return ComputeBuffers(
+        device_bytes=sizes.devices, host_bytes=sizes.host, exact=True, formulas=()
+    )
+
+
+def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch: str) -> Shared:
+    g = Graph(HOST)
+    per_stream = tokens // s.streams
+    mask_type = "f16" if s.flash_attn else "f32"
+    mixers = [mixer for block in spec.blocks for mixer in block.mixers]
+    recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2) for m in mixers)
+    grouped = [m for m in mixers if isinstance(m, GroupedQueryAttention)]
+    sparse = any(isinstance(m, LatentAttention) and m.indexer is not None for m in mixers)
+    quantized_k = s.type_k not in _NOT_QUANTIZED
+    quantized_v = s.type_v not in _NOT_QUANTIZED
+    v_width = max((m.num_kv_heads * m.v_head_dim for m in grouped), default=0)
+    v_rows = 1 if s.flash_attn else v_width
+    windowed = style.window_cache and s.cells_swa > 0
+
+    def rows(width: int = 1) -> Node:
+        return g.input(tokens * width, dtype="i64")
+
+    def mask(cells: int, dtype: str = mask_type) -> Node:
+        return g.input(cells, per_stream, 1, s.streams, dtype=dtype)
+
+    def rotation(sizes: list[int], grows: bool) -> Node | None:
+        if not sizes or len(set(sizes)) > 1 or sizes[0] % 64:
+            return None
+        size = 64
+        while grows and sizes[0] % (2 * size) == 0:
+            size *= 2
+        return g.input(size, size)
+
+    full = [m for m in grouped if not (windowed and (m.window or m.chunk))]
+    swa = [m for m in grouped if windowed and (m.window or m.chunk)]
+    index_dim = next(
+        (m.indexer.head_dim for m in mixers if isinstance(m, LatentAttention) and m.indexer), 0
+    )
+    many = 4 if arch in _FOUR_POSITIONS else 1
+    return Shared(
+        tokens=tokens,
+        sequences=s.sequences,
+        streams=s.streams,
+        cells=s.cells_full,
+        window_cells=s.cells_swa,
+        flash=s.flash_attn,
+        cuda=bool(s.layers_by_device),
+        quantized_k=quantized_k,
+        quantized_v=quantized_v,
+        positions=None if style.no_positions else g.input(tokens * many, dtype="i32"),
+        k_rows=rows(),
+        v_rows=rows(v_rows) if grouped else None,
+        mask=mask(s.cells_full),
+        window_k_rows=rows() if windowed else None,
+        window_v_rows=rows(v_rows) if windowed else None,
+        window_mask=mask(s.cells_swa) if windowed else None,
+        k_rotation=rotation([m.head_dim for m in full], True) if quantized_k else None,
+        v_rotation=rotation([m.v_head_dim for m in full], False) if quantized_v else None,
+        window_k_rotation=rotation([m.head_dim for m in swa], True) if quantized_k else None,
+        window_v_rotation=rotation([m.v_head_dim for m in swa], False) if quantized_v else None,
+        index_rows=rows() if sparse else None,
+        index_mask=mask(s.cells_full, "f16") if sparse else None,
+        index_rotation=rotation([index_dim], True) if sparse else None,
+        state_copy=g.input(s.sequences, dtype="i32") if recurrent else None,
+        temperature=g.input(1, 1, tokens) if arch == "llama4" else None,
+    )
+
+
+def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
+    arch = gguf_architecture(spec)
+    style = _STYLES.get(arch)
+    if style is None:
+        raise UnsupportedError(
+            f"the graph that llama.cpp builds for {arch!r} is not known to moesize", ""
+        )
+    hidden = spec.hidden_size
+    tokens = -(-s.n_ubatch // s.sequences) * s.sequences
+    outputs = min(s.n_outputs, s.n_ubatch)
+    shared = _inputs(spec, style, s, tokens, arch)
+    device_of = {
+        layer: device
+        for device, layers in enumerate(s.layers_by_device, start=1)
+        for layer in layers
+    }
+    g = Graph(HOST)
+    ids = g.input(tokens, dtype="i32")
+    given = g.input(hidden, tokens)
+    g.expand(ids)
+    g.expand(given)
+    x = g.op((hidden, tokens), ids)
+    g.expand(x)
+    first = device_of.get(0, HOST)
+    g.device = first
+    if style.scaled_input:
+        x = g.map(x)
+        if arch.startswith("granite"):
+            g.expand(x)
+    picked = g.input(outputs, dtype="i32")
+    last = spec.num_layers - 1
+    chosen: Node | None = None
+    on_host = frozenset(s.experts_on_host)
+    for index, name in enumerate(spec.layout):
+        g.device = device_of.get(index, HOST)
+        picks = picked if index == last and not style.late_outputs else None
+        weights = None
+        if index in on_host and g.device != HOST:
+            weights = (s.host_expert_bytes,) * 3
+        x, chosen = _layer(g, x, spec.block(name), style, shared, hidden, picks, weights, chosen, arch)
+    g.device = s.output_device + 1 if s.layers_by_device else HOST
+    if style.late_outputs:
+        if style.pick_first:
+            x.is_output = True
+            x = norm(g, g.op((hidden, outputs), x, picked), style)
+        else:
+            x = norm(g, x, style)
+            x.is_output = True
+            x = g.op((hidden, outputs), x, picked)
+    else:
+        x = norm(g, x, style)
+    x.is_output = True
+    vocab = spec.embedding.head_vocab_size or spec.embedding.vocab_size
+    logits = g.op((vocab, outputs), x)
+    logits.is_output = True
+    g.expand(logits)
+    return g
+
+
+def _layer(
+    g: Graph,
+    x: Node,
+    block: Block,
+    style: Style,
+    shared: Shared,
+    hidden: int,
+    picked: Node | None,
+    host_weights: tuple[int, int, int] | None,
+    chosen: Node | None,
+    arch: str,
+) -> tuple[Node, Node | None]:
+    """One layer: (D, T) to (D, T), or (D, outputs) where rows are picked."""
+    residual = x
+    normed = norm(g, x, style)
+    if arch in ("qwen3next", "qwen35", "qwen35moe"):
+        g.expand(normed)
+    current = normed
+    for mixer in block.mixers:
+        if isinstance(mixer, GroupedQueryAttention):
+            used = style
+            if shared.temperature is not None and not (mixer.window or mixer.chunk):
+                from dataclasses import replace
+
+                used = replace(style, no_positions=True)
+            current = grouped_query(g, normed, mixer, used, shared, hidden)
+        elif isinstance(mixer, LatentAttention):
+            current, chosen = latent(g, normed, mixer, shared, hidden, chosen)
+        elif isinstance(mixer, GatedDeltaNet):
+            current = gated_delta_net(
+                g, normed, mixer, shared, hidden, repeats=arch == "qwen3next"
+            )
+        elif isinstance(mixer, Mamba2):
+            current = mamba2(g, normed, mixer, shared, hidden)
+        elif isinstance(mixer, Mamba1):
+            current = mamba1(g, normed, mixer, shared, hidden)
+        else:
+            raise UnsupportedError(f"no graph for {mixer.kind}", "")
+    layers = block.feed_forwards
+    if not block.mixers:
+        # Nemotron-H: a layer is either a mixer or a feed-forward.
+        current = feed_forward(g, normed, layers[0], style, hidden, host_weights)
+        return g.map(current, residual), chosen
+    if picked is not None:
+        rows = (hidden, picked.shape[0])
+        current, residual = g.op(rows, current, picked), g.op(rows, residual, picked)
+        if style.parallel:
+            normed = g.op(rows, normed, picked)
+    if style.parallel:
+        out = feed_forward(g, normed, layers[0], style, hidden, host_weights)
+        if style.parallel == "falcon":
+            return g.map(g.map(out, current), residual), chosen
+        return g.map(g.map(out, residual), current), chosen
+    if arch.startswith("gemma"):
+        current = rms_norm(g, current)
+    if arch == "jamba":
+        current = g.map(residual, current)
+    else:
+        current = g.map(current, residual)
+    if not layers:
+        return current, chosen
+    if len(layers) == 2:
+        return _both(g, current, block, style, hidden, host_weights), chosen
+    out = feed_forward(g, norm(g, current, style), layers[0], style, hidden, host_weights)
+    if arch == "jamba":
+        return g.map(current, out), chosen
+    return g.map(out, current), chosen
+
+
+def _both(
+    g: Graph,
+    x: Node,
+    block: Block,
+    style: Style,
+    hidden: int,
+    host_weights: tuple[int, int, int] | None,
+) -> Node:
+    """A dense MLP and experts side by side (Gemma 4)."""
+    from moesize.core.llamacpp_layers import dense, experts
+
+    moe = next(each for each in block.feed_forwards if isinstance(each, MoeMlp))
+    mlp = next(each for each in block.feed_forwards if not isinstance(each, MoeMlp))
+    t = x.shape[1]
+    small = rms_norm(g, dense(g, rms_norm(g, x), hidden, mlp.intermediate_size, gated=True))
+    inner = rms_norm(g, x)
+    logits = g.op((moe.num_experts, t), g.map(g.map(g.map(x))))
+    large = experts(g, inner, moe, style, hidden, logits=logits, host_weights=host_weights)
+    return g.map(rms_norm(g, g.map(small, rms_norm(g, large))), x)
