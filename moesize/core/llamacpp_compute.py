@@ -52,6 +52,10 @@ class ComputeSettings:
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
+    fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the
+                     scheduler first (ggml-backend.cpp, ggml_backend_sched_reserve_size), which
+                     forgets that the first norm of a layer runs on the layer's own GPU, so that
+                     two tensors instead of one cross to the next GPU. A server allocates less
     """
 
     n_ubatch: int
@@ -69,6 +73,7 @@ class ComputeSettings:
     pipeline_copies: int = 1
     host_expert_bytes: int = 0
     snapshots: int = 0
+    fit_estimate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +96,7 @@ _STYLES: dict[str, Style] = {
     **dict.fromkeys(
         (
             "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "glm4moe", "minimax-m2",
-            "phimoe", "deepseek2", "deepseek32", "glm-dsa", "mistral3",
+            "deepseek2", "deepseek32", "glm-dsa", "mistral3",
         ),
         Style(),
     ),
@@ -109,11 +114,12 @@ _STYLES: dict[str, Style] = {
     "granitemoe": Style(scaled_input=True),
     "falcon": Style(layer_norm=True, parallel="falcon", fused_qkv=True),
     "command-r": Style(layer_norm=True, parallel="command-r"),
-    "phi3": Style(fused_qkv=True, fused_gate_up=True),
+    "phi3": Style(fused_qkv=True, fused_gate_up=True, residual_first=True),
+    "phimoe": Style(residual_first=True),
     "dbrx": Style(layer_norm=True, fused_qkv=True),
     "gpt-oss": Style(window_cache=True, late_outputs=True, keeps_hidden=True, pick_first=True),
     "llama4": Style(window_cache=True, weight_first=True),
-    "jamba": Style(no_positions=True),
+    "jamba": Style(no_positions=True, residual_first=True),
     "nemotron_h": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
     "nemotron_h_moe": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
     "qwen3next": Style(late_outputs=True, keeps_hidden=True),
@@ -213,7 +219,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         index_rows=rows() if sparse else None,
         index_mask=mask(s.cells_full, "f16") if sparse else None,
         index_rotation=rotation([index_dim], True) if sparse else None,
-        state_copy=g.input(s.sequences, dtype="i32") if recurrent else None,
+        state_rows=g.view(g.input(s.sequences, dtype="i32"), s.sequences) if recurrent else None,
         temperature=g.input(1, 1, tokens) if arch == "llama4" else None,
     )
 
@@ -251,13 +257,27 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     last = spec.num_layers - 1
     chosen: Node | None = None
     on_host = frozenset(s.experts_on_host)
+    before = first
     for index, name in enumerate(spec.layout):
         g.device = device_of.get(index, HOST)
         picks = picked if index == last and not style.late_outputs else None
         weights = None
         if index in on_host and g.device != HOST:
             weights = (s.host_expert_bytes,) * 3
-        x, chosen = _layer(g, x, spec.block(name), style, shared, hidden, picks, weights, chosen, arch)
+        x, chosen = _layer(
+            g,
+            x,
+            spec.block(name),
+            style,
+            shared,
+            hidden,
+            picks,
+            weights,
+            chosen,
+            arch,
+            before if s.fit_estimate else g.device,
+        )
+        before = g.device
     g.device = s.output_device + 1 if s.layers_by_device else HOST
     if style.late_outputs:
         if style.pick_first:
@@ -288,10 +308,14 @@ def _layer(
     host_weights: tuple[int, int, int] | None,
     chosen: Node | None,
     arch: str,
+    norm_device: int,
 ) -> tuple[Node, Node | None]:
     """One layer: (D, T) to (D, T), or (D, outputs) where rows are picked."""
     residual = x
-    normed = norm(g, x, style)
+    normed = norm(g, x, style, norm_device)
+    after = normed
+    if arch == "falcon" and block.num_norms == 2:
+        after = norm(g, x, style)
     if arch in ("qwen3next", "qwen35", "qwen35moe"):
         g.expand(normed)
     current = normed
@@ -324,9 +348,9 @@ def _layer(
         rows = (hidden, picked.shape[0])
         current, residual = g.op(rows, current, picked), g.op(rows, residual, picked)
         if style.parallel:
-            normed = g.op(rows, normed, picked)
+            after = g.op(rows, after, picked)
     if style.parallel:
-        out = feed_forward(g, normed, layers[0], style, hidden, host_weights)
+        out = feed_forward(g, after, layers[0], style, hidden, host_weights)
         if style.parallel == "falcon":
             return g.map(g.map(out, current), residual), chosen
         return g.map(g.map(out, residual), current), chosen
@@ -341,7 +365,7 @@ def _layer(
     if len(layers) == 2:
         return _both(g, current, block, style, hidden, host_weights), chosen
     out = feed_forward(g, norm(g, current, style), layers[0], style, hidden, host_weights)
-    if arch == "jamba":
+    if style.residual_first:
         return g.map(current, out), chosen
     return g.map(out, current), chosen
 

@@ -39,7 +39,7 @@ class Style:
     hybrid        the layer begins with a norm that is computed before anything else
     scaled_input  the embeddings are multiplied by a constant on the GPU
     window_cache  layers with a sliding window have a cache of their own
-    latent_router the router's scores are computed before the experts' input (Nemotron, Gemma 4)
+    residual_first  the residual is the first summand behind the feed-forward
     """
 
     layer_norm: bool = False
@@ -54,7 +54,7 @@ class Style:
     no_positions: bool = False
     scaled_input: bool = False
     window_cache: bool = False
-    post_norm_only: bool = False
+    residual_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +89,17 @@ class Shared:
     index_rows: Node | None = None
     index_mask: Node | None = None
     index_rotation: Node | None = None
-    state_copy: Node | None = None
+    state_rows: Node | None = None
     temperature: Node | None = None
 
 
-def norm(g: Graph, x: Node, style: Style) -> Node:
-    """Norm with a weight."""
-    if style.layer_norm:
-        return g.map(g.op(x.shape, x))
-    return g.map(g.map(x))
+def norm(g: Graph, x: Node, style: Style, device: int | None = None) -> Node:
+    """Norm with a weight; device: where it runs, if not where its weight lies."""
+    own = g.device
+    g.device = own if device is None else device
+    normed = g.op(x.shape, x, inplace=not style.layer_norm)
+    g.device = own
+    return g.map(normed)
 
 
 def rms_norm(g: Graph, x: Node) -> Node:
@@ -482,10 +484,10 @@ def _pick(g: Graph, mask: Node, chosen: Node, shared: Shared) -> Node:
 
 def _states(g: Graph, size: int, shared: Shared) -> Node:
     """Rows of the states that this batch continues; the others are moved along."""
-    copy = shared.state_copy
+    copy = shared.state_rows
     assert copy is not None
     s = shared.sequences
-    rows = g.op((size, s), g.view(copy, s, packed=False))
+    rows = g.op((size, s), copy)
     g.expand(rows)
     return rows
 
@@ -561,10 +563,10 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
     dt = g.map(g.op((inner, t // s, s), dt))
     current = mixed
     wide = g.view(mixed, 1, inner, t // s, s)
-    ids = shared.state_copy
+    ids = shared.state_rows
     assert ids is not None
     scanned = g.op(
-        (inner * t + mixer.state_size * inner * s,), wide, dt, b, c, g.view(ids, s, packed=False)
+        (inner * t + mixer.state_size * inner * s,), wide, dt, b, c, ids
     )
     g.expand(scanned)
     g.expand(g.store(g.view(scanned, mixer.state_size * inner * s, packed=False)))
@@ -593,10 +595,10 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     b = g.view(xbc, mixer.state_size, mixer.num_groups, t // s, s, packed=False)
     c = g.view(xbc, mixer.state_size, mixer.num_groups, t // s, s, packed=False)
     dt = g.map(g.op((heads, t // s, s), dt))
-    ids = shared.state_copy
+    ids = shared.state_rows
     assert ids is not None
     scanned = g.op(
-        (inner * t + mixer.state_size * inner * s,), xs, dt, b, c, g.view(ids, s, packed=False)
+        (inner * t + mixer.state_size * inner * s,), xs, dt, b, c, ids
     )
     g.expand(scanned)
     g.expand(g.store(g.view(scanned, mixer.state_size * inner, s, packed=False)))
