@@ -119,13 +119,14 @@ _STYLES: dict[str, Style] = {
     "dbrx": Style(layer_norm=True, fused_qkv=True),
     "gpt-oss": Style(window_cache=True, late_outputs=True, keeps_hidden=True, pick_first=True),
     "llama4": Style(window_cache=True, weight_first=True),
-    "jamba": Style(no_positions=True, residual_first=True),
+    "jamba": Style(no_positions=True, residual_first=True, renormalizes=False),
     "nemotron_h": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
     "nemotron_h_moe": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
     "qwen3next": Style(late_outputs=True, keeps_hidden=True),
     "qwen35": Style(late_outputs=True, keeps_hidden=True),
     "qwen35moe": Style(late_outputs=True, keeps_hidden=True),
 }
+_STATES_FIRST = frozenset({"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -260,6 +261,10 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     before = first
     for index, name in enumerate(spec.layout):
         g.device = device_of.get(index, HOST)
+        block = spec.block(name)
+        if index and arch in _STATES_FIRST and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers):
+            # States are read before the sum that ends the layer before: it runs here.
+            x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
         weights = None
         if index in on_host and g.device != HOST:
@@ -267,7 +272,7 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
         x, chosen = _layer(
             g,
             x,
-            spec.block(name),
+            block,
             style,
             shared,
             hidden,

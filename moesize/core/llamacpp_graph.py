@@ -43,6 +43,7 @@ class Node:
         "host_weights",
         "inplace",
         "is_input",
+        "is_leaf",
         "is_output",
         "kids",
         "nbytes",
@@ -78,6 +79,7 @@ class Node:
         self.inplace = False
         self.stored = False
         self.is_input = False
+        self.is_leaf = False
         self.is_output = False
         self.seen = False
         self.host_weights: tuple[int, ...] = ()
@@ -109,7 +111,13 @@ class Graph:
     def input(self, *shape: int, dtype: str = "f32") -> Node:
         """A tensor that the caller fills before each run; it lies in host memory."""
         node = Node(shape, dtype, nbytes_of(shape, dtype), (), HOST)
-        node.is_input = True
+        node.is_input = node.is_leaf = True
+        return node
+
+    def leaf(self, *shape: int, dtype: str = "f32") -> Node:
+        """A tensor that an operation fills; it has its room from the beginning of the graph."""
+        node = Node(shape, dtype, nbytes_of(shape, dtype), (), self.device)
+        node.is_leaf = True
         return node
 
     def op(
@@ -153,7 +161,7 @@ class Graph:
         for src in node.srcs:
             if not src.seen:
                 self.expand(src)
-        (self.leafs if node.is_input else self.nodes).append(node)
+        (self.leafs if node.is_leaf else self.nodes).append(node)
 
 
 class _Allocator:
@@ -298,13 +306,14 @@ def _schedule(graph: Graph, copies: int) -> tuple[list[Node], list[Node]]:
         return order, graph.leafs
     leafs = []
     for leaf in graph.leafs:
-        leaf.is_output = True
-        leafs.append(leaf)
-        leafs += [_copy_of(leaf, leaf.device, copies) for _ in range(copies - 1)]
+        if leaf.is_input:
+            leaf.is_output = True
+            leafs.append(leaf)
+            leafs += [_copy_of(leaf, leaf.device, copies) for _ in range(copies - 1)]
     for copy in crossing:
         leafs.append(copy)
         leafs += [_copy_of(copy, copy.device, copies) for _ in range(copies - 1)]
-    return order, leafs
+    return order, leafs + [leaf for leaf in graph.leafs if not leaf.is_input]
 
 
 def _place(node: Node, allocators: list[_Allocator]) -> None:

@@ -40,6 +40,7 @@ class Style:
     scaled_input  the embeddings are multiplied by a constant on the GPU
     window_cache  layers with a sliding window have a cache of their own
     residual_first  the residual is the first summand behind the feed-forward
+    renormalizes  of the router's weights, where the graph does not follow the model's config
     """
 
     layer_norm: bool = False
@@ -55,6 +56,7 @@ class Style:
     scaled_input: bool = False
     window_cache: bool = False
     residual_first: bool = False
+    renormalizes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -470,7 +472,7 @@ def _pick(g: Graph, mask: Node, chosen: Node, shared: Shared) -> Node:
     cells, best = shared.cells, chosen.shape[0]
     everything = g.op(mask.shape, mask, dtype=mask.dtype, inplace=True)
     everything = g.view(everything, 1, cells, t // s, s)
-    zeros = g.op((1, best, t // s, s))
+    zeros = g.map(g.leaf(1, best, t // s, s))
     rows = g.view(chosen, best, t // s, s)
     # Written into the filled mask: a view of it.
     written = Node((1, cells, t // s, s), mask.dtype, 0, (zeros, rows, everything), g.device)
@@ -659,7 +661,8 @@ def experts(
     weights = g.op((1, k, t), g.view(probs, 1, e, t), ids)
     if softmax_last:
         weights = g.view(g.map(g.view(weights, k, t)), 1, k, t)
-    if moe.renormalizes and not softmax_last and not style.weight_first:
+    renormalizes = moe.renormalizes if style.renormalizes is None else style.renormalizes
+    if renormalizes and not softmax_last and not style.weight_first:
         flat = g.view(weights, k, t)
         total = g.map(g.op((1, t), flat))
         weights = g.view(g.map(flat, total), 1, k, t)
