@@ -17,6 +17,7 @@ from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf_view import gguf_architecture
 from moesize.core.llamacpp_graph import HOST, Graph, Node, plan_buffers
 from moesize.core.llamacpp_layers import (
+    HostExperts,
     Shared,
     Style,
     feed_forward,
@@ -50,6 +51,7 @@ class ComputeSettings:
     output_device    the GPU with the output matrix
     experts_on_host  layers whose routed experts lie in host memory
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
+    host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
     fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the
@@ -72,6 +74,7 @@ class ComputeSettings:
     experts_on_host: tuple[int, ...] = ()
     pipeline_copies: int = 1
     host_expert_bytes: int = 0
+    host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
     snapshots: int = 0
     fit_estimate: bool = False
 
@@ -257,7 +260,8 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     picked = g.input(outputs, dtype="i32")
     last = spec.num_layers - 1
     chosen: Node | None = None
-    on_host = frozenset(s.experts_on_host)
+    sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
+    on_host = dict(zip(s.experts_on_host, sizes, strict=True))
     before = first
     for index, name in enumerate(spec.layout):
         g.device = device_of.get(index, HOST)
@@ -266,9 +270,9 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
             # States are read before the sum that ends the layer before: it runs here.
             x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
-        weights = None
+        host = None
         if index in on_host and g.device != HOST:
-            weights = (s.host_expert_bytes,) * 3
+            host = HostExperts(bytes=on_host[index])
         x, chosen = _layer(
             g,
             x,
@@ -277,7 +281,7 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
             shared,
             hidden,
             picks,
-            weights,
+            host,
             chosen,
             arch,
             before if s.fit_estimate else g.device,
@@ -310,7 +314,7 @@ def _layer(
     shared: Shared,
     hidden: int,
     picked: Node | None,
-    host_weights: tuple[int, int, int] | None,
+    host: HostExperts | None,
     chosen: Node | None,
     arch: str,
     norm_device: int,
@@ -347,7 +351,7 @@ def _layer(
     layers = block.feed_forwards
     if not block.mixers:
         # Nemotron-H: a layer is either a mixer or a feed-forward.
-        current = feed_forward(g, normed, layers[0], style, hidden, host_weights)
+        current = feed_forward(g, normed, layers[0], style, hidden, host)
         return g.map(current, residual), chosen
     if picked is not None:
         rows = (hidden, picked.shape[0])
@@ -355,7 +359,7 @@ def _layer(
         if style.parallel:
             after = g.op(rows, after, picked)
     if style.parallel:
-        out = feed_forward(g, after, layers[0], style, hidden, host_weights)
+        out = feed_forward(g, after, layers[0], style, hidden, host)
         if style.parallel == "falcon":
             return g.map(g.map(out, current), residual), chosen
         return g.map(g.map(out, residual), current), chosen
@@ -368,8 +372,8 @@ def _layer(
     if not layers:
         return current, chosen
     if len(layers) == 2:
-        return _both(g, current, block, style, hidden, host_weights), chosen
-    out = feed_forward(g, norm(g, current, style), layers[0], style, hidden, host_weights)
+        return _both(g, current, block, style, hidden, host), chosen
+    out = feed_forward(g, norm(g, current, style), layers[0], style, hidden, host)
     if style.residual_first:
         return g.map(current, out), chosen
     return g.map(out, current), chosen
@@ -381,7 +385,7 @@ def _both(
     block: Block,
     style: Style,
     hidden: int,
-    host_weights: tuple[int, int, int] | None,
+    host: HostExperts | None,
 ) -> Node:
     """A dense MLP and experts side by side (Gemma 4)."""
     from moesize.core.llamacpp_layers import dense, experts
@@ -392,5 +396,5 @@ def _both(
     small = rms_norm(g, dense(g, rms_norm(g, x), hidden, mlp.intermediate_size, gated=True))
     inner = rms_norm(g, x)
     logits = g.op((moe.num_experts, t), g.map(g.map(g.map(x))))
-    large = experts(g, inner, moe, style, hidden, logits=logits, host_weights=host_weights)
+    large = experts(g, inner, moe, style, hidden, logits=logits, host=host)
     return g.map(rms_norm(g, g.map(small, rms_norm(g, large))), x)

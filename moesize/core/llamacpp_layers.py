@@ -95,6 +95,13 @@ class Shared:
     temperature: Node | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostExperts:
+    """Routed experts of a layer in host memory: bytes of gate, up and down of all experts."""
+
+    bytes: tuple[int, int, int]
+
+
 def norm(g: Graph, x: Node, style: Style, device: int | None = None) -> Node:
     """Norm with a weight; device: where it runs, if not where its weight lies."""
     own = g.device
@@ -632,6 +639,14 @@ def dense(
     return g.op((hidden, t), out)
 
 
+def _padded(nbytes: int, shape: tuple[int, int, int]) -> int:
+    """Bytes of a quantized matrix on CUDA: the row is filled up to 512 elements once."""
+    elements = shape[0] * shape[1] * shape[2]
+    if not shape[0] % 512 or nbytes >= 2 * elements:
+        return nbytes
+    return nbytes + (512 - shape[0] % 512) * nbytes // elements
+
+
 def experts(
     g: Graph,
     x: Node,
@@ -640,12 +655,11 @@ def experts(
     width: int,
     *,
     logits: Node | None = None,
-    host_weights: tuple[int, int, int] | None = None,
+    host: HostExperts | None = None,
 ) -> Node:
-    """Router and routed experts; (width, T). host_weights: bytes of gate, up, down on the host."""
+    """Router and routed experts; (width, T)."""
     t = x.shape[1] if len(x.shape) > 1 else 1
     e, k, f = moe.num_experts, moe.experts_per_token, moe.intermediate_size
-    gate_w, up_w, down_w = ((size,) for size in host_weights) if host_weights else ((), (), ())
     if logits is None:
         logits = g.op((e, t), x)
     # Softmax and sigmoid overwrite the scores; Llama 4 sorts the scores themselves.
@@ -670,24 +684,37 @@ def experts(
     cur = g.view(x, width, 1, t)
     if style.weight_first:
         cur = g.map(g.op((width, k, t), cur), weights)
+
+    own = g.device
+    if host is not None:
+        # Work on weights in host memory goes to the first GPU, whatever the layer's is.
+        g.device = 1
+    bias = moe.bias
+
+    def product(shape: tuple[int, int], src: Node, nbytes: int) -> Node:
+        """One matrix of every chosen expert, and its bias."""
+        weight = (_padded(nbytes, (*shape, e)),) if host is not None else ()
+        out = g.op((shape[1], k, t), src, ids, host_weights=weight)
+        if bias:
+            added = (4 * shape[1] * e,) if host is not None else ()
+            out = g.map(out, ids, host_weights=added)
+        return out
+
+    gate_bytes, up_bytes, down_bytes = host.bytes if host is not None else (0, 0, 0)
     if style.fused_experts and moe.gated:
-        both_w = (gate_w[0] + up_w[0],) if gate_w else ()
-        both = g.op((2 * f, k, t), cur, ids, host_weights=both_w)
+        both = product((width, 2 * f), cur, gate_bytes + up_bytes)
         out = g.op(
             (f, k, t),
             g.view(both, f, k, t, packed=False),
             g.view(both, f, k, t, packed=False),
         )
     else:
-        up = g.op((f, k, t), cur, ids, host_weights=up_w)
+        up = product((width, f), cur, up_bytes)
         if moe.gated:
-            gate = g.op((f, k, t), cur, ids, host_weights=gate_w)
-            out = g.op((f, k, t), gate, up)
+            out = g.op((f, k, t), product((width, f), cur, gate_bytes), up)
         else:
             out = g.map(g.map(up))
-    out = g.op((width, k, t), out, ids, host_weights=down_w)
-    if moe.bias:
-        out = g.map(out, ids)
+    out = product((f, width), out, down_bytes)
     if not style.weight_first:
         out = g.map(out, weights)
     g.expand(out)
@@ -698,7 +725,10 @@ def experts(
     for part in parts[1:]:
         total = g.map(total, part)
         g.expand(total)
-    return g.op((width, t), total) if k == 1 else total
+    if k == 1:
+        total = g.op((width, t), total)
+    g.device = own
+    return total
 
 
 def mixture(
@@ -708,7 +738,7 @@ def mixture(
     style: Style,
     hidden: int,
     *,
-    host_weights: tuple[int, int, int] | None = None,
+    host: HostExperts | None = None,
 ) -> Node:
     """Routed and shared experts; (D, T)."""
     t = x.shape[1] if len(x.shape) > 1 else 1
@@ -719,7 +749,7 @@ def mixture(
         logits = g.op((moe.num_experts, t), x)
     elif not moe.gated:
         logits = g.op((moe.num_experts, t), x)
-    out = experts(g, inner, moe, style, width, logits=logits, host_weights=host_weights)
+    out = experts(g, inner, moe, style, width, logits=logits, host=host)
     if moe.latent_size is not None:
         out = g.op((hidden, t), out)
     shared = moe.shared
@@ -737,11 +767,11 @@ def feed_forward(
     layer: DenseMlp | MoeMlp,
     style: Style,
     hidden: int,
-    host_weights: tuple[int, int, int] | None = None,
+    host: HostExperts | None = None,
 ) -> Node:
     """The channel mixer of one layer; (D, T)."""
     if isinstance(layer, MoeMlp):
-        return mixture(g, x, layer, style, hidden, host_weights=host_weights)
+        return mixture(g, x, layer, style, hidden, host=host)
     return dense(
         g, x, hidden, layer.intermediate_size, gated=layer.gated, fused=style.fused_gate_up
     )
