@@ -95,17 +95,23 @@ class ComputeBuffers:
     formulas: tuple[str, ...]
 
 
+# By GGUF architecture: src/models/ of llama.cpp at the commit above. Every one of them gives the
+# bytes that llama.cpp itself plans, with and without flash attention, on the CPU and on a GPU.
 _STYLES: dict[str, Style] = {
     **dict.fromkeys(
         (
-            "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "glm4moe", "minimax-m2",
-            "deepseek2", "deepseek32", "glm-dsa", "mistral3",
+            *("llama", "mistral3", "smollm3", "arcee", "seed_oss", "ernie4_5", "ernie4_5-moe"),
+            *("exaone", "internlm2", "xverse", "hunyuan-dense", "qwen2", "qwen2vl", "qwen3"),
+            *("qwen3vl", "qwen3moe", "qwen3vlmoe", "glm4moe", "minimax-m2", "deepseek2"),
+            *("deepseek32", "glm-dsa", "deepseek", "dots1", "bailingmoe", "hunyuan-moe", "hy_v3"),
         ),
         Style(),
     ),
-    "gemma": Style(scaled_input=True),
-    "gemma2": Style(scaled_input=True, window_cache=True),
-    "gemma3": Style(scaled_input=True, window_cache=True),
+    **dict.fromkeys(("qwen2moe", "olmoe"), Style(renormalizes=False)),
+    **dict.fromkeys(("gemma", "granite", "granitemoe", "minicpm"), Style(scaled_input=True)),
+    **dict.fromkeys(("gemma2", "gemma3"), Style(scaled_input=True, window_cache=True)),
+    **dict.fromkeys(("mellum", "exaone-moe"), Style(window_cache=True)),
+    "afmoe": Style(window_cache=True),
     "gemma4": Style(
         scaled_input=True,
         window_cache=True,
@@ -113,23 +119,44 @@ _STYLES: dict[str, Style] = {
         keeps_hidden=True,
         fused_experts=True,
     ),
-    "granite": Style(scaled_input=True),
-    "granitemoe": Style(scaled_input=True),
+    **dict.fromkeys(
+        ("orion", "nemotron", "starcoder2", "stablelm", "olmo", "jais2"), Style(layer_norm=True)
+    ),
     "falcon": Style(layer_norm=True, parallel="falcon", fused_qkv=True),
     "command-r": Style(layer_norm=True, parallel="command-r"),
+    "cohere2": Style(layer_norm=True, parallel="command-r", window_cache=True),
+    "phi2": Style(layer_norm=True, parallel="phi2"),
     "phi3": Style(fused_qkv=True, fused_gate_up=True, residual_first=True),
     "phimoe": Style(residual_first=True),
+    "gptneox": Style(layer_norm=True, parallel="neox", fused_qkv=True),
+    **dict.fromkeys(
+        ("gpt2", "starcoder", "bloom", "mpt"),
+        Style(layer_norm=True, fused_qkv=True, no_positions=True),
+    ),
+    "qwen": Style(fused_qkv=True),
+    "chatglm": Style(fused_gate_up=True),
+    "glm4": Style(fused_gate_up=True),
+    "olmo2": Style(window_cache=True, post_norm_only=True),
     "dbrx": Style(layer_norm=True, fused_qkv=True),
+    "bailingmoe2": Style(fused_qkv=True),
     "gpt-oss": Style(window_cache=True, late_outputs=True, keeps_hidden=True, pick_first=True),
     "llama4": Style(window_cache=True, weight_first=True),
+    "laguna": Style(window_cache=True),
+    "mimo2": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "jamba": Style(no_positions=True, residual_first=True, renormalizes=False),
-    "nemotron_h": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
-    "nemotron_h_moe": Style(no_positions=True, late_outputs=True, keeps_hidden=True),
-    "qwen3next": Style(late_outputs=True, keeps_hidden=True),
-    "qwen35": Style(late_outputs=True, keeps_hidden=True),
-    "qwen35moe": Style(late_outputs=True, keeps_hidden=True),
+    **dict.fromkeys(
+        ("nemotron_h", "nemotron_h_moe"),
+        Style(no_positions=True, late_outputs=True, keeps_hidden=True),
+    ),
+    **dict.fromkeys(
+        ("qwen3next", "qwen35", "qwen35moe"), Style(late_outputs=True, keeps_hidden=True)
+    ),
 }
 _STATES_FIRST = frozenset({"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid"})
+# Rotary embeddings in layers with a sliding window only.
+_ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -257,6 +284,13 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
         x = g.map(x)
         if arch.startswith("granite"):
             g.expand(x)
+    if spec.embedding.positions and shared.positions is None:
+        where, g.device = g.device, HOST
+        rows = g.op((hidden, tokens), g.input(tokens, dtype="i32"))
+        g.device = where
+        x = g.map(x, rows)
+    if spec.embedding.norm:
+        x = norm(g, x, style)
     picked = g.input(outputs, dtype="i32")
     last = spec.num_layers - 1
     chosen: Node | None = None
@@ -323,6 +357,8 @@ def _layer(
     residual = x
     normed = norm(g, x, style, norm_device)
     after = normed
+    if style.post_norm_only:
+        normed = after = x
     if arch == "falcon" and block.num_norms == 2:
         after = norm(g, x, style)
     if arch in ("qwen3next", "qwen35", "qwen35moe"):
@@ -331,7 +367,8 @@ def _layer(
     for mixer in block.mixers:
         if isinstance(mixer, GroupedQueryAttention):
             used = style
-            if shared.temperature is not None and not (mixer.window or mixer.chunk):
+            far = not (mixer.window or mixer.chunk)
+            if far and (shared.temperature is not None or arch in _ROPE_IN_WINDOWS):
                 from dataclasses import replace
 
                 used = replace(style, no_positions=True)
@@ -358,12 +395,16 @@ def _layer(
         current, residual = g.op(rows, current, picked), g.op(rows, residual, picked)
         if style.parallel:
             after = g.op(rows, after, picked)
+    if style.parallel == "neox":
+        after = norm(g, residual, style)
     if style.parallel:
         out = feed_forward(g, after, layers[0], style, hidden, host)
         if style.parallel == "falcon":
             return g.map(g.map(out, current), residual), chosen
+        if style.parallel == "phi2":
+            return g.map(g.map(current, out), residual), chosen
         return g.map(g.map(out, residual), current), chosen
-    if arch.startswith("gemma"):
+    if style.post_norm_only or arch.startswith("gemma"):
         current = rms_norm(g, current)
     if arch == "jamba":
         current = g.map(residual, current)
@@ -373,7 +414,8 @@ def _layer(
         return current, chosen
     if len(layers) == 2:
         return _both(g, current, block, style, hidden, host), chosen
-    out = feed_forward(g, norm(g, current, style), layers[0], style, hidden, host)
+    inner = current if style.post_norm_only else norm(g, current, style)
+    out = feed_forward(g, inner, layers[0], style, hidden, host)
     if style.residual_first:
         return g.map(current, out), chosen
     return g.map(out, current), chosen

@@ -25,8 +25,8 @@ class Style:
     """What sets one architecture's graph apart from Llama's.
 
     layer_norm    LayerNorm, which needs a tensor of its own; RMSNorm overwrites its input
-    parallel      attention and feed-forward read the same norm: "falcon", "command-r" by the
-                  order of their sums
+    parallel      attention and feed-forward read the layer's input, the variants by their norms
+                  and the order of their sums
     fused_qkv     one matrix for queries, keys and values; the parts are copied out where a norm
                   or a window needs it
     fused_gate_up gate and up are one matrix: the activation reads both halves
@@ -40,11 +40,12 @@ class Style:
     scaled_input  the embeddings are multiplied by a constant on the GPU
     window_cache  layers with a sliding window have a cache of their own
     residual_first  the residual is the first summand behind the feed-forward
+    post_norm_only  no norm before attention and feed-forward, one behind each (OLMo 2)
     renormalizes  of the router's weights, where the graph does not follow the model's config
     """
 
     layer_norm: bool = False
-    parallel: Literal["", "falcon", "command-r"] = ""
+    parallel: Literal["", "falcon", "command-r", "phi2", "neox"] = ""
     fused_qkv: bool = False
     fused_gate_up: bool = False
     fused_experts: bool = False
@@ -57,6 +58,7 @@ class Style:
     window_cache: bool = False
     residual_first: bool = False
     renormalizes: bool | None = None
+    post_norm_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
