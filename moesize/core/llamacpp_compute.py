@@ -10,6 +10,7 @@ planning is done here (`llamacpp_graph`) over the operations of the model's laye
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
@@ -32,6 +33,9 @@ from moesize.core.llamacpp_layers import (
 from moesize.core.model_spec import Block, ModelSpec
 from moesize.core.records import dataclass
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
 
 _16_BIT = ("f16", "bf16")
 _NOT_QUANTIZED = (*_16_BIT, "f32")
@@ -103,7 +107,7 @@ _STYLES: dict[str, Style] = {
             *("llama", "mistral3", "smollm3", "arcee", "seed_oss", "ernie4_5", "ernie4_5-moe"),
             *("exaone", "internlm2", "xverse", "hunyuan-dense", "qwen2", "qwen2vl", "qwen3"),
             *("qwen3vl", "qwen3moe", "qwen3vlmoe", "glm4moe", "minimax-m2", "deepseek2"),
-            *("deepseek32", "glm-dsa", "deepseek", "dots1", "bailingmoe", "hunyuan-moe", "hy_v3"),
+            *("deepseek32", "glm-dsa", "deepseek", "dots1", "bailingmoe", "hunyuan-moe"),
         ),
         Style(),
     ),
@@ -142,7 +146,8 @@ _STYLES: dict[str, Style] = {
     "gpt-oss": Style(window_cache=True, late_outputs=True, keeps_hidden=True, pick_first=True),
     "llama4": Style(window_cache=True, weight_first=True),
     "laguna": Style(window_cache=True),
-    "mimo2": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "mimo2": Style(window_cache=True),
+    "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "jamba": Style(no_positions=True, residual_first=True, renormalizes=False),
@@ -297,8 +302,13 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
     on_host = dict(zip(s.experts_on_host, sizes, strict=True))
     before = first
-    for index, name in enumerate(spec.layout):
-        g.device = device_of.get(index, HOST)
+    kinds = [
+        (name, device_of.get(index, HOST), on_host.get(index))
+        for index, name in enumerate(spec.layout)
+    ]
+    # Sparse attention takes room for every layer from the start, so that all of them count.
+    for index in range(last + 1) if shared.index_rows is not None else _representative(kinds):
+        name, g.device, _ = kinds[index]
         block = spec.block(name)
         if index and arch in _STATES_FIRST and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers):
             # States are read before the sum that ends the layer before: it runs here.
@@ -338,6 +348,36 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     logits.is_output = True
     g.expand(logits)
     return g
+
+
+_MAX_PERIOD = 8
+_KEPT_PERIODS = 6
+
+
+def _representative(kinds: Sequence[Hashable]) -> list[int]:
+    """Layers that stand for all: of every stretch that repeats, its first periods, and the last.
+
+    What lives when repeats from layer to layer, and soon the allocator's choices with it; they may
+    alternate, so that an even number of periods is left out.
+    """
+    kept: list[int] = []
+    index, end = 0, len(kinds) - 1
+    while index < end:
+        best, repeats = 1, 1
+        for period in range(1, _MAX_PERIOD + 1):
+            stop = index + period
+            while stop < end and kinds[stop] == kinds[stop - period]:
+                stop += 1
+            times = (stop - index) // period
+            if times * period > best * repeats and times > 1:
+                best, repeats = period, times
+        left = repeats
+        if repeats > _KEPT_PERIODS + 1:
+            left = _KEPT_PERIODS + repeats % 2
+        kept.extend(range(index, index + left * best))
+        index += repeats * best
+    kept.append(end)
+    return kept
 
 
 def _layer(
