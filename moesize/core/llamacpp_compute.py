@@ -230,6 +230,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
     index_dim = next(
         (m.indexer.head_dim for m in mixers if isinstance(m, LatentAttention) and m.indexer), 0
     )
+    state_copy = g.input(s.sequences, dtype="i32")
     many = 4 if arch in _FOUR_POSITIONS else 1
     return Shared(
         tokens=tokens,
@@ -239,6 +240,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         window_cells=s.cells_swa,
         flash=s.flash_attn,
         cuda=bool(s.layers_by_device),
+        snapshots=0 if arch == "qwen3next" else s.snapshots,
         quantized_k=quantized_k,
         quantized_v=quantized_v,
         positions=None if style.no_positions else g.input(tokens * many, dtype="i32"),
@@ -255,7 +257,8 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         index_rows=rows() if sparse else None,
         index_mask=mask(s.cells_full, "f16") if sparse else None,
         index_rotation=rotation([index_dim], True) if sparse else None,
-        state_rows=g.view(g.input(s.sequences, dtype="i32"), s.sequences) if recurrent else None,
+        state_rows=g.view(state_copy, s.sequences) if recurrent else None,
+        state_others=g.view(state_copy, 0) if recurrent else None,
         temperature=g.input(1, 1, tokens) if arch == "llama4" else None,
     )
 

@@ -67,6 +67,7 @@ class Shared:
 
     tokens, sequences, streams   of the planned batch; streams: parts that the cache is cut into
     cells, window_cells          of one stream
+    snapshots                    states that a recurrent layer keeps for roll-back
     cuda                         CUDA's kernels, which copy a quantized cache to 16 bits first
     """
 
@@ -77,6 +78,7 @@ class Shared:
     window_cells: int
     flash: bool
     cuda: bool
+    snapshots: int = 0
     quantized_k: bool
     quantized_v: bool
     positions: Node | None
@@ -94,6 +96,7 @@ class Shared:
     index_mask: Node | None = None
     index_rotation: Node | None = None
     state_rows: Node | None = None
+    state_others: Node | None = None
     temperature: Node | None = None
 
 
@@ -500,7 +503,15 @@ def _states(g: Graph, size: int, shared: Shared) -> Node:
     s = shared.sequences
     rows = g.op((size, s), copy)
     g.expand(rows)
+    _move_others(g, size, shared)
     return rows
+
+
+def _move_others(g: Graph, size: int, shared: Shared) -> None:
+    """States of other sequences: none, but tensors without elements have an address as well."""
+    others = shared.state_others
+    assert others is not None
+    g.expand(g.store(g.op((size, 0), others)))
 
 
 def gated_delta_net(
@@ -542,7 +553,8 @@ def gated_delta_net(
         shape = (mixer.k_head_dim, heads, t // s, s)
         q = g.view(g.op(shape, g.view(q, *k_shape)), *shape)
         k = g.view(g.op(shape, g.view(k, *k_shape)), *shape)
-    out = g.op((value, t + mixer.v_head_dim * s), q, k, v, gate, beta, state)
+    rows = t + mixer.v_head_dim * s * (1 + shared.snapshots)
+    out = g.op((value, rows), q, k, v, gate, beta, state)
     new_state = g.view(out, mixer.v_head_dim, mixer.v_head_dim, heads, s, packed=False)
     g.expand(g.store(new_state))
     out = g.view(out, mixer.v_head_dim, heads, t // s, s)
@@ -580,6 +592,7 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
         (inner * t + mixer.state_size * inner * s,), wide, dt, b, c, ids
     )
     g.expand(scanned)
+    _move_others(g, mixer.state_size * inner, shared)
     g.expand(g.store(g.view(scanned, mixer.state_size * inner * s, packed=False)))
     y = g.view(scanned, inner, t // s, s, packed=False)
     y = g.map(y, g.op(current.shape, current, inplace=True))
@@ -609,9 +622,10 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     ids = shared.state_rows
     assert ids is not None
     scanned = g.op(
-        (inner * t + mixer.state_size * inner * s,), xs, dt, b, c, ids
+        (inner * t + mixer.state_size * inner * s * (1 + shared.snapshots),), xs, dt, b, c, ids
     )
     g.expand(scanned)
+    _move_others(g, mixer.state_size * inner, shared)
     g.expand(g.store(g.view(scanned, mixer.state_size * inner, s, packed=False)))
     y = g.view(scanned, head, heads, t // s, s, packed=False)
     y = g.map(y, g.map(xs))
