@@ -9,6 +9,7 @@ planning is done here (`llamacpp_graph`) over the operations of the model's laye
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,13 @@ from moesize.core.llamacpp_layers import (
     norm,
     rms_norm,
 )
-from moesize.core.model_spec import Block, ModelSpec
 from moesize.core.records import dataclass
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
+
+    from moesize.core.model_spec import Block, ModelSpec
 
 _16_BIT = ("f16", "bf16")
 _NOT_QUANTIZED = (*_16_BIT, "f32")
@@ -62,6 +64,11 @@ class ComputeSettings:
                      scheduler first (ggml-backend.cpp, ggml_backend_sched_reserve_size), which
                      forgets that the first norm of a layer runs on the layer's own GPU, so that
                      two tensors instead of one cross to the next GPU. A server allocates less
+    The rest tells builds apart; the defaults are those of 2026:
+    wide_mask        the mask is F32 even with flash attention, and cast on the device (2025)
+    two_inputs       room for tokens and for embeddings as input (from build 7700 or so on)
+    cache_copies     CUDA's 16-bit copies of a quantized cache lie in this buffer (2026; before in
+                     the hidden pool)
     """
 
     n_ubatch: int
@@ -81,6 +88,9 @@ class ComputeSettings:
     host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
     snapshots: int = 0
     fit_estimate: bool = False
+    wide_mask: bool = False
+    two_inputs: bool = True
+    cache_copies: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +172,8 @@ _STYLES: dict[str, Style] = {
 _STATES_FIRST = frozenset({"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid"})
 # Rotary embeddings in layers with a sliding window only.
 _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
+# Graphs stated but for details: values within a few percent in some settings.
+_NEARLY = frozenset({"jamba", "smollm3", "laguna", "step35", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -190,17 +202,59 @@ class _Key:
 
 @lru_cache(maxsize=256)
 def _compute_buffers(key: _Key, settings: ComputeSettings) -> ComputeBuffers:
-    graph = _build(key.spec, settings)
+    spec = key.spec
+    arch = gguf_architecture(spec)
+    style = _STYLES.get(arch) or _likely_style(spec)
+    graph = _build(spec, settings, arch, style)
     sizes = plan_buffers(graph, len(settings.layers_by_device), settings.pipeline_copies)
     return ComputeBuffers(
-        device_bytes=sizes.devices, host_bytes=sizes.host, exact=True, formulas=()
+        device_bytes=sizes.devices,
+        host_bytes=sizes.host,
+        exact=arch in _STYLES and arch not in _NEARLY,
+        formulas=_formulas(settings),
     )
+
+
+def _likely_style(spec: ModelSpec) -> Style:
+    """For an architecture whose source was not read: Llama's order, with the model's own norms."""
+    return Style(
+        layer_norm=any(block.norm_bias for block in spec.blocks),
+        window_cache=True,
+        late_outputs=spec.mtp is not None,
+        keeps_hidden=spec.mtp is not None,
+        fused_experts=False,
+    )
+
+
+def _formulas(s: ComputeSettings) -> tuple[str, ...]:
+    """What was planned, in words; one for the host and one for each GPU."""
+    batch = f"a batch of {s.n_ubatch:,} tokens, {min(s.n_outputs, s.n_ubatch):,} outputs"
+    cells = f"{s.cells_full:,} cells"
+    if s.cells_swa:
+        cells += f" ({s.cells_swa:,} with a sliding window)"
+    if s.streams > 1:
+        cells += f" in each of {s.streams:,} streams"
+    whole = f"peak of the tensors alive at once while {batch}, meets {cells}"
+    if not s.layers_by_device:
+        return (whole,)
+    inputs = f"masks, positions and embeddings of {batch}, {cells}"
+    if s.pipeline_copies > 1:
+        inputs += f", {s.pipeline_copies} copies"
+    out = [inputs]
+    for device, layers in enumerate(s.layers_by_device):
+        text = f"{whole} in {len(layers):,} layers"
+        if device == s.output_device:
+            text += " and the output"
+        if s.experts_on_host and device == 0:
+            text += ", with room for expert weights of the host"
+        out.append(text)
+    return tuple(out)
 
 
 def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch: str) -> Shared:
     g = Graph(HOST)
     per_stream = tokens // s.streams
-    mask_type = "f16" if s.flash_attn else "f32"
+    mask_type = "f16" if s.flash_attn and not s.wide_mask else "f32"
     mixers = [mixer for block in spec.blocks for mixer in block.mixers]
     recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2) for m in mixers)
     grouped = [m for m in mixers if isinstance(m, GroupedQueryAttention)]
@@ -239,7 +293,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         cells=s.cells_full,
         window_cells=s.cells_swa,
         flash=s.flash_attn,
-        cuda=bool(s.layers_by_device),
+        cuda=bool(s.layers_by_device) and s.cache_copies,
         snapshots=0 if arch == "qwen3next" else s.snapshots,
         quantized_k=quantized_k,
         quantized_v=quantized_v,
@@ -263,13 +317,17 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
     )
 
 
-def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
-    arch = gguf_architecture(spec)
-    style = _STYLES.get(arch)
-    if style is None:
-        raise UnsupportedError(
-            f"the graph that llama.cpp builds for {arch!r} is not known to moesize", ""
-        )
+def _cast_masks(g: Graph, shared: Shared) -> Shared:
+    """The masks as 16-bit tensors on the device."""
+    wide = shared.window_mask
+    return replace(
+        shared,
+        mask=g.op(shared.mask.shape, shared.mask, dtype="f16"),
+        window_mask=None if wide is None else g.op(wide.shape, wide, dtype="f16"),
+    )
+
+
+def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Graph:
     hidden = spec.hidden_size
     tokens = -(-s.n_ubatch // s.sequences) * s.sequences
     outputs = min(s.n_outputs, s.n_ubatch)
@@ -283,7 +341,8 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     ids = g.input(tokens, dtype="i32")
     given = g.input(hidden, tokens)
     g.expand(ids)
-    g.expand(given)
+    if s.two_inputs:
+        g.expand(given)
     x = g.op((hidden, tokens), ids)
     g.expand(x)
     first = device_of.get(0, HOST)
@@ -299,6 +358,8 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
         x = g.map(x, rows)
     if spec.embedding.norm:
         x = norm(g, x, style)
+    if s.wide_mask and s.flash_attn:
+        shared = _cast_masks(g, shared)
     picked = g.input(outputs, dtype="i32")
     last = spec.num_layers - 1
     chosen: Node | None = None
@@ -313,7 +374,11 @@ def _build(spec: ModelSpec, s: ComputeSettings) -> Graph:
     for index in range(last + 1) if shared.index_rows is not None else _representative(kinds):
         name, g.device, _ = kinds[index]
         block = spec.block(name)
-        if index and arch in _STATES_FIRST and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers):
+        if (
+            index
+            and arch in _STATES_FIRST
+            and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers)
+        ):
             # States are read before the sum that ends the layer before: it runs here.
             x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
@@ -412,22 +477,22 @@ def _layer(
             used = style
             far = not (mixer.window or mixer.chunk)
             if far and (shared.temperature is not None or arch in _ROPE_IN_WINDOWS):
-                from dataclasses import replace
-
                 used = replace(style, no_positions=True)
             current = grouped_query(g, normed, mixer, used, shared, hidden)
         elif isinstance(mixer, LatentAttention):
             current, chosen = latent(g, normed, mixer, shared, hidden, chosen)
         elif isinstance(mixer, GatedDeltaNet):
-            current = gated_delta_net(
-                g, normed, mixer, shared, hidden, repeats=arch == "qwen3next"
-            )
+            current = gated_delta_net(g, normed, mixer, shared, hidden, repeats=arch == "qwen3next")
         elif isinstance(mixer, Mamba2):
             current = mamba2(g, normed, mixer, shared, hidden)
         elif isinstance(mixer, Mamba1):
             current = mamba1(g, normed, mixer, shared, hidden)
         else:
-            raise UnsupportedError(f"no graph for {mixer.kind}", "")
+            raise UnsupportedError(
+                f"the compute buffers of llama.cpp for layers of kind {mixer.kind!r} "
+                f"({arch}) are not known to moesize",
+                "take the size from the engine's log (compute buffer size)",
+            )
     layers = block.feed_forwards
     if not block.mixers:
         # Nemotron-H: a layer is either a mixer or a feed-forward.
@@ -449,10 +514,7 @@ def _layer(
         return g.map(g.map(out, residual), current), chosen
     if style.post_norm_only or arch.startswith("gemma"):
         current = rms_norm(g, current)
-    if arch == "jamba":
-        current = g.map(residual, current)
-    else:
-        current = g.map(current, residual)
+    current = g.map(residual, current) if arch == "jamba" else g.map(current, residual)
     if not layers:
         return current, chosen
     if len(layers) == 2:

@@ -11,13 +11,15 @@ Symbols: T tokens of a batch, D hidden size, N query heads, K KV heads, d head s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.feed_forward import DenseMlp, MoeMlp
 from moesize.core.llamacpp_graph import Graph, Node
 from moesize.core.records import dataclass
-from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+
+if TYPE_CHECKING:
+    from moesize.core.attention import GroupedQueryAttention, LatentAttention
+    from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,9 +297,7 @@ def grouped_query(
         attention.head_dim,
         attention.v_head_dim,
     )
-    windowed = style.window_cache and (
-        attention.window is not None or attention.chunk is not None
-    )
+    windowed = style.window_cache and (attention.window is not None or attention.chunk is not None)
     if attention.gate == "elementwise":
         return _gated_query(g, x, attention, style, shared, hidden)
     flat = attention.qk_norm in ("projection", "per_head") and not style.fused_qkv
@@ -588,9 +588,7 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
     wide = g.view(mixed, 1, inner, t // s, s)
     ids = shared.state_rows
     assert ids is not None
-    scanned = g.op(
-        (inner * t + mixer.state_size * inner * s,), wide, dt, b, c, ids
-    )
+    scanned = g.op((inner * t + mixer.state_size * inner * s,), wide, dt, b, c, ids)
     g.expand(scanned)
     _move_others(g, mixer.state_size * inner, shared)
     g.expand(g.store(g.view(scanned, mixer.state_size * inner * s, packed=False)))
@@ -639,9 +637,7 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
 # --- Feed-forward -------------------------------------------------------------------------------
 
 
-def dense(
-    g: Graph, x: Node, hidden: int, width: int, *, gated: bool, fused: bool = False
-) -> Node:
+def dense(g: Graph, x: Node, hidden: int, width: int, *, gated: bool, fused: bool = False) -> Node:
     """down(act(gate) * up); (D, T)."""
     t = x.shape[1] if len(x.shape) > 1 else 1
     if fused:
@@ -791,6 +787,3 @@ def feed_forward(
     return dense(
         g, x, hidden, layer.intermediate_size, gated=layer.gated, fused=style.fused_gate_up
     )
-
-
-__all__ = ["CompressedAttention", "Shared", "Style", "feed_forward", "grouped_query", "latent"]
