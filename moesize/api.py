@@ -211,6 +211,10 @@ def make_plan(
 
 def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple[StoredEntry, ...]:
     """Entries with their formats, as published or as a scheme would make them."""
+    if engine_profile(engine).facts.get("weights") == "gguf":
+        from moesize.core.gguf_view import gguf_stored
+
+        return gguf_stored(spec, scheme)
     if scheme is not None:
         if scheme.is_gguf:
             raise UnsupportedError(
@@ -445,7 +449,8 @@ def _limits(
         needed = facts.get("min_compute_capability")
         if needed is not None:
             _check_capability(title, (needed[0], needed[1]), found, device)
-        if scheme is not None and scheme.min_compute_capability is not None:
+        gguf = facts.get("weights") == "gguf"  # which kernels of its own dequantize anywhere
+        if not gguf and scheme is not None and scheme.min_compute_capability is not None:
             _check_capability(
                 f"{scheme.name} in {title}", scheme.min_compute_capability, found, device
             )

@@ -673,6 +673,36 @@ def gguf_entries(
     return cache[key]
 
 
+# What `convert_hf_to_gguf.py --outtype auto` makes of a checkpoint's type.
+_CONVERTED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# Published formats that the converter copies instead of taking them apart.
+_COPIED = ("mxfp4",)
+
+
+def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ...]:
+    """The tensors that llama.cpp loads: of a GGUF scheme, or (None) of the checkpoint converted.
+
+    Raises UnsupportedError for other schemes, and for published formats that are no GGUF type.
+    """
+    from moesize.core.quantization import find_scheme
+
+    if scheme is not None:
+        if not scheme.gguf_file_type:
+            raise UnsupportedError(
+                f"llama.cpp loads GGUF files; {scheme.name} is no GGUF type",
+                "use --quant Q4_K_M, Q8_0, ...: `moesize quants` lists all",
+            )
+        return gguf_entries(spec, scheme)
+    method = spec.quantization.method if spec.quantization is not None else ""
+    if method and method not in _COPIED:
+        raise UnsupportedError(
+            f"llama.cpp cannot load {spec.title} as published ({method}): a converter makes a GGUF "
+            "file of it",
+            "choose the file's type: --quant Q8_0, Q4_K_M, ...; `moesize quants` lists all",
+        )
+    return gguf_entries(spec, find_scheme(_CONVERTED[spec.dtype]))
+
+
 def gguf_model_bytes(
     spec: ModelSpec, file_type: str, *, imatrix: bool = False, mtp: bool = True
 ) -> int:

@@ -71,9 +71,9 @@ class DeviceWeights:
     """Weights on one device.
 
     buffer_bytes     what llama.cpp logs as its model buffer: tensors with padding
-    by_group         bytes without padding by parameter group; a tied copy of the embedding is
-                     counted under lm_head
-    mtp_bytes        the part of it that MTP blocks have
+    by_group         bytes without padding by parameter group, MTP blocks left out; a tied copy of
+                     the embedding is counted under lm_head
+    mtp_bytes        the part of the buffer that MTP blocks have
     input_bytes      look-up tables of the input, which no device computes with
     """
 
@@ -311,8 +311,9 @@ class _Held:
             padded = round_up(size, HOST_ALIGNMENT)
         else:
             padded = allocated_bytes(size, tensor.shape[0], tensor.block_type)
-        groups = self._groups[device]
-        groups[group] = groups.get(group, 0) + size * count
+        if not is_mtp:
+            groups = self._groups[device]
+            groups[group] = groups.get(group, 0) + size * count
         self._buffer[device] += padded * count
         self._tensors[device] += count
         if is_mtp:

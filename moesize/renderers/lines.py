@@ -8,7 +8,9 @@ from moesize.core.records import dataclass
 from moesize.core.units import KIB, format_bytes, format_count, format_gib
 
 if TYPE_CHECKING:
-    from moesize.core.ledger import GpuLedger
+    from collections.abc import Callable, Sequence
+
+    from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
 
@@ -70,13 +72,56 @@ def _label(name: str, category: str, in_budget: bool) -> str:
     return "runtime"
 
 
+_ENGINES = {"vllm": "vLLM"}
+
+
 def title(plan: Plan) -> str:
     """Model, GPUs and engine in one line."""
     settings = plan.deployment
+    engine = _ENGINES.get(settings["engine"], settings["engine"])
     return (
         f"{plan.model.title} on {settings['gpu_count']} x {settings['gpu_name']}, "
-        f"vLLM {settings['engine_version']}"
+        f"{engine} {settings['engine_version']}"
     )
+
+
+def keeps_budget(plan: Plan) -> bool:
+    """Whether the engine allows itself a share of the card and fills it with KV cache."""
+    return plan.deployment["gpu_memory_utilization"] is not None
+
+
+def usable_line(plan: Plan, ledger: GpuLedger) -> str:
+    """What the card hands out, and what the engine allows itself of it."""
+    usable = f"{format_gib(ledger.usable_bytes)} usable"
+    if not keeps_budget(plan):
+        return usable
+    return f"{usable}, budget {format_gib(ledger.budget_bytes)}"
+
+
+def gpu_name(plan: Plan, ledger: GpuLedger) -> str:
+    """The heading over a ledger."""
+    settings = plan.deployment
+    if len(plan.gpus) > 1 and not keeps_budget(plan):
+        layers = settings["engine_settings"].get("layers_by_gpu", ())
+        blocks = f" ({layers[ledger.pp_stage]} layers)" if ledger.pp_stage < len(layers) else ""
+        return f"GPU {ledger.rank}{blocks}"
+    if len(plan.gpus) > 1:
+        return f"GPUs of stage {ledger.pp_stage}"
+    many = settings["gpu_count"]
+    return f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
+
+
+def host_rows(plan: Plan) -> list[tuple[str, str]]:
+    """(what, size) of everything in the host's memory."""
+    return [(_HOST.get(item.name, item.name), format_bytes(item.size_bytes)) for item in plan.host]
+
+
+_HOST = {
+    "host.weights.embedding": "input embedding",
+    "host.weights.layers": "weights",
+    "host.output_buffer": "logits",
+    "host.compute_buffer": "compute buffer",
+}
 
 
 def verdict_word(plan: Plan) -> str:
@@ -115,6 +160,8 @@ def setting_line(plan: Plan) -> str:
     def star(name: str) -> str:
         return "*" if name in defaulted else ""
 
+    if not keeps_budget(plan):
+        return _without_budget(plan, star)
     parts = [f"TP {settings['tp']}{star('tp')}"]
     if settings["pp"] > 1:
         parts.append(f"PP {settings['pp']}")
@@ -129,6 +176,27 @@ def setting_line(plan: Plan) -> str:
     return ", ".join(parts) + ("  (* default)" if defaulted else "")
 
 
+def _without_budget(plan: Plan, star: Callable[[str], str]) -> str:
+    """As `setting_line`, for an engine that allocates what it is asked for (llama.cpp)."""
+    settings = plan.deployment
+    own = settings["engine_settings"]
+    parts = []
+    if "n_layers" in own:
+        parts.append(f"{own['n_gpu_layers']} of {own['n_layers']} layers on GPU")
+    if own.get("experts_on_host"):
+        parts.append(f"experts of {own['experts_on_host']} layers on the host")
+    parts.append(f"context {settings['context']:,}{star('context')}")
+    slots = settings["max_num_seqs"]
+    if slots is not None:
+        shared = " sharing it" if own.get("kv_unified") and slots > 1 else ""
+        parts.append(_plural(slots, "slot") + shared + star("max_num_seqs"))
+    parts += [
+        f"KV {settings['kv_dtype']}{star('kv_dtype')}",
+        settings["attention_backend"],
+    ]
+    return ", ".join(parts) + ("  (* default)" if plan.defaulted else "")
+
+
 def kv_line(plan: Plan) -> str:
     """What a token of context costs and how many are left."""
     kv, settings = plan.kv_cache, plan.deployment
@@ -138,6 +206,8 @@ def kv_line(plan: Plan) -> str:
     if kv.state_bytes_per_sequence:
         fixed = f"{format_bytes(kv.state_bytes_per_sequence)} per sequence"
         cost = f"{cost} + {fixed}" if cost else fixed
+    if not keeps_budget(plan):
+        return _allocated_line(plan, cost)
     if kv.available_bytes <= 0:
         return f"{cost} on each GPU; nothing is left for it"
     return (
@@ -147,10 +217,25 @@ def kv_line(plan: Plan) -> str:
     )
 
 
+def _allocated_line(plan: Plan, cost: str) -> str:
+    """The cache that is allocated at start, whatever is left beside it."""
+    kv = plan.kv_cache
+    where = " on this GPU" if len(plan.gpus) == 1 else f" on GPU {plan.verdict.limiting_rank}"
+    if any(item.category == "kv_cache" for item in plan.host) and not kv.needed_bytes:
+        held = sum(item.size_bytes for item in plan.host if item.category == "kv_cache")
+        return f"{format_gib(held)} for {kv.capacity_tokens:,} tokens, on the host"
+    return (
+        f"{cost}{where}; {format_gib(kv.needed_bytes)} allocated at start for "
+        f"{kv.capacity_tokens:,} tokens"
+    )
+
+
 def longest_line(plan: Plan) -> str:
     """The longest context that still fits, when it is not the one planned."""
     kv, settings = plan.kv_cache, plan.deployment
-    if plan.fits or not kv.max_context:
+    if not kv.max_context or (plan.fits and keeps_budget(plan)):
+        return ""
+    if plan.fits and kv.max_context <= settings["context"]:
         return ""
     many = _plural(settings["concurrency"], "sequence")
     return f"the longest context that fits {many} here is {kv.max_context:,} tokens"
@@ -187,7 +272,7 @@ def suggestion_rows(plan: Plan) -> list[tuple[str, str]]:
     return [(" ".join(item.options), f"{item.what}: {item.detail}") for item in plan.suggestions]
 
 
-def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
+def explain_rows(items: Sequence[MemoryItem]) -> list[dict[str, Any]]:
     """Every item with formula and source."""
     return [
         {
@@ -199,7 +284,7 @@ def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
             "formula": item.formula,
             "source": item.source,
         }
-        for item in ledger.items
+        for item in items
     ]
 
 

@@ -10,13 +10,13 @@ from moesize.core.units import KIB, format_bytes, format_count, format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from moesize.api import ModelReport
-    from moesize.core.ledger import GpuLedger
+    from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
 _BAR_WIDTH = 64
@@ -50,6 +50,9 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     for ledger in plan.gpus:
         console.print()
         _print_ledger(console, plan, ledger)
+    if plan.host:
+        console.print()
+        _print_host(console, plan)
     facts = [("KV cache", lines.kv_line(plan)), ("", lines.longest_line(plan))]
     costs = lines.cost_lines(plan)
     facts += [("a token" if not i else "", text) for i, text in enumerate(costs)]
@@ -69,23 +72,18 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     if explain:
         for ledger in plan.gpus:
             console.print()
-            _print_explanation(console, ledger)
+            _print_explanation(console, f"every item on rank {ledger.rank}", ledger.items)
+        if plan.host:
+            console.print()
+            _print_explanation(console, "every item on the host", plan.host)
 
 
 def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     from rich.text import Text
 
     parts = lines.shares(ledger)
-    many = plan.deployment["gpu_count"]
-    name = f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
-    if len(plan.gpus) > 1:
-        name = f"GPUs of stage {ledger.pp_stage}"
-    console.print(
-        Text.assemble(
-            (name, "bold"),
-            f": {format_gib(ledger.usable_bytes)} usable, budget {format_gib(ledger.budget_bytes)}",
-        )
-    )
+    name = lines.gpu_name(plan, ledger)
+    console.print(Text.assemble((name, "bold"), f": {lines.usable_line(plan, ledger)}"))
     console.print(_bar(parts, ledger, min(_BAR_WIDTH, console.width - 4)))
     grid = _grid()
     grid.add_column(justify="right", no_wrap=True)
@@ -110,8 +108,22 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     if over > 0:
         rest, style = "short by", "bold red"
     else:
-        rest, style, over = "left in the budget", "bold green", -over
+        rest = "left in the budget" if lines.keeps_budget(plan) else "left"
+        style, over = "bold green", -over
     grid.add_row(Text("    " + rest, style=style), Text(f"{over / 2**30:,.2f} GiB", style=style))
+    console.print(grid)
+
+
+def _print_host(console: Console, plan: Plan) -> None:
+    from rich.text import Text
+
+    total = sum(item.size_bytes for item in plan.host)
+    console.print(Text.assemble(("host memory", "bold"), f": {format_gib(total)}"))
+    grid = _grid()
+    grid.add_column(justify="right", no_wrap=True)
+    grid.columns[1].justify = "right"
+    for label, size in lines.host_rows(plan):
+        grid.add_row(Text("    " + label), Text(size))
     console.print(grid)
 
 
@@ -141,11 +153,11 @@ def _bar(parts: list[lines.Share], ledger: GpuLedger, width: int) -> Any:
     return Text.assemble("  ", *cells)
 
 
-def _print_explanation(console: Console, ledger: GpuLedger) -> None:
+def _print_explanation(console: Console, heading: str, items: Sequence[MemoryItem]) -> None:
     from rich.text import Text
 
-    console.print(Text(f"every item on rank {ledger.rank}", style="bold"))
-    for row in lines.explain_rows(ledger):
+    console.print(Text(heading, style="bold"))
+    for row in lines.explain_rows(items):
         band = (
             f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
         )
