@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from itertools import pairwise
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import UnknownNameError, UnsupportedError

@@ -184,17 +184,13 @@ def _check_row(
     context = sum(getattr(layer, field) for layer in plan.layers)
     terms["KV + state, allocated"].add(context / _MIB, int(row["context_bytes"]) / _MIB, what)
     output = 4 * spec.embedding.vocab_size * settings.n_seq_max
-    terms["output buffer"].add(
-        round(output / _MIB, 2), float(row["output_buffer_mib"]), what
-    )
+    terms["output buffer"].add(round(output / _MIB, 2), float(row["output_buffer_mib"]), what)
     override = ((row["override"], HOST),) if row["override"] else ()
     stored = gguf_entries(spec, find_scheme(_scheme_name(file_type)))
     placement = place(
         spec,
         stored,
-        Split(
-            num_gpus=devices, overrides=override, load_mtp=row["load_mtp"] == "1", mapped=False
-        ),
+        Split(num_gpus=devices, overrides=override, load_mtp=row["load_mtp"] == "1", mapped=False),
     )
     planned = row["model_buffer_mib"]
     buffers = json.loads(planned) if planned.startswith("{") else {"CPU": float(planned)}

@@ -8,6 +8,7 @@ Sources are named by each item; "llama.cpp" without a build is 0c1e57098 (liblla
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +36,7 @@ from moesize.core.records import dataclass
 from moesize.core.units import MIB, ceil_div, format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.deployment import Request
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 FlashAttention = Literal["auto", "on", "off"]
 _CODE = "llama.cpp 0c1e57098 "
 _STEP = 256
+# LLAMA_MAX_SEQ, src/llama-cparams.h.
+_MOST_SLOTS = 256
 _MOST_LAYERS = 1 << 16
 _DEVICE = re.compile(r"[A-Za-z]{1,16}([0-9]{1,3})")
 _HOST_BUFFER = re.compile(r"CPU(_[A-Za-z]{1,16})?|[A-Za-z]{1,16}_Host")
@@ -111,6 +114,10 @@ class LlamaCppSettings:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 1 << 34:
                 raise InvalidDeploymentError(f"{name} is {value}; it must be at least 1")
+        if self.n_parallel is not None and self.n_parallel > _MOST_SLOTS:
+            raise InvalidDeploymentError(
+                f"{self.n_parallel} slots; llama.cpp holds at most {_MOST_SLOTS}"
+            )
         if len(self.override_tensor) > 1024:
             raise InvalidDeploymentError("more than 1,024 tensor overrides")
 
@@ -142,6 +149,9 @@ class LlamaCppRules:
     latent: LatentCache
     latent_by_mode: Mapping[str, LatentCache]
     indexer_cache: bool
+    mtp_layers: bool
+    rows_of_heads: bool
+    output_last: bool
     multiple_flash: int
     multiple_plain: int
     default_slots: int
@@ -172,6 +182,8 @@ class LlamaCppRules:
             window_sum_first=self.window_sum_first,
             latent=latent,
             indexer_cache=self.indexer_cache,
+            mtp_layers=self.mtp_layers,
+            rows_of_heads=self.rows_of_heads,
         )
 
 
@@ -207,6 +219,9 @@ def rules_of(profile: EngineProfile) -> LlamaCppRules:
         latent=facts["kv_latent"],
         latent_by_mode=facts.get("kv_latent_by_mode", {}),
         indexer_cache=facts["kv_indexer"],
+        mtp_layers=facts["kv_mtp_layers"],
+        rows_of_heads=facts["kv_rows_of_heads"],
+        output_last=facts["output_last"],
         multiple_flash=facts["context_multiple"]["flash_attention"],
         multiple_plain=facts["context_multiple"]["otherwise"],
         default_slots=facts["default_slots"]["slots"],
@@ -250,7 +265,7 @@ def plan_llamacpp(
     kv_rules = rules.kv_rules(flash=flash, mla=settings.mla)
     caches = model_caches(spec, kv_rules)
     slots = _slots(spec, request, settings, rules)
-    guessed = _guessed(spec, request, rules)
+    guessed = _guessed(spec, request, rules, caches)
     kv_settings = _kv_settings(request, settings, slots, flash=flash, guessed=guessed)
     check_types(caches, kv_settings, spec.title)
     kv = plan_cells(caches, kv_settings, kv_rules)
@@ -405,6 +420,11 @@ def _slots(
         if settings.kv_unified is not None:
             unified = settings.kv_unified
         why = f"{slots} slots" + (" that share one context" if unified else "") + ", the default"
+    if slots > _MOST_SLOTS:
+        raise InvalidDeploymentError(
+            f"{slots} sequences; llama.cpp holds at most {_MOST_SLOTS} (LLAMA_MAX_SEQ)",
+            f"use --concurrency {_MOST_SLOTS} or less, or more servers",
+        )
     if not rules.streams:
         unified = True
     if concurrency > slots:
@@ -441,7 +461,7 @@ def _round(tokens: int) -> int:
     return ceil_div(tokens, _STEP) * _STEP
 
 
-def _guessed(spec: ModelSpec, request: Request, rules: LlamaCppRules) -> int:
+def _guessed(spec: ModelSpec, request: Request, rules: LlamaCppRules, caches: ModelCaches) -> int:
     if not request.mtp:
         if request.num_spec_tokens is not None:
             raise UnsupportedError(
@@ -453,9 +473,11 @@ def _guessed(spec: ModelSpec, request: Request, rules: LlamaCppRules) -> int:
         raise UnsupportedError(
             f"{rules.title} {rules.version} does not use MTP blocks", "use a later build"
         )
-    if spec.mtp is None:
+    if not caches.mtp:
+        missing = "has none" if spec.mtp is None else "has them; llama.cpp's converter drops them"
         raise InvalidDeploymentError(
-            f"{spec.title} has no MTP blocks", "leave --mtp out, or give a draft model"
+            f"a GGUF file of {spec.title} has no MTP blocks (the model {missing})",
+            "leave --mtp out",
         )
     return request.num_spec_tokens or 1
 
@@ -516,6 +538,7 @@ def _split(
         overrides=tuple(overrides),
         load_mtp=bool(request.mtp) or rules.loads_mtp,
         mapped=not settings.no_mmap,
+        output_last=rules.output_last,
     )
 
 
@@ -670,9 +693,7 @@ class _World:
             text = f"{title}: {cells} cells x {many} layers of different widths ({types})"
         return text
 
-    def mtp_items(
-        self, kv: KvPlan, device: int, buffers: ComputeBuffers
-    ) -> Iterator[MemoryItem]:
+    def mtp_items(self, kv: KvPlan, device: int, buffers: ComputeBuffers) -> Iterator[MemoryItem]:
         """Weights, cache and compute buffer of the context that MTP blocks have of their own."""
         held = self.placement.gpus[device]
         if held.mtp_bytes:
@@ -688,6 +709,7 @@ class _World:
         layers = mtp_layers(
             self.caches,
             kv,
+            self.kv_rules,
             type_k=cache_type(self.settings.draft_type_k),
             type_v=cache_type(self.settings.draft_type_v),
         )
@@ -1007,4 +1029,3 @@ def _warnings(
         )
     if not summary.needed_bytes and settings.no_kv_offload:
         yield Note(code="kv-on-host", message="the KV cache lies in the memory of the host")
-

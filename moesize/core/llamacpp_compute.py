@@ -110,7 +110,9 @@ def compute_buffers(spec: ModelSpec, settings: ComputeSettings) -> ComputeBuffer
 
 
 def _widest(spec: ModelSpec) -> int:
-    return max((_live_floats(spec, spec.block(name)) for name in dict.fromkeys(spec.layout)), default=0)
+    return max(
+        (_live_floats(spec, spec.block(name)) for name in dict.fromkeys(spec.layout)), default=0
+    )
 
 
 def _live_floats(spec: ModelSpec, block: Block) -> int:

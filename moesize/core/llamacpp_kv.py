@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidDeploymentError, UnknownNameError
-from moesize.core.gguf_view import gguf_architecture
+from moesize.core.gguf_view import gguf_architecture, gguf_tensors
 from moesize.core.records import dataclass
 from moesize.core.units import ceil_div, round_up
 from moesize.core.weight_formats import BLOCK_TYPES, BlockType
@@ -99,7 +99,8 @@ class KvRules:
     latent              what MLA keeps: the latent; the latent and a part of it again as V; or keys
                         and values of every head
     indexer_cache       sparse attention keeps its index keys
-    state_in_kv         recurrent states lie inside the KV buffer (ik_llama.cpp)
+    mtp_layers          MTP blocks have a cache beside the trunk's layers, used or not
+    rows_of_heads       a K tensor has a row for each head, which is what CUDA pads
     """
 
     context_multiple: int = _CELLS
@@ -108,6 +109,8 @@ class KvRules:
     window_sum_first: bool = False
     latent: LatentCache = "key_only"
     indexer_cache: bool = True
+    mtp_layers: bool = False
+    rows_of_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +260,8 @@ def _model_caches(spec: ModelSpec, rules: KvRules) -> ModelCaches:
             if windowed:
                 window = max(window, _window(mixer))
     first, mtp = spec.num_layers, []
-    for i, name in enumerate(spec.mtp.layers if spec.mtp is not None else ()):
+    in_file = gguf_tensors(spec)[0].num_layers - first  # converters leave some MTP blocks out
+    for i, name in enumerate(spec.mtp.layers[:in_file] if spec.mtp is not None else ()):
         for mixer in spec.block(name).mixers:
             # The block attends to everything, without an indexer (llama-model.cpp:create_memory).
             mtp += [
@@ -265,6 +269,8 @@ def _model_caches(spec: ModelSpec, rules: KvRules) -> ModelCaches:
                 for cache in _caches_of(first + i, mixer, rules, windowed=False)
                 if cache.name != "indexer"
             ]
+    if rules.mtp_layers:
+        caches += mtp
     return ModelCaches(
         architecture=architecture,
         window=window,
@@ -283,9 +289,7 @@ def _window(mixer: Mixer) -> int:
     return mixer.window if isinstance(mixer, CompressedAttention) else 0
 
 
-def _caches_of(
-    layer: int, mixer: Mixer, rules: KvRules, *, windowed: bool
-) -> Iterator[LayerCache]:
+def _caches_of(layer: int, mixer: Mixer, rules: KvRules, *, windowed: bool) -> Iterator[LayerCache]:
     match mixer:
         case GroupedQueryAttention() if not mixer.shares_kv:
             k, v, heads = mixer.head_dim, mixer.v_head_dim, mixer.num_kv_heads
@@ -316,6 +320,8 @@ def _caches_of(
                 yield _cache(layer, "compressed_index", index, 0, index, index)
             elif mixer.compress_ratio > 1:
                 yield _cache(layer, "compressed_128", size, 0, size, size)
+        case _:
+            pass  # shares another layer's cache, or has a state instead
 
 
 def _cache(
@@ -388,7 +394,7 @@ def plan_cells(caches: ModelCaches, settings: KvSettings, rules: KvRules) -> KvP
             raise InvalidDeploymentError(f"{n_ctx} tokens leave none for each of {slots} sequences")
         n_ctx = n_ctx_seq * slots
     sizes = _sizes(caches, settings, rules, n_ctx_seq, streams)
-    layers = [_bytes(item, sizes[item.name], settings, caches) for item in caches.caches]
+    layers = [_bytes(item, sizes[item.name], settings, caches, rules) for item in caches.caches]
     rows = slots * (1 + (settings.guessed_tokens if caches.rolls_back else 0))
     layers += [_state_bytes(item, rows) for item in caches.states]
     return KvPlan(
@@ -397,12 +403,17 @@ def plan_cells(caches: ModelCaches, settings: KvSettings, rules: KvRules) -> KvP
 
 
 def mtp_layers(
-    caches: ModelCaches, plan: KvPlan, *, type_k: str = "f16", type_v: str = "f16"
+    caches: ModelCaches,
+    plan: KvPlan,
+    rules: KvRules,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
 ) -> tuple[LayerBytes, ...]:
     """Cache of the context that MTP blocks have of their own: as many cells, types of its own."""
     settings = KvSettings(n_ctx=plan.n_ctx, type_k=type_k, type_v=type_v)
     size = CacheSize(cells=plan.n_ctx_seq, streams=plan.streams)
-    return tuple(_bytes(item, size, settings, caches) for item in caches.mtp)
+    return tuple(_bytes(item, size, settings, caches, rules) for item in caches.mtp)
 
 
 def _sizes(
@@ -432,28 +443,29 @@ def _sizes(
 
 
 def _bytes(
-    item: LayerCache, size: CacheSize, settings: KvSettings, caches: ModelCaches
+    item: LayerCache,
+    size: CacheSize,
+    settings: KvSettings,
+    caches: ModelCaches,
+    rules: KvRules,
 ) -> LayerBytes:
     value_size = item.value_size
     if value_size and not settings.flash_attention:
         # V is stored transposed, and as wide as the widest layer.
         value_size = caches.widest_value
+    k, v = _block_type(settings.type_k), _block_type(settings.type_v)
     rows = size.cells * size.streams
-    gpu = host = 0
-    logged = []
-    for width, name in ((item.key_size, settings.type_k), (value_size, settings.type_v)):
-        block_type = _block_type(name)
-        tensor = rows * _row_bytes(block_type, width)
-        logged.append(tensor)
-        gpu += allocated_bytes(tensor, width, block_type)
-        host += round_up(tensor, HOST_ALIGNMENT)
+    keys, values = rows * _row_bytes(k, item.key_size), rows * _row_bytes(v, value_size)
+    key_row, value_row = item.key_size, value_size
+    if rules.rows_of_heads:
+        key_row, value_row = item.key_head, CUDA_ROW_ELEMENTS
     return LayerBytes(
         layer=item.layer,
         name=item.name,
-        key_bytes=logged[0],
-        value_bytes=logged[1],
-        gpu_bytes=gpu,
-        host_bytes=host,
+        key_bytes=keys,
+        value_bytes=values,
+        gpu_bytes=allocated_bytes(keys, key_row, k) + allocated_bytes(values, value_row, v),
+        host_bytes=round_up(keys, HOST_ALIGNMENT) + round_up(values, HOST_ALIGNMENT),
     )
 
 

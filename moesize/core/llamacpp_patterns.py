@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 from functools import lru_cache
+from typing import NoReturn
 
 from moesize.core.errors import InvalidDeploymentError
 
@@ -98,7 +99,7 @@ class _Builder:
         self.edges: _Edges = {}
         self.empty: _Empty = {}
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str) -> NoReturn:
         raise InvalidDeploymentError(
             f"tensor override {self.text[:60]!r}: {why}",
             r"write it like 'blk\.[0-9]\.ffn_.*_exps=CPU'",
@@ -194,6 +195,8 @@ class _Builder:
                 return self._chars(self._escape())
             case "*" | "+" | "?" | "{":
                 self.fail("a repetition of nothing")
+            case _:
+                pass
         return self._chars(frozenset(char))
 
     def _escape(self) -> frozenset[str]:

@@ -56,6 +56,7 @@ class Split:
                   the first one counts
     load_mtp      MTP blocks are loaded
     mapped        the file is mapped into memory: what the host holds is there once
+    output_last   the output goes to a GPU after all blocks have (builds of 2025); else before them
     """
 
     num_gpus: int
@@ -64,6 +65,7 @@ class Split:
     overrides: tuple[tuple[str, int], ...] = ()
     load_mtp: bool = False
     mapped: bool = True
+    output_last: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +133,11 @@ def layer_devices(num_blocks: int, split: Split) -> tuple[tuple[int, ...], int]:
     total = num_blocks + 1
     wanted = total if split.gpu_layers is None else min(split.gpu_layers, total)
     offloaded = wanted if split.num_gpus else 0
-    first = total - offloaded
+    first = max(0, num_blocks - offloaded) if split.output_last else total - offloaded
     bounds = _bounds(split)
     devices = []
     for layer in range(total):
-        if layer < first:
+        if layer < first or layer - first >= offloaded:
             devices.append(HOST)
             continue
         share = _single((layer - first) / offloaded)
