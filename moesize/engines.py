@@ -37,6 +37,9 @@ _ENGINES = {
     "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
     "llama.cpp": _Planner("moesize.core.llamacpp", "plan_llamacpp"),
     "ik_llama.cpp": _Planner("moesize.core.llamacpp", "plan_llamacpp"),
+    "transformers": _Planner("moesize.core.hf_transformers", "plan_transformers"),
+    "tensorrt-llm": _Planner("moesize.core.documented_pools", "plan_pool"),
+    "tgi": _Planner("moesize.core.documented_pools", "plan_pool"),
 }
 _ALIASES: dict[str, str] = {
     "llamacpp": "llama.cpp",

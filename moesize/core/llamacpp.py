@@ -17,6 +17,7 @@ from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
+from moesize.core.llamacpp_estimate import estimate_buffers
 from moesize.core.llamacpp_kv import (
     KvPlan,
     KvRules,
@@ -30,7 +31,14 @@ from moesize.core.llamacpp_kv import (
     mtp_layers,
     plan_cells,
 )
-from moesize.core.llamacpp_weights import EXPERTS_PATTERN, HOST, Placement, Split, place
+from moesize.core.llamacpp_weights import (
+    DENSE_PATTERN,
+    EXPERTS_PATTERN,
+    HOST,
+    Placement,
+    Split,
+    place,
+)
 from moesize.core.plan import KvSummary, Note
 from moesize.core.records import dataclass
 from moesize.core.units import MIB, ceil_div, format_gib
@@ -45,9 +53,14 @@ if TYPE_CHECKING:
 
 FlashAttention = Literal["auto", "on", "off"]
 _CODE = "llama.cpp 0c1e57098 "
+# Shares of the best estimate: by closed formulas, by the graph of a similar architecture, and by
+# this build's graph for another build.
+_ESTIMATED, _SIMILAR, _OTHER_BUILD = (0.5, 1.6), (0.75, 1.35), (0.7, 1.5)
 _STEP = 256
 # LLAMA_MAX_SEQ, src/llama-cparams.h.
 _MOST_SLOTS = 256
+_MOST_OVERRIDES = 1024
+_MOST_TOKENS = 1 << 34
 _MOST_LAYERS = 1 << 16
 _DEVICE = re.compile(r"[A-Za-z]{1,16}([0-9]{1,3})")
 _HOST_BUFFER = re.compile(r"CPU(_[A-Za-z]{1,16})?|[A-Za-z]{1,16}_Host")
@@ -63,72 +76,131 @@ _FIT_MARGIN = 1024 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppSettings:
-    """llama-server's own settings; None = not given. Names are those of its long options.
+    """llama-server's own settings, named as its long options; None = not given.
 
-    n_gpu_layers      last layers on GPUs, the output counting as one; None = all
-    n_cpu_moe         routed experts of the first N layers on the host; cpu_moe: of all
-    override_tensor   (pattern, buffer type) pairs: (r"\\.ffn_.*_exps", "CPU"); the first one found
-                      in a tensor's name counts
+    n_gpu_layers      last layers on GPUs, the output counting as one; "all", "auto" or None = all
+    n_cpu_moe         routed experts of the first N layers on the host; cpu_moe: of all layers
+    n_cpu_ffn         dense feed-forwards of the first N layers on the host
+    override_tensor   "PATTERN=BUFFER,...", or pairs: (r"\\.ffn_.*_exps", "CPU"); the first pattern
+                      found in a tensor's name counts
     tensor_split      shares of the GPUs; without it, their free memory
-    n_ctx             tokens of all sequences together; None = as the planned context and
+    ctx_size          tokens of all sequences together; None = as the planned context and
                       concurrency need
-    n_parallel        slots; None = as many as planned sequences, or the server's default
-    n_outputs         tokens of a batch that get logits; None = what the server reserves
+    parallel          slots; None = as many as planned sequences, or the server's default
+    load_mode         "none": the file is not mapped into memory
+    embeddings        logits or embeddings of every token, not of the last ones only
+    fit_target        MiB that --fit keeps free on each GPU
     free_bytes        free memory of each GPU before the start; None = all that the card hands out
     mla               ik_llama.cpp's -mla
     """
 
-    n_gpu_layers: int | None = None
+    n_gpu_layers: int | str | None = None
     n_cpu_moe: int | None = None
-    cpu_moe: bool = False
-    override_tensor: tuple[tuple[str, str], ...] = ()
-    tensor_split: tuple[float, ...] = ()
-    split_mode: Literal["layer", "row", "none", "tensor"] = "layer"
-    main_gpu: int = 0
-    n_ctx: int | None = None
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    n_parallel: int | None = None
+    cpu_moe: bool | None = None
+    n_cpu_ffn: int | None = None
+    override_tensor: str | tuple[tuple[str, str], ...] | None = None
+    tensor_split: tuple[float, ...] | None = None
+    split_mode: str | None = None
+    main_gpu: int | None = None
+    ctx_size: int | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    parallel: int | None = None
     kv_unified: bool | None = None
-    flash_attn: FlashAttention | None = None
-    type_k: str | None = None
-    type_v: str | None = None
-    swa_full: bool = False
-    no_kv_offload: bool = False
-    no_mmap: bool = False
-    op_offload: bool = True
-    n_outputs: int | None = None
-    fit: bool | None = None
-    fit_margin_bytes: int = _FIT_MARGIN
-    free_bytes: tuple[int, ...] = ()
-    draft_type_k: str = "f16"
-    draft_type_v: str = "f16"
+    flash_attn: str | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    cache_type_k_draft: str | None = None
+    cache_type_v_draft: str | None = None
+    swa_full: bool | None = None
+    no_kv_offload: bool | None = None
+    no_op_offload: bool | None = None
+    load_mode: str | None = None
+    embeddings: bool | None = None
+    fit: str | None = None
+    fit_target: str | None = None
+    free_bytes: tuple[int, ...] | None = None
     mla: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_gpu_layers", "n_cpu_moe", "main_gpu"):
+        for name in ("n_cpu_moe", "n_cpu_ffn", "main_gpu", "mla"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= _MOST_LAYERS:
                 raise InvalidDeploymentError(f"{name} is {value}; it must lie in 0..{_MOST_LAYERS}")
-        for name in ("n_ctx", "n_batch", "n_ubatch", "n_parallel", "n_outputs"):
+        for name in ("ctx_size", "batch_size", "ubatch_size", "parallel"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= 1 << 34:
-                raise InvalidDeploymentError(f"{name} is {value}; it must be at least 1")
-        if self.n_parallel is not None and self.n_parallel > _MOST_SLOTS:
+            if value is not None and not -1 <= value <= _MOST_TOKENS:
+                raise InvalidDeploymentError(f"{name} is {value}, which no server takes")
+        layers = self.n_gpu_layers
+        if isinstance(layers, str) and layers not in ("all", "auto"):
             raise InvalidDeploymentError(
-                f"{self.n_parallel} slots; llama.cpp holds at most {_MOST_SLOTS}"
+                f"n_gpu_layers is {layers[:40]!r}", "a number of layers, all or auto"
             )
-        if len(self.override_tensor) > 1024:
-            raise InvalidDeploymentError("more than 1,024 tensor overrides")
+        for name, allowed in (
+            ("split_mode", ("layer", "row", "none", "tensor")),
+            ("flash_attn", ("on", "off", "auto")),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise InvalidDeploymentError(
+                    f"{name} is {str(value)[:40]!r}", f"one of {', '.join(allowed)}"
+                )
+        if len(self.overrides()) > _MOST_OVERRIDES:
+            raise InvalidDeploymentError(f"more than {_MOST_OVERRIDES:,} tensor overrides")
+
+    def overrides(self) -> tuple[tuple[str, str], ...]:
+        """(pattern, buffer type) pairs."""
+        if not self.override_tensor:
+            return ()
+        if not isinstance(self.override_tensor, str):
+            return self.override_tensor
+        pairs = []
+        for part in self.override_tensor.split(","):  # as common/arg.cpp does
+            pattern, equals, buffer = part.strip().rpartition("=")
+            if not equals or not pattern:
+                raise InvalidDeploymentError(
+                    f"tensor override {part[:60]!r} has no buffer type",
+                    r"write it like 'blk\.[0-9]\.ffn_.*_exps=CPU'",
+                )
+            pairs.append((pattern.strip("\"'"), buffer.strip("\"'")))
+        return tuple(pairs)
+
+    @property
+    def gpu_layers(self) -> int | None:
+        """-ngl as a number; None = all."""
+        layers = self.n_gpu_layers
+        return None if layers is None or isinstance(layers, str) or layers < 0 else layers
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens of a logical batch."""
+        return self.batch_size if self.batch_size and self.batch_size > 0 else 2048
+
+    @property
+    def n_ubatch(self) -> int:
+        """Tokens of a physical batch."""
+        return self.ubatch_size if self.ubatch_size and self.ubatch_size > 0 else 512
+
+    @property
+    def slots(self) -> int | None:
+        """-np; None where the server chooses."""
+        return self.parallel if self.parallel and self.parallel > 0 else None
+
+    @property
+    def n_ctx(self) -> int | None:
+        """-c; None = the model's own, or what is planned."""
+        return self.ctx_size if self.ctx_size and self.ctx_size > 0 else None
+
+    @property
+    def fit_margin_bytes(self) -> int:
+        """What --fit keeps free: the first number of --fit-target, in MiB."""
+        first = (self.fit_target or "").split(",")[0].strip()
+        return int(first) * MIB if first.isdigit() and len(first) < 9 else _FIT_MARGIN
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not as they are by default."""
-        default = LlamaCppSettings()
-        return {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if getattr(self, name) != getattr(default, name)
-        }
+        """The settings that were given."""
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {name: value for name, value in values if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +234,7 @@ class LlamaCppRules:
     plans_mtp: bool
     loads_mtp: bool
     pipeline_copies: int
+    compute_is_read: bool
 
     def kv_rules(self, *, flash: bool, mla: int | None) -> KvRules:
         """The cache's rules with or without flash attention."""
@@ -232,6 +305,7 @@ def rules_of(profile: EngineProfile) -> LlamaCppRules:
         plans_mtp=facts["mtp_context"],
         loads_mtp=facts["loads_mtp_always"],
         pipeline_copies=facts["pipeline_copies"],
+        compute_is_read=facts["compute_graph"] == "read",
     )
 
 
@@ -285,7 +359,9 @@ def plan_llamacpp(
             *_weight_items(placement, device),
             *world.cache_items(kv, device),
             *world.mtp_items(kv, device, buffers),
-            _compute_item("activations.compute_buffer", buffers, device),
+            buffers.item(
+                "activations.compute_buffer", buffers.devices[device], buffers.formulas[device]
+            ),
             context_item,
         ]
         ledgers.append(
@@ -374,17 +450,18 @@ def _settings(request: Request) -> LlamaCppSettings:
 def _ranks(settings: LlamaCppSettings, num_gpus: int) -> tuple[int, ...]:
     """The GPUs that are used."""
     if settings.split_mode == "none" or num_gpus == 1:
-        if settings.main_gpu >= num_gpus:
+        main = settings.main_gpu or 0
+        if main >= num_gpus:
             raise InvalidDeploymentError(
-                f"--main-gpu {settings.main_gpu}, but there are {num_gpus}", "count from 0"
+                f"--main-gpu {main}, but there are {num_gpus}", "count from 0"
             )
-        return (settings.main_gpu if num_gpus > 1 else 0,)
+        return (main,)
     return tuple(range(num_gpus))
 
 
 def _flash(spec: ModelSpec, settings: LlamaCppSettings, rules: LlamaCppRules) -> bool:
     """Whether flash attention is used; "auto" looks whether the GPU has the head sizes."""
-    wanted = settings.flash_attn or rules.default_flash
+    wanted: str = settings.flash_attn or rules.default_flash
     if wanted != "auto":
         return wanted == "on"
     for block in spec.blocks:
@@ -407,7 +484,7 @@ def _slots(
     N planned sequences of C tokens need N x C tokens. Without -np the server makes as many slots
     as sequences are planned; when neither is given, its own default.
     """
-    given = settings.n_parallel or request.max_num_seqs
+    given = settings.slots or request.max_num_seqs
     concurrency = request.concurrency or 1
     if given is not None:
         slots, unified = given, bool(settings.kv_unified)
@@ -492,10 +569,10 @@ def _kv_settings(
         n_seq_max=slots.slots,
         unified=slots.unified,
         n_ubatch=min(settings.n_ubatch, n_batch),
-        type_k=cache_type(settings.type_k or own),
-        type_v=cache_type(settings.type_v or own),
+        type_k=cache_type(settings.cache_type_k or own),
+        type_v=cache_type(settings.cache_type_v or own),
         flash_attention=flash,
-        full_window=settings.swa_full,
+        full_window=bool(settings.swa_full),
         guessed_tokens=guessed,
     )
 
@@ -518,28 +595,35 @@ def _split(
     rules: LlamaCppRules,
     usable: tuple[int, ...],
 ) -> Split:
-    overrides = [(text, _buffer_device(name)) for text, name in settings.override_tensor]
+    overrides = [(text, _buffer_device(name)) for text, name in settings.overrides()]
     n_cpu_moe: int | None = settings.n_cpu_moe
-    everything = settings.cpu_moe or request.offload_experts == "all"
+    everything = bool(settings.cpu_moe) or request.offload_experts == "all"
     if isinstance(request.offload_experts, int):
         n_cpu_moe = request.offload_experts
     if everything:
         overrides.append((EXPERTS_PATTERN, HOST))
     elif n_cpu_moe:
-        layers = "|".join(map(str, range(min(n_cpu_moe, spec.num_layers + 8))))
-        overrides.append((rf"blk\.({layers}){EXPERTS_PATTERN}", HOST))
+        overrides.append((_first_layers(n_cpu_moe, spec, EXPERTS_PATTERN), HOST))
+    if settings.n_cpu_ffn:
+        overrides.append((_first_layers(settings.n_cpu_ffn, spec, DENSE_PATTERN), HOST))
     fractions = settings.tensor_split or tuple(float(size) for size in usable)
     if settings.split_mode == "none":
         fractions = (1.0,)
     return Split(
         num_gpus=len(usable),
-        gpu_layers=settings.n_gpu_layers,
+        gpu_layers=settings.gpu_layers,
         fractions=fractions[: len(usable)],
         overrides=tuple(overrides),
         load_mtp=bool(request.mtp) or rules.loads_mtp,
-        mapped=not settings.no_mmap,
+        mapped=settings.load_mode != "none",
         output_last=rules.output_last,
     )
+
+
+def _first_layers(count: int, spec: ModelSpec, pattern: str) -> str:
+    """One pattern for the tensors of the first layers (common.h:llm_add_n_cpu_ffn_overrides)."""
+    layers = "|".join(map(str, range(min(count, spec.num_layers + 8))))
+    return rf"blk\.({layers}){pattern}"
 
 
 def _buffer_device(name: str) -> int:
@@ -582,6 +666,37 @@ _CACHE_TITLES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Compute:
+    """Compute buffers with the band of all of them, as shares of the best estimate."""
+
+    devices: tuple[int, ...]
+    host: int
+    formulas: tuple[str, ...]
+    host_formula: str
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: ComputeBuffers, low: float, high: float) -> _Compute:
+        """Formulas come with the host's first, or not at all."""
+        planned = "the largest graph's peak, planned as llama.cpp does"
+        texts = found.formulas or (planned,) * (1 + len(found.device_bytes))
+        return cls(found.device_bytes, found.host_bytes, texts[1:], texts[0], low, high)
+
+    def item(self, name: str, size: int, formula: str) -> MemoryItem:
+        """A buffer as a ledger item."""
+        return MemoryItem(
+            name=name,
+            category="activations",
+            size_bytes=size,
+            low_bytes=round(size * self.low),
+            high_bytes=round(size * self.high),
+            formula=formula,
+            source=_CODE + "src/llama-graph.cpp, ggml/src/ggml-alloc.c",
+        )
+
+
 class _World:
     """Everything that a context is made of; asked again for other lengths."""
 
@@ -616,18 +731,16 @@ class _World:
                 out[device] += item.gpu_bytes
         return out
 
-    def compute(self, kv: KvPlan) -> ComputeBuffers:
+    def compute(self, kv: KvPlan) -> _Compute:
         """The compute buffers of a context: the one place that asks for them."""
         full, window = kv.sizes.get("full"), kv.sizes.get("window")
         compressed = kv.sizes.get("compressed_4")
         cells_full = full.cells if full else compressed.cells if compressed else 0
         settings = self.settings
-        outputs = settings.n_outputs
-        if outputs is None:
-            outputs = self.kv_settings.n_ubatch
-            if self.rules.few_outputs:
-                per_slot = 1 + self.kv_settings.guessed_tokens
-                outputs = min(settings.n_batch, self.kv_settings.n_seq_max * per_slot)
+        outputs = self.kv_settings.n_ubatch
+        if self.rules.few_outputs and not settings.embeddings:
+            per_slot = 1 + self.kv_settings.guessed_tokens
+            outputs = min(outputs, settings.n_batch, self.kv_settings.n_seq_max * per_slot)
         layers = tuple(
             tuple(
                 layer
@@ -636,24 +749,33 @@ class _World:
             )
             for device in range(self.num_gpus)
         )
-        return compute_buffers(
-            self.spec,
-            ComputeSettings(
-                n_ubatch=self.kv_settings.n_ubatch,
-                cells_full=cells_full,
-                cells_swa=window.cells if window else 0,
-                streams=kv.streams,
-                n_outputs=outputs,
-                flash_attn=self.flash,
-                type_k=self.kv_settings.type_k,
-                type_v=self.kv_settings.type_v,
-                layers_by_device=layers,
-                has_output=self.placement.output_device,
-                experts_on_host=self.placement.experts_on_host if settings.op_offload else (),
-                pipeline_copies=self.copies,
-                largest_host_expert_bytes=self.placement.largest_host_expert,
-            ),
+        on_host = () if settings.no_op_offload else self.placement.experts_on_host
+        asked = ComputeSettings(
+            n_ubatch=self.kv_settings.n_ubatch,
+            cells_full=cells_full,
+            cells_swa=window.cells if window else 0,
+            streams=kv.streams,
+            sequences=self.kv_settings.n_seq_max,
+            n_outputs=outputs,
+            flash_attn=self.flash,
+            type_k=self.kv_settings.type_k,
+            type_v=self.kv_settings.type_v,
+            layers_by_device=layers,
+            output_device=self.placement.output_device,
+            experts_on_host=on_host,
+            host_expert_tensors=self.placement.host_expert_tensors if on_host else (),
+            pipeline_copies=self.copies,
+            snapshots=self.kv_settings.guessed_tokens if self.caches.rolls_back else 0,
         )
+        if self.placement.output_device == HOST:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        try:
+            found = compute_buffers(self.spec, asked)
+        except UnsupportedError:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        if not found.exact:
+            return _Compute.of(found, *_SIMILAR)
+        return _Compute.of(found, *((1.0, 1.0) if self.rules.compute_is_read else _OTHER_BUILD))
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""
@@ -693,7 +815,7 @@ class _World:
             text = f"{title}: {cells} cells x {many} layers of different widths ({types})"
         return text
 
-    def mtp_items(self, kv: KvPlan, device: int, buffers: ComputeBuffers) -> Iterator[MemoryItem]:
+    def mtp_items(self, kv: KvPlan, device: int, buffers: _Compute) -> Iterator[MemoryItem]:
         """Weights, cache and compute buffer of the context that MTP blocks have of their own."""
         held = self.placement.gpus[device]
         if held.mtp_bytes:
@@ -710,8 +832,8 @@ class _World:
             self.caches,
             kv,
             self.kv_rules,
-            type_k=cache_type(self.settings.draft_type_k),
-            type_v=cache_type(self.settings.draft_type_v),
+            type_k=cache_type(self.settings.cache_type_k_draft or "f16"),
+            type_v=cache_type(self.settings.cache_type_v_draft or "f16"),
         )
         yield exact_item(
             "draft.mtp_kv_cache",
@@ -731,9 +853,7 @@ class _World:
             source="planned by llama.cpp 0c1e57098 for Qwen3.5-27B, GLM-4.5, GLM-4.7-Flash",
         )
 
-    def host_items(
-        self, kv: KvPlan, buffers: ComputeBuffers, slots: _Slots
-    ) -> Iterator[MemoryItem]:
+    def host_items(self, kv: KvPlan, buffers: _Compute, slots: _Slots) -> Iterator[MemoryItem]:
         """What lies in the host's memory."""
         held = self.placement.host
         source = _CODE + "src/llama-model.cpp:load_tensors"
@@ -751,7 +871,11 @@ class _World:
             layers = sum(device == HOST for device in self.placement.layer_device)
             what = [f"routed experts of {experts} layers"] * bool(experts)
             what += [f"{layers} whole layers"] * bool(layers)
-            mapped = "" if self.settings.no_mmap else "; mapped from the file, in the page cache"
+            mapped = (
+                ""
+                if self.settings.load_mode == "none"
+                else "; mapped from the file, in the page cache"
+            )
             yield exact_item(
                 "host.weights.layers",
                 "weights",
@@ -769,15 +893,7 @@ class _World:
                 f"4 x {self.spec.embedding.vocab_size:,} x {slots.slots} sequences",
                 _CODE + "src/llama-context.cpp:output_reserve",
             )
-        yield MemoryItem(
-            name="host.compute_buffer",
-            category="activations",
-            size_bytes=buffers.host,
-            low_bytes=round(buffers.host * buffers.low),
-            high_bytes=round(buffers.host * buffers.high),
-            formula=buffers.host_formula,
-            source=_CODE + "src/llama-graph.cpp",
-        )
+        yield buffers.item("host.compute_buffer", buffers.host, buffers.host_formula)
 
     def summary(
         self,
@@ -907,19 +1023,6 @@ def _weight_items(placement: Placement, device: int) -> Iterator[MemoryItem]:
         )
 
 
-def _compute_item(name: str, buffers: ComputeBuffers, device: int) -> MemoryItem:
-    size = buffers.devices[device]
-    return MemoryItem(
-        name=name,
-        category="activations",
-        size_bytes=size,
-        low_bytes=size if buffers.exact else round(size * buffers.low),
-        high_bytes=size if buffers.exact else round(size * buffers.high),
-        formula=buffers.formulas[device],
-        source=_CODE + "src/llama-graph.cpp, ggml/src/ggml-alloc.c",
-    )
-
-
 def _context_item(rules: LlamaCppRules) -> MemoryItem:
     """CUDA context, libraries and kernels: in no line of the log."""
     constant = rules.constants["cuda_context"]
@@ -953,15 +1056,15 @@ def _shown_settings(
             for device in range(len(placement.gpus))
         ],
         "experts_on_host": len(placement.experts_on_host),
-        "n_ctx": kv.n_ctx,
-        "n_ctx_seq": kv.n_ctx_seq,
-        "n_parallel": slots.slots,
+        "ctx_size": kv.n_ctx,
+        "ctx_size_per_sequence": kv.n_ctx_seq,
+        "parallel": slots.slots,
         "kv_unified": slots.unified,
         "kv_streams": kv.streams,
-        "n_ubatch": kv_settings.n_ubatch,
-        "flash_attn": kv_settings.flash_attention,
-        "type_k": kv_settings.type_k,
-        "type_v": kv_settings.type_v,
+        "ubatch_size": kv_settings.n_ubatch,
+        "flash_attn": "on" if kv_settings.flash_attention else "off",
+        "cache_type_k": kv_settings.type_k,
+        "cache_type_v": kv_settings.type_v,
         "slots_note": slots.why,
     }
     for name, value in settings.given().items():
@@ -981,8 +1084,8 @@ def _defaulted(request: Request, settings: LlamaCppSettings) -> tuple[str, ...]:
     ):
         own = {
             "context_tokens": settings.n_ctx,
-            "kv_dtype": settings.type_k,
-            "max_num_seqs": settings.n_parallel,
+            "kv_dtype": settings.cache_type_k,
+            "max_num_seqs": settings.slots,
         }.get(field)
         if field not in given and own is None:
             names.append(shown)
@@ -1011,7 +1114,11 @@ def _warnings(
         )
     open_choice = request.context_tokens is None and settings.n_ctx is None
     left = min(ledger.headroom_bytes for ledger in ledgers)
-    if rules.fits_itself and settings.fit is not False and left < settings.fit_margin_bytes:
+    if (
+        rules.fits_itself
+        and settings.fit not in ("off", "0", False)
+        and left < settings.fit_margin_bytes
+    ):
         margin = format_gib(settings.fit_margin_bytes)
         if open_choice:
             what = f"lower the context until {margin} stay free on every GPU, at least to 4,096"

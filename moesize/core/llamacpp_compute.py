@@ -1,176 +1,67 @@
-"""Compute buffers of llama.cpp: a wide estimate from closed formulas.
+"""Compute buffers of llama.cpp: what one batch needs beside weights and caches.
 
-The scheduler plans the largest graph with an allocator that reuses memory, so a buffer is the peak
-of tensors that live at once on a device. llama.cpp 0c1e57098 src/llama-graph.cpp,
-ggml/src/ggml-alloc.c.
-
-Symbols: u = n_ubatch, c = cells of one stream, D = hidden size, V = vocabulary, A = floats that
-one token of the widest layer has alive at once.
+No architecture's graph is stated here yet, so every answer is an estimate by
+`moesize.core.llamacpp_estimate`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
-from moesize.core.feed_forward import DenseMlp, MoeMlp
+from moesize.core.errors import UnsupportedError
 from moesize.core.records import dataclass
-from moesize.core.weight_formats import BLOCK_TYPES
 
 if TYPE_CHECKING:
-    from moesize.core.model_spec import Block, ModelSpec
-
-# What the closed formula leaves out or counts twice, as a share of it.
-_LOW, _HIGH = 0.5, 1.6
+    from moesize.core.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeSettings:
-    """What decides the compute buffers.
+    """What the graph that llama.cpp plans depends on.
 
-    cells_full, cells_swa        cells of one stream after rounding; 0 where there is no such cache
-    n_outputs                    tokens of a batch whose logits are kept room for
-    layers_by_device             layers of every GPU
-    has_output                   the GPU with the output layer; -1 = the host
-    experts_on_host              layers whose routed experts are on the host
-    largest_host_expert_bytes    the largest of these tensors
-    pipeline_copies              4 with pipeline parallelism, else 1
+    n_ubatch         tokens of a physical batch, at most the context
+    cells_full       cells of one stream of the cache, after padding
+    cells_swa        the same of the cache of layers with a sliding window; 0 = none
+    streams          parts of the cache: sequences, or 1 when it is unified
+    sequences        n_seq_max
+    n_outputs        outputs that a batch is planned for
+    layers_by_device layers of each GPU; none = everything on the CPU
+    output_device    the GPU with the output matrix
+    experts_on_host  layers whose routed experts lie in host memory
+    host_expert_tensors  bytes of gate, up and down of every layer in experts_on_host
+    pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
+    snapshots        states kept for roll-back per sequence (n_rs_seq)
     """
 
     n_ubatch: int
     cells_full: int
-    cells_swa: int
-    streams: int
+    cells_swa: int = 0
+    streams: int = 1
+    sequences: int = 1
     n_outputs: int
-    flash_attn: bool
-    type_k: str
-    type_v: str
-    layers_by_device: tuple[tuple[int, ...], ...]
-    has_output: int
+    flash_attn: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    layers_by_device: tuple[tuple[int, ...], ...] = ()
+    output_device: int = 0
     experts_on_host: tuple[int, ...] = ()
     pipeline_copies: int = 1
-    largest_host_expert_bytes: int = 0
+    host_expert_bytes: int = 0
+    host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
+    snapshots: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeBuffers:
-    """Bytes of every GPU's buffer and of the host's, with the formula of each in words.
+    """Bytes of the compute buffers: of every GPU, and in host memory."""
 
-    exact   as llama.cpp plans them; otherwise estimates, with `low` and `high` as shares of them
-    """
-
-    devices: tuple[int, ...]
-    host: int
+    device_bytes: tuple[int, ...]
+    host_bytes: int
     exact: bool
     formulas: tuple[str, ...]
-    host_formula: str
-    low: float = 1.0
-    high: float = 1.0
 
 
 def compute_buffers(spec: ModelSpec, settings: ComputeSettings) -> ComputeBuffers:
-    """The compute buffers of a context: closed formulas, so an estimate with a wide band."""
-    u, hidden = settings.n_ubatch, spec.hidden_size
-    mask = 2 * u * (settings.cells_full + settings.cells_swa)
-    live = 4 * u * _widest(spec)
-    what = f"mask 2 x {u} x {settings.cells_full + settings.cells_swa:,} + live tensors {live:,}"
-    base = mask + live
-    if not settings.flash_attn:
-        scores = 4 * u * settings.cells_full * _heads(spec)
-        base += scores + mask
-        what += f" + scores {scores:,}"
-    copy = _copy_bytes(spec, settings)
-    if copy > base:
-        base, what = copy, f"f16 copies of one layer's quantized K and V, {copy:,}"
-    if settings.pipeline_copies > 1:
-        base += settings.pipeline_copies * mask
-        what += f" + {settings.pipeline_copies} copies of the mask"
-    if settings.experts_on_host:
-        base += settings.largest_host_expert_bytes
-        what += f" + one expert tensor copied from the host, {settings.largest_host_expert_bytes:,}"
-    logits = 4 * min(u, settings.n_outputs) * (spec.embedding.vocab_size + hidden)
-    devices, formulas = [], []
-    for device, layers in enumerate(settings.layers_by_device):
-        has_output = device == settings.has_output
-        size, text = (base if layers or has_output else 0), what
-        if has_output and logits > size:
-            size, text = logits, f"logits 4 x {min(u, settings.n_outputs)} x (V + D)"
-        devices.append(size)
-        formulas.append(text)
-    host = settings.pipeline_copies * mask + (1 + settings.pipeline_copies) * 4 * u * hidden
-    return ComputeBuffers(
-        devices=tuple(devices),
-        host=host,
-        exact=False,
-        formulas=tuple(formulas),
-        host_formula="mask + twice the input embeddings",
-        low=_LOW,
-        high=_HIGH,
-    )
-
-
-def _widest(spec: ModelSpec) -> int:
-    return max(
-        (_live_floats(spec, spec.block(name)) for name in dict.fromkeys(spec.layout)), default=0
-    )
-
-
-def _live_floats(spec: ModelSpec, block: Block) -> int:
-    """2D + attention output + three feed-forward widths, k x D more where that is wider."""
-    hidden = spec.hidden_size
-    output = feed = 0
-    for mixer in block.mixers:
-        match mixer:
-            case GroupedQueryAttention():
-                output = max(output, mixer.num_heads * mixer.v_head_dim)
-            case LatentAttention():
-                rank, rope = mixer.kv_lora_rank, mixer.qk_rope_head_dim
-                heads = mixer.num_heads
-                wide = heads * (mixer.qk_nope_head_dim + 3 * rope + 2 * rank) + hidden
-                output = max(output, wide)
-            case CompressedAttention():
-                output = max(output, 2 * mixer.num_heads * mixer.head_dim)
-            case _:
-                state = sum(part.shape[0] * part.shape[-1] for part in mixer.state())
-                output = max(output, 3 * min(state, 4 * hidden))
-    for feed_forward in block.feed_forwards:
-        if isinstance(feed_forward, MoeMlp):
-            used, width = feed_forward.experts_per_token, feed_forward.intermediate_size
-            extra = used * hidden if hidden > 2 * width else 0
-            feed = max(feed, 3 * used * width + extra)
-        elif isinstance(feed_forward, DenseMlp):
-            feed = max(feed, 3 * feed_forward.intermediate_size)
-    return 2 * hidden + output + feed
-
-
-def _heads(spec: ModelSpec) -> int:
-    return max(
-        (
-            mixer.num_heads
-            for block in spec.blocks
-            for mixer in block.mixers
-            if isinstance(mixer, (GroupedQueryAttention, LatentAttention, CompressedAttention))
-        ),
-        default=0,
-    )
-
-
-def _copy_bytes(spec: ModelSpec, settings: ComputeSettings) -> int:
-    """Flash attention on CUDA reads f16: a quantized cache of a layer is copied as a whole."""
-    widths = 0
-    for block in spec.blocks:
-        for mixer in block.mixers:
-            if isinstance(mixer, GroupedQueryAttention):
-                k, v = mixer.num_kv_heads * mixer.head_dim, mixer.num_kv_heads * mixer.v_head_dim
-            elif isinstance(mixer, LatentAttention):
-                k, v = mixer.kv_lora_rank + mixer.qk_rope_head_dim, 0
-            else:
-                continue
-            quantized_k = BLOCK_TYPES[settings.type_k.upper()].elements_per_block > 1
-            quantized_v = BLOCK_TYPES[settings.type_v.upper()].elements_per_block > 1
-            widths = max(widths, k * quantized_k + v * quantized_v)
-    if not widths or not settings.flash_attn:
-        return 0
-    u, cells = settings.n_ubatch, settings.cells_full
-    heads = 4 * u * 4 * spec.hidden_size
-    return 2 * cells * settings.streams * widths + 2 * u * cells + heads
+    """Compute buffers of the host and of every GPU. Raises UnsupportedError."""
+    del settings
+    raise UnsupportedError(f"the graph of {spec.title} in llama.cpp is not known")

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from moesize.core.model_spec import ModelSpec
 
 HOST = -1
-# common/common.h:LLM_FFN_EXPS_REGEX.
+# common/common.h:LLM_FFN_EXPS_REGEX and LLM_FFN_DENSE_REGEX.
 EXPERTS_PATTERN = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
+DENSE_PATTERN = r"\.ffn_(up|down|gate)\."
 # LLM_TENSOR_LAYER_INPUT: they stay on the host, whatever is offloaded.
 _INPUT = (
     "token_embd.weight",
@@ -39,6 +40,12 @@ _INPUT = (
 _FIRST_LAYER = ("embedding_norm.weight", "embedding_norm.bias", "per_layer_model_proj.weight")
 # Every device with a layer that needs them has a copy.
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_EXPERT_PARTS = {
+    "ffn_gate_exps.weight": 0,
+    "ffn_gate_up_exps.weight": 0,
+    "ffn_up_exps.weight": 1,
+    "ffn_down_exps.weight": 2,
+}
 _EMBEDDING = "token_embd.weight"
 _HEAD = "output.weight"
 # These make the output before the embedding, so that a tied one exists twice on the host as well
@@ -97,7 +104,7 @@ class Placement:
 
     layer_device           of each block, MTP blocks included
     experts_on_host        blocks with a routed expert tensor on the host although the block is not
-    largest_host_expert    bytes of the largest of these tensors
+    host_expert_tensors    bytes of gate, up and down of each of these blocks; 0 on the GPU
     moved                  tensors that an override moved
     """
 
@@ -106,7 +113,7 @@ class Placement:
     gpus: tuple[DeviceWeights, ...]
     host: DeviceWeights
     experts_on_host: tuple[int, ...] = ()
-    largest_host_expert: int = 0
+    host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
     moved: int = 0
 
 
@@ -184,8 +191,8 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
                 "count from 0: CUDA0 is the first one",
             )
     held = _Held(split.num_gpus)
-    on_host: set[int] = set()
-    largest = moved = 0
+    on_host: dict[int, list[int]] = {}
+    moved = 0
     full_layers = _full_attention_layers(spec)
     for item, tensor in _tensors(spec, stored):
         entry = item.entry
@@ -206,8 +213,10 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
             if target != device:
                 moved += tensor.copies
                 if target == HOST and entry.tensor.expert:
-                    on_host.add(layer)
-                    largest = max(largest, tensor.size_bytes)
+                    part = _EXPERT_PARTS.get(tensor.name)
+                    sizes = on_host.setdefault(layer, [0, 0, 0])
+                    if part is not None:
+                        sizes[part] = tensor.size_bytes
             counts[target] = counts.get(target, 0) + tensor.copies
         for device, count in counts.items():
             held.add(device, tensor, group, count=count, is_mtp=is_mtp)
@@ -219,7 +228,7 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
         gpus=tuple(held.weights(device) for device in range(split.num_gpus)),
         host=held.weights(HOST),
         experts_on_host=tuple(sorted(on_host)),
-        largest_host_expert=largest,
+        host_expert_tensors=tuple((a, b, c) for _, (a, b, c) in sorted(on_host.items())),
         moved=moved,
     )
 

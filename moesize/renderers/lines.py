@@ -72,53 +72,26 @@ def _label(name: str, category: str, in_budget: bool) -> str:
     return "runtime"
 
 
-_ENGINES = {"vllm": "vLLM"}
-
-
 def title(plan: Plan) -> str:
     """Model, GPUs and engine in one line."""
     settings = plan.deployment
-    engine = _ENGINES.get(settings["engine"], settings["engine"])
     return (
         f"{plan.model.title} on {settings['gpu_count']} x {settings['gpu_name']}, "
-        f"{engine} {settings['engine_version']}"
+        f"{plan.engine_title} {settings['engine_version']}"
     )
 
 
-def keeps_budget(plan: Plan) -> bool:
-    """Whether the engine allows itself a share of the card and fills it with KV cache."""
-    return plan.deployment["gpu_memory_utilization"] is not None
-
-
-def usable_line(plan: Plan, ledger: GpuLedger) -> str:
-    """What the card hands out, and what the engine allows itself of it."""
-    usable = f"{format_gib(ledger.usable_bytes)} usable"
-    if not keeps_budget(plan):
-        return usable
-    return f"{usable}, budget {format_gib(ledger.budget_bytes)}"
-
-
-def gpu_name(plan: Plan, ledger: GpuLedger) -> str:
-    """The heading over a ledger."""
-    settings = plan.deployment
-    if len(plan.gpus) > 1 and not keeps_budget(plan):
-        layers = settings["engine_settings"].get("layers_by_gpu", ())
-        blocks = f" ({layers[ledger.pp_stage]} layers)" if ledger.pp_stage < len(layers) else ""
-        return f"GPU {ledger.rank}{blocks}"
-    if len(plan.gpus) > 1:
-        return f"GPUs of stage {ledger.pp_stage}"
-    many = settings["gpu_count"]
-    return f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
-
-
-def host_rows(plan: Plan) -> list[tuple[str, str]]:
-    """(what, size) of everything in the host's memory."""
-    return [(_HOST.get(item.name, item.name), format_bytes(item.size_bytes)) for item in plan.host]
+def allocates_at_start(plan: Plan) -> bool:
+    """Whether the engine allocates its cache for a given number of tokens (llama.cpp)."""
+    return "ctx_size" in plan.deployment.get("engine_settings", {})
 
 
 _HOST = {
     "host.weights.embedding": "input embedding",
     "host.weights.layers": "weights",
+    "host.kv_cache.full": "KV cache",
+    "host.kv_cache.window": "KV cache of sliding windows",
+    "host.kv_cache.state": "recurrent states",
     "host.output_buffer": "logits",
     "host.compute_buffer": "compute buffer",
 }
@@ -160,10 +133,13 @@ def setting_line(plan: Plan) -> str:
     def star(name: str) -> str:
         return "*" if name in defaulted else ""
 
-    if not keeps_budget(plan):
-        return _without_budget(plan, star)
-    parts = [f"TP {settings['tp']}{star('tp')}"]
-    if settings["pp"] > 1:
+    # Engines without a budget (llama.cpp, transformers) share whole layers out over GPUs.
+    share = settings["gpu_memory_utilization"]
+    by_layers = share is None
+    if allocates_at_start(plan):
+        return _server_settings(plan, star)
+    parts = [] if by_layers else [f"TP {settings['tp']}{star('tp')}"]
+    if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
     if settings["ep"]:
         parts.append("expert parallel")
@@ -171,26 +147,24 @@ def setting_line(plan: Plan) -> str:
         f"context {settings['context']:,}{star('context')}",
         _plural(settings["concurrency"], "sequence") + star("concurrency"),
         f"KV {settings['kv_dtype']}{star('kv_dtype')}",
-        f"utilization {settings['gpu_memory_utilization']:g}{star('gpu_memory_utilization')}",
     ]
+    if share is not None:
+        parts.append(f"utilization {share:g}{star('gpu_memory_utilization')}")
     return ", ".join(parts) + ("  (* default)" if defaulted else "")
 
 
-def _without_budget(plan: Plan, star: Callable[[str], str]) -> str:
-    """As `setting_line`, for an engine that allocates what it is asked for (llama.cpp)."""
+def _server_settings(plan: Plan, star: Callable[[str], str]) -> str:
+    """As `setting_line`, for llama.cpp: layers, slots and one context for all of them."""
     settings = plan.deployment
     own = settings["engine_settings"]
-    parts = []
-    if "n_layers" in own:
-        parts.append(f"{own['n_gpu_layers']} of {own['n_layers']} layers on GPU")
+    parts = [f"{own['n_gpu_layers']} of {own['n_layers']} layers on GPU"]
     if own.get("experts_on_host"):
         parts.append(f"experts of {own['experts_on_host']} layers on the host")
     parts.append(f"context {settings['context']:,}{star('context')}")
     slots = settings["max_num_seqs"]
-    if slots is not None:
-        shared = " sharing it" if own.get("kv_unified") and slots > 1 else ""
-        parts.append(_plural(slots, "slot") + shared + star("max_num_seqs"))
+    shared = " sharing it" if own["kv_unified"] and slots > 1 else ""
     parts += [
+        _plural(slots, "slot") + shared + star("max_num_seqs"),
         f"KV {settings['kv_dtype']}{star('kv_dtype')}",
         settings["attention_backend"],
     ]
@@ -206,7 +180,7 @@ def kv_line(plan: Plan) -> str:
     if kv.state_bytes_per_sequence:
         fixed = f"{format_bytes(kv.state_bytes_per_sequence)} per sequence"
         cost = f"{cost} + {fixed}" if cost else fixed
-    if not keeps_budget(plan):
+    if allocates_at_start(plan):
         return _allocated_line(plan, cost)
     if kv.available_bytes <= 0:
         return f"{cost} on each GPU; nothing is left for it"
@@ -215,6 +189,36 @@ def kv_line(plan: Plan) -> str:
         f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of "
         f"{settings['context']:,}"
     )
+
+
+def ledger_names(plan: Plan) -> list[str]:
+    """What each ledger stands for: one GPU, all of them, a stage, or a device of its own."""
+    many, pp = plan.deployment["gpu_count"], plan.deployment["pp"]
+    names = []
+    for ledger in plan.gpus:
+        if len(plan.gpus) == 1:
+            names.append(f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs")
+        elif len(plan.gpus) == many:
+            layers = plan.deployment.get("engine_settings", {}).get("layers_by_gpu", ())
+            part = layers[ledger.pp_stage : ledger.pp_stage + 1]
+            names.append(f"GPU {ledger.rank}" + (f" ({part[0]} layers)" if part else ""))
+        elif len(plan.gpus) == pp:
+            names.append(f"GPUs of stage {ledger.pp_stage}")
+        else:
+            names.append(f"stage {ledger.pp_stage}, rank {ledger.rank}")
+    return names
+
+
+def host_line(plan: Plan) -> str:
+    """What lies in host memory; empty if nothing does."""
+    size = sum(item.size_bytes for item in plan.host)
+    if not size:
+        return ""
+    items = sorted(plan.host, key=lambda item: -item.size_bytes)
+    if len(items) > 1 and all(item.name in _HOST for item in items):
+        each = ", ".join(f"{_HOST[item.name]} {format_bytes(item.size_bytes)}" for item in items)
+        return f"{format_gib(size)} of host memory: {each}"
+    return f"{format_gib(size)} of host memory, most of it {items[0].name.replace('_', ' ')}"
 
 
 def _allocated_line(plan: Plan, cost: str) -> str:
@@ -233,7 +237,7 @@ def _allocated_line(plan: Plan, cost: str) -> str:
 def longest_line(plan: Plan) -> str:
     """The longest context that still fits, when it is not the one planned."""
     kv, settings = plan.kv_cache, plan.deployment
-    if not kv.max_context or (plan.fits and keeps_budget(plan)):
+    if not kv.max_context or (plan.fits and not allocates_at_start(plan)):
         return ""
     if plan.fits and kv.max_context <= settings["context"]:
         return ""

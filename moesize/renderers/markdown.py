@@ -26,6 +26,8 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
         f"- setting: {_escape(lines.setting_line(plan)).replace('*', chr(92) + '*')}",
         f"- KV cache: {_escape(lines.kv_line(plan))}",
     ]
+    if plan.host:
+        out.append(f"- host: {_escape(lines.host_line(plan))}")
     out += [f"- cost: {_escape(line)}" for line in lines.cost_lines(plan)]
     for ledger in plan.gpus:
         out += [
@@ -41,14 +43,13 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
             f"| **sum** | **{ledger.used_bytes / 2**30:,.2f}** | |",
             f"| budget of {format_gib(ledger.usable_bytes)} usable | "
             f"{ledger.budget_bytes / 2**30:,.2f} | |"
-            if lines.keeps_budget(plan)
+            if ledger.budget_bytes != ledger.usable_bytes
             else f"| usable | {ledger.usable_bytes / 2**30:,.2f} | |",
         ]
         if explain:
             out += _explanation(ledger.items)
     if plan.host:
-        out += ["", "| host memory | |", "|---|---:|"]
-        out += [f"| {label} | {size} |" for label, size in lines.host_rows(plan)]
+        out += ["", _escape(lines.host_line(plan))]
         if explain:
             out += _explanation(plan.host)
     rows = lines.suggestion_rows(plan)
