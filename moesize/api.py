@@ -412,6 +412,8 @@ def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, st
     if key not in FAMILY_WORDS:
         return find_scheme(quant), ""
     choice = resolve_family(key, engine)
+    if choice.scheme.is_gguf:
+        return choice.scheme, choice.reason
     try:
         for item in with_scheme(spec, choice.scheme, engine):
             _ = item.file_bytes

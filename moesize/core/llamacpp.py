@@ -1121,9 +1121,10 @@ def _warnings(
     ):
         margin = format_gib(settings.fit_margin_bytes)
         if open_choice:
-            what = f"lower the context until {margin} stay free on every GPU, at least to 4,096"
+            what = "lower the context (to no less than 4,096), then move experts or layers to the"
         else:
-            what = f"move experts or layers to the host until {margin} stay free on every GPU"
+            what = "move experts or layers to the"
+        what += f" host, until {margin} stay free on every GPU"
         yield Note(
             code="fit",
             message=f"planned as asked for; --fit, on by default, would {what}",

@@ -20,7 +20,7 @@ from moesize.core.units import ceil_div, round_up
 from moesize.core.weight_formats import BLOCK_TYPES, BlockType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from moesize.core.mixers import Mixer
     from moesize.core.model_spec import ModelSpec
@@ -394,7 +394,7 @@ def plan_cells(caches: ModelCaches, settings: KvSettings, rules: KvRules) -> KvP
             raise InvalidDeploymentError(f"{n_ctx} tokens leave none for each of {slots} sequences")
         n_ctx = n_ctx_seq * slots
     sizes = _sizes(caches, settings, rules, n_ctx_seq, streams)
-    layers = [_bytes(item, sizes[item.name], settings, caches, rules) for item in caches.caches]
+    layers = _all_bytes(caches.caches, sizes, settings, caches, rules)
     rows = slots * (1 + (settings.guessed_tokens if caches.rolls_back else 0))
     layers += [_state_bytes(item, rows) for item in caches.states]
     return KvPlan(
@@ -413,7 +413,8 @@ def mtp_layers(
     """Cache of the context that MTP blocks have of their own: as many cells, types of its own."""
     settings = KvSettings(n_ctx=plan.n_ctx, type_k=type_k, type_v=type_v)
     size = CacheSize(cells=plan.n_ctx_seq, streams=plan.streams)
-    return tuple(_bytes(item, size, settings, caches, rules) for item in caches.mtp)
+    sizes = dict.fromkeys((item.name for item in caches.mtp), size)
+    return tuple(_all_bytes(caches.mtp, sizes, settings, caches, rules))
 
 
 def _sizes(
@@ -440,6 +441,36 @@ def _sizes(
     }
     present = dict.fromkeys(item.name for item in caches.caches)
     return {name: CacheSize(cells=cells[name], streams=streams) for name in present}
+
+
+def _all_bytes(
+    items: tuple[LayerCache, ...],
+    sizes: Mapping[str, CacheSize],
+    settings: KvSettings,
+    caches: ModelCaches,
+    rules: KvRules,
+) -> list[LayerBytes]:
+    """`_bytes` of every layer; equal layers are computed once."""
+    known: dict[tuple[object, ...], LayerBytes] = {}
+    out = []
+    for item in items:
+        key = (item.name, item.key_size, item.value_size, item.key_head)
+        found = known.get(key)
+        if found is None:
+            found = known[key] = _bytes(item, sizes[item.name], settings, caches, rules)
+            out.append(found)
+        else:
+            out.append(
+                LayerBytes(
+                    layer=item.layer,
+                    name=item.name,
+                    key_bytes=found.key_bytes,
+                    value_bytes=found.value_bytes,
+                    gpu_bytes=found.gpu_bytes,
+                    host_bytes=found.host_bytes,
+                )
+            )
+    return out
 
 
 def _bytes(
