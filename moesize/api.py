@@ -216,6 +216,10 @@ def make_plan(
 
 def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple[StoredEntry, ...]:
     """Entries with their formats, as published or as a scheme would make them."""
+    if engine_profile(engine).facts.get("weights") == "gguf":
+        from moesize.core.gguf_view import gguf_stored
+
+        return gguf_stored(spec, scheme)
     if scheme is not None:
         if scheme.is_gguf:
             raise UnsupportedError(
@@ -412,6 +416,8 @@ def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, st
     if key not in FAMILY_WORDS:
         return find_scheme(quant), ""
     choice = resolve_family(key, engine)
+    if choice.scheme.is_gguf:
+        return choice.scheme, choice.reason
     try:
         for item in with_scheme(spec, choice.scheme, engine):
             _ = item.file_bytes
@@ -450,7 +456,8 @@ def _limits(
         needed = facts.get("min_compute_capability")
         if needed is not None:
             _check_capability(title, (needed[0], needed[1]), found, device)
-        if scheme is not None and scheme.min_compute_capability is not None:
+        gguf = facts.get("weights") == "gguf"  # which kernels of its own dequantize anywhere
+        if not gguf and scheme is not None and scheme.min_compute_capability is not None:
             _check_capability(
                 f"{scheme.name} in {title}", scheme.min_compute_capability, found, device
             )

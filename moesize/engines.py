@@ -10,17 +10,20 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from moesize.core.engine import EngineAnswer, EngineProfile
     from moesize.core.vllm import VllmProfile
 
-_VERSION = re.compile(r"v?(\d+(?:\.\d+)*)")
+# `b9999` is a build of llama.cpp.
+_VERSION = re.compile(r"[vb]?(\d+(?:\.\d+)*)")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class _Planner(NamedTuple):
@@ -33,6 +36,8 @@ class _Planner(NamedTuple):
 _ENGINES = {
     "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
     "sglang": _Planner("moesize.core.sglang", "plan_sglang"),
+    "llama.cpp": _Planner("moesize.core.llamacpp", "plan_llamacpp"),
+    "ik_llama.cpp": _Planner("moesize.core.llamacpp", "plan_llamacpp"),
     "transformers": _Planner("moesize.core.hf_transformers", "plan_transformers"),
     "tensorrt-llm": _Planner("moesize.core.documented_pools", "plan_pool"),
     "tgi": _Planner("moesize.core.documented_pools", "plan_pool"),
@@ -41,6 +46,9 @@ _ALIASES: dict[str, str] = {
     "llamacpp": "llama.cpp",
     "llama-cpp": "llama.cpp",
     "llama-server": "llama.cpp",
+    "ik-llama.cpp": "ik_llama.cpp",
+    "ik_llama": "ik_llama.cpp",
+    "ik-llama": "ik_llama.cpp",
     "hf": "transformers",
     "trtllm": "tensorrt-llm",
     "trt-llm": "tensorrt-llm",
@@ -69,6 +77,7 @@ def engine_profile(engine: str, version: str | None = None) -> EngineProfile:
     engine = engine_id(engine)
     known = _data(engine)
     version = str(known["default_version"]) if version is None else version
+    version = _build_of_day(version, known.get("builds", ()))
     release = release_of(version)
     oldest = str(known["oldest_version"])
     if release is None or release < (release_of(oldest) or ()):
@@ -129,6 +138,25 @@ def release_of(version: str) -> tuple[int, ...] | None:
     if match is None:
         return None
     return tuple(int(part) for part in match[1].split(".") if len(part) < 10)
+
+
+def _build_of_day(version: str, builds: Sequence[Sequence[str]]) -> str:
+    """A build for a day such as `2026-06-30`, between the known builds around it."""
+    if not builds or not _DAY.fullmatch(version.strip()):
+        return version
+    from datetime import date
+
+    try:
+        day = date.fromisoformat(version.strip()).toordinal()
+    except ValueError:
+        return version
+    known = [(date.fromisoformat(when).toordinal(), int(build)) for when, build in builds]
+    if not known[0][0] <= day:
+        return version
+    for (first, build), (last, later) in pairwise(known):
+        if day <= last:
+            return f"b{build + (later - build) * (day - first) // (last - first)}"
+    return f"b{known[-1][1]}"
 
 
 def _covers(row: Mapping[str, Any], release: tuple[int, ...]) -> bool:

@@ -10,13 +10,13 @@ from moesize.core.units import KIB, format_bytes, format_count, format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from moesize.api import ModelReport
-    from moesize.core.ledger import GpuLedger
+    from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
 _BAR_WIDTH = 64
@@ -93,7 +93,10 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     if explain:
         for ledger in plan.gpus:
             console.print()
-            _print_explanation(console, ledger)
+            _print_explanation(console, f"every item on rank {ledger.rank}", ledger.items)
+        if plan.host:
+            console.print()
+            _print_explanation(console, "every item on the host", plan.host)
 
 
 def _print_ledger(console: Console, name: str, ledger: GpuLedger) -> None:
@@ -161,11 +164,11 @@ def _bar(parts: list[lines.Share], ledger: GpuLedger, width: int) -> Any:
     return Text.assemble("  ", *cells)
 
 
-def _print_explanation(console: Console, ledger: GpuLedger) -> None:
+def _print_explanation(console: Console, heading: str, items: Sequence[MemoryItem]) -> None:
     from rich.text import Text
 
-    console.print(Text(f"every item on rank {ledger.rank}", style="bold"))
-    for row in lines.explain_rows(ledger):
+    console.print(Text(heading, style="bold"))
+    for row in lines.explain_rows(items):
         band = (
             f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
         )
