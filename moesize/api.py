@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesize._version import __version__
-from moesize.catalog import resolve_model
+from moesize.catalog import catalogue_id, normal_form, resolve_model
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
@@ -40,6 +40,7 @@ from moesize.engines import (
     engine_planner,
     engine_profile,
     engine_rules,
+    planned_fields,
     refuse_unplanned,
 )
 from moesize.gpus import find_gpu
@@ -47,6 +48,7 @@ from moesize.gpus import find_gpu
 if TYPE_CHECKING:
     from moesize.core.engine import EngineProfile
     from moesize.core.gpu import GpuSpec
+    from moesize.engine_args import ServeCommand
 
 
 def plan(
@@ -58,7 +60,7 @@ def plan(
     kv_dtype: str | None = None,
     context: int | str | None = None,
     concurrency: int | str | None = None,
-    engine: str = "vllm",
+    engine: str | None = None,
     engine_version: str | None = None,
     tp: int | None = None,
     pp: int | None = None,
@@ -88,7 +90,9 @@ def plan(
     """Plan one replica of `model` on `gpus` GPUs; keyword names are the command's options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
-    "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
+    "32k". `engine` is vllm if neither it nor a command in `engine_args` names one. What stands in
+    `engine_args` holds where the option itself is not given. Raises MoesizeError: UnknownNameError,
+    InvalidInputError, UnsupportedError, ...
     """
     _check_types(
         {
@@ -119,8 +123,16 @@ def plan(
     )
     spec, source = _spec_of(model, online)
     device, count, notes = _device(gpu, gpus)
+    command = None
+    if engine_args:
+        from moesize.engine_args import parse_serve_command
+
+        engine = None if engine is None else engine_id(engine)
+        command = parse_serve_command(engine_args, engine=engine, version=engine_version)
+        engine = engine or command.engine
+        engine_version = engine_version or command.engine_version
     request = Request(
-        engine=engine_id(engine),
+        engine=engine_id(engine or "vllm"),
         engine_version=engine_version,
         num_gpus=count,
         tensor_parallel_size=tp,
@@ -148,11 +160,9 @@ def plan(
         lora_rank=lora_rank,
         max_loras=max_loras,
     )
-    if engine_args:
-        from moesize.engine_args import apply_vllm_arguments
-
-        request, ignored = apply_vllm_arguments(request, engine_args)
-        notes += ignored
+    if command is not None:
+        request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
+        notes += pasted
     scheme, resolved = _scheme(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
@@ -355,7 +365,7 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
     from moesize.core.gpu import GpuSpec
 
     for name, value in texts.items():
-        required = name in ("gpu", "quant", "engine")
+        required = name in ("gpu", "quant")
         good = isinstance(value, str) or (name == "gpu" and isinstance(value, GpuSpec))
         if not good and (required or value is not None):
             raise InvalidInputError(f"{name} must be a text, not {value!r:.60}")
@@ -370,6 +380,67 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
     for name, value in flags.items():
         if value is not None and not isinstance(value, bool):
             raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
+
+
+def _apply_command(
+    command: ServeCommand,
+    request: Request,
+    spec: ModelSpec,
+    model: str | ModelSpec,
+    quant: str,
+    online: bool,
+) -> tuple[Request, tuple[Note, ...], str]:
+    """A pasted command put into the request: (request, notes, quantization)."""
+    from moesize.core.errors import CannotAnswerError, UnknownNameError
+    from moesize.engine_args import apply_command
+
+    request, found = apply_command(request, command)
+    notes = list(found)
+    if command.model and not _same_model(command.model, model, spec):
+        message = (
+            f"--engine-args: the pasted command serves {command.model[:120]}; planned is {spec.id}"
+        )
+        notes.append(Note(code="engine-args-model", message=message))
+    if command.quant and quant == "checkpoint" and spec.quantization is None:
+        if command.scheme is not None:
+            quant = command.scheme
+        else:
+            message = (
+                f"--engine-args: --quantization {command.quant[:40]} is not planned: the weights "
+                "are as published"
+            )
+            notes.append(Note(code="engine-args", message=message))
+    if command.draft and request.draft is None and not request.mtp:
+        planned = "draft" in planned_fields(request.engine)
+        trouble = "speculation is not planned for this engine" if not planned else ""
+        if planned:
+            try:
+                draft = _draft(command.draft, online)
+                method = getattr(request.engine_settings, "spec_method", None) or draft.method
+                request = replace(request, draft=replace(draft, method=method))
+            except (UnknownNameError, CannotAnswerError, InvalidInputError) as error:
+                trouble = error.message
+        if trouble:
+            message = f"--engine-args: draft {command.draft[:120]} is not in the plan: {trouble}"
+            notes.append(Note(code="engine-args", message=message))
+    return request, tuple(notes), quant
+
+
+def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:
+    """Whether a pasted model is the one that is planned, by name: hub id, path or catalogue."""
+    names = {spec.id, spec.hub_id}
+    if isinstance(model, str):
+        names.add(model)
+    wanted = {normal_form(_last_part(name)) for name in names if name}
+    if typed in names or normal_form(_last_part(typed)) in wanted:
+        return True
+    return catalogue_id(typed) == spec.id
+
+
+def _last_part(name: str) -> str:
+    """`Qwen3-30B-A3B` of Qwen/Qwen3-30B-A3B, /models/Qwen3-30B-A3B/ or Qwen/Qwen3-30B-A3B:Q8_0."""
+    last = name.partition("@")[0].replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return last.partition(":")[0]
 
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:

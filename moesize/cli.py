@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from moesize._version import __version__
-from moesize.core.errors import InvalidInputError, MoesizeError
+from moesize.core.errors import MoesizeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -229,9 +229,8 @@ _PLAN_OPTIONS = _options(
         "Engine",
         "--engine",
         "engine",
-        default="vllm",
         metavar="E",
-        show_default=True,
+        show_default="vllm",
         help="Inference engine.",
     ),
     _option(
@@ -593,13 +592,3 @@ def schema(document: str) -> int:
 
     _emit(_print_json, find_schema(document))
     return EXIT_YES
-
-
-def read_engine_args(text: str) -> list[str]:
-    """Split the text of --engine-args as a shell would. Raises InvalidInputError."""
-    import shlex
-
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error

@@ -13,14 +13,26 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FOLDER = Path(__file__).parent.parent / "moesize" / "data" / "flags"
 Row = dict[str, Any]
 # What a person judged.
 JUDGED = ("sets", "read", "effect", "harmless")
+# Where the code that takes a flag differs from its declaration.
+KINDS = {
+    # A switch up to b6324, on|off|auto since (ggml-org/llama.cpp#15434).
+    "--flash-attn": "optional",
+    # vLLM entrypoints/openai/cli_args.py:_customize_cli_kwargs
+    "--allowed-origins": "json",
+    "--allowed-methods": "json",
+    "--allowed-headers": "json",
+    "--middleware": "value",
+}
 
 
 def main(engine: str, *trees: str) -> None:
@@ -48,6 +60,7 @@ def main(engine: str, *trees: str) -> None:
         row = found[key]
         own = [name for name in row["names"] if name == key or name not in found]
         row["names"] = [name for name in own if not (name in taken or taken.add(name))]  # type: ignore[func-returns-value]
+        row["kind"] = KINDS.get(key, row["kind"])
         if seen[key][0] > 0:
             row["from"] = versions[seen[key][0]]
         if seen[key][-1] + 1 < len(versions):
@@ -189,7 +202,7 @@ def _call_row(
             if annotation is not None:
                 row = {**_field_row(names[0], annotation), "names": names}
     action, nargs = words.get("action", ""), words.get("nargs", "")
-    if "'store_true'" in action or "'store_false'" in action or re.search("Deprecated(Store|Action)", action):
+    if re.search("'store_(true|false)'|Deprecated(Store|Action)", action):
         row["kind"] = "switch"
         if "AliasStore" in action or nargs == "None":
             row["kind"] = "value"
@@ -233,14 +246,16 @@ def _annotated_row(field: str, annotation: ast.expr) -> Row | None:
         return None
     names = [ast.literal_eval(words["cli_name"]) if "cli_name" in words else "--" + field]
     names += ast.literal_eval(words["aliases"]) if "aliases" in words else []
-    text = ast.unparse(python_type)
+    text = ast.unparse(python_type).removeprefix("Optional[").removesuffix(" | None")
+    if text.count("]") > text.count("["):
+        text = text.removesuffix("]")
     action = ast.unparse(words["action"]) if "action" in words else ""
     nargs = ast.unparse(words["nargs"]) if "nargs" in words else ""
     parser = ast.unparse(words["type_parser"]) if "type_parser" in words else ""
     row: Row = {"names": list(dict.fromkeys(map(_dashed, names))), "kind": "value"}
     if "BooleanOptional" in action:
         row.update(kind="switch", no=True)
-    elif "store_true" in action or (text in ("bool", "'bool'") and not action):
+    elif "store_true" in action or (text == "bool" and not action):
         row["kind"] = "switch"
     elif "Deprecated" in action:
         row["kind"] = "value" if "Alias" in action else "switch"
