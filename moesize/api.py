@@ -129,10 +129,10 @@ def plan(
 
         engine = None if engine is None else engine_id(engine)
         command = parse_serve_command(engine_args, engine=engine, version=engine_version)
-        engine = engine or command.engine
+        engine = command.engine if engine is None else engine
         engine_version = engine_version or command.engine_version
     request = Request(
-        engine=engine_id(engine or "vllm"),
+        engine=engine_id("vllm" if engine is None else engine),
         engine_version=engine_version,
         num_gpus=count,
         tensor_parallel_size=tp,

@@ -230,8 +230,7 @@ _PLAN_OPTIONS = _options(
         "--engine",
         "engine",
         metavar="E",
-        show_default="vllm",
-        help="Inference engine.",
+        help="Inference engine; default: vllm, or that of the pasted command.",
     ),
     _option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
@@ -399,7 +398,7 @@ _PLAN_OPTIONS = _options(
         "--engine-args",
         "engine_args",
         metavar='"..."',
-        help="The engine's own flags, verbatim.",
+        help="The engine's own flags, or a whole serve command, verbatim.",
     ),
     _format_option("table", "json", "markdown", "csv"),
     _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),

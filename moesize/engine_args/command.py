@@ -723,7 +723,7 @@ def _notes(
     for words, names in kinds:
         if names:
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            listed = ", ".join(_shown(name) for name in names[:_MOST_NAMED])
+            listed = ", ".join(name[:200] for name in names[:_MOST_NAMED])
             notes.append(
                 Note(code="engine-args", message=f"--engine-args: {words}: {listed}{more}")
             )

@@ -100,7 +100,7 @@ def fill_in(word: str, environment: dict[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
-        found = environment.get(name, match[3])
+        found: str | None = environment.get(name, match[3])
         return match[0] if found is None else found
 
     return _VARIABLE.sub(value, word)[:MOST_CHARACTERS] if "$" in word else word
@@ -157,9 +157,11 @@ _PROGRAMS = {
     "llama-server": "llama.cpp",
     "llama-cli": "llama.cpp",
 }
+# Programs of many uses: without its verb, `vllm` is a word like any other (pip install vllm).
+_OF_MANY_USES = ("vllm", "sglang")
 # Words of a program before its flags.
 _VERBS = {
-    "vllm": ("serve", "chat", "complete", "bench"),
+    "vllm": ("serve",),
     "sglang": ("serve", "launch_server"),
     "tensorrt-llm": ("serve",),
     "llama.cpp": ("--server",),
@@ -188,6 +190,8 @@ def _started(words: list[str], environment: dict[str, str], depth: int) -> Progr
         if name in _RUNNERS and rest[:1] in (["run"], ["exec"], ["create"]):
             return _container(rest[1:], environment, depth)
         engine = _PROGRAMS.get(name)
+        if name in _OF_MANY_USES and (not rest or rest[0] not in _VERBS[name]):
+            engine = None
         if word == "-m" and rest and rest[0] in _MODULES:
             engine, rest = _MODULES[rest[0]], rest[1:]
         elif name == "api_server.py":
