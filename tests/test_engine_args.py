@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -311,6 +312,20 @@ def test_compilation_config() -> None:
         "--optimization-level 3",
         "--compilation-config.pass_config",
     )
+
+
+def test_redundant_experts_and_a_comment() -> None:
+    # llm-d/llm-d guides/wide-ep-lws decode.yaml: numbers in quotes, a script with comments
+    script = (
+        "# what isn't run: $(rm -rf /)\n"
+        "exec vllm serve deepseek-ai/DeepSeek-R1-0528 # as published\n"
+        "  --enable-eplb \\\n"
+        """  --eplb-config '{"window_size":"1000","num_redundant_experts":"32"}'"""
+    )
+    command = parse_serve_command(f"bash -c {shlex.quote(script)}")
+    assert values(command) == {"enable_eplb": True, "num_redundant_experts": 32}
+    assert command.unplanned == ("--eplb-config.window_size",)
+    assert command.model == "deepseek-ai/DeepSeek-R1-0528"
 
 
 def test_limits_of_images_old_and_new() -> None:

@@ -256,6 +256,8 @@ def compilation(text: str) -> dict[str, Any]:
 
 def _check_count(config: dict[str, Any], key: str) -> None:
     value = config.get(key)
+    if isinstance(value, str):  # the engines' own checks turn "32" into 32
+        value = config[key] = not_negative(value)
     if value is not None and (type(value) is not int or not 0 <= value < 1 << 20):
         raise InvalidInputError(f"{key} is {value!r:.40}, not a number of at least 0")
 

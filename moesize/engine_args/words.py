@@ -53,6 +53,8 @@ def split_text(text: str) -> list[list[str]]:
                 f"--engine-args: control character {ord(char):#04x} in the text",
                 "paste the command as plain text",
             )
+    if "#" in text:
+        text = _without_comments(text)
     text = _CONTINUATION.sub(" ", text).replace("\r", " ")
     text = _PLACEHOLDER.sub(r"\\<\1\\>", text)
     lexer = shlex.shlex(text, posix=True, punctuation_chars=_OPERATORS)
@@ -88,6 +90,32 @@ def split_text(text: str) -> list[list[str]]:
         else:
             joined.append(segment)
     return joined
+
+
+def _without_comments(text: str) -> str:
+    """Text without `# ...` at the start of a word, outside quotes."""
+    kept: list[str] = []
+    quote = ""
+    escaped = inside = False
+    before = " "
+    for char in text:
+        if inside:
+            inside = char != "\n"
+        elif escaped:
+            escaped = False
+        elif quote:
+            escaped = char == "\\" and quote == '"'
+            quote = "" if char == quote else quote
+        elif char == "\\":
+            escaped = True
+        elif char in "'\"":
+            quote = char
+        elif char == "#" and before in " \t\n;&|":
+            inside = True
+        if not inside:
+            kept.append(char)
+        before = char
+    return "".join(kept)
 
 
 def is_open(word: str) -> bool:
