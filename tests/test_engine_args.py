@@ -263,6 +263,11 @@ def test_a_shortened_flag_must_be_unique() -> None:
     command = parse_serve_command("--max-num 8", version="0.33.0")
     assert values(command) == {}
     assert "short for" in command.unknown[0]
+    # argparse on the parser of vLLM 0.32.0: short for --enable-chunked-prefill alone, though
+    # --enable-chunked-mm-input turns --disable-chunked-mm-input off from 0.33 on.
+    assert values(parse_serve_command("--enable-ch", version="0.32.0")) == {
+        "enable_chunked_prefill": True
+    }
 
 
 def test_llama_server_knows_no_shortened_flags() -> None:
@@ -582,6 +587,13 @@ def test_a_value_that_the_deployment_cannot_have_is_refused() -> None:
         apply_engine_arguments(Request(), "--max-num-seqs -4")
     with pytest.raises(InvalidInputError, match="utilization"):
         apply_engine_arguments(Request(), "--gpu-memory-utilization 3")
+
+
+def test_variables_that_swell_are_left_alone() -> None:
+    lines = ["X0=" + "a" * 100, *(f"X{i}=$X{i - 1}$X{i - 1}" for i in range(1, 60))]
+    command = parse_serve_command("\n".join(lines) + "\nvllm serve m --max-num-seqs $X59")
+    assert command.open_values[0].startswith("--max-num-seqs $X")
+    assert max(map(len, command.environment.values())) < 10_000
 
 
 def test_many_strange_flags_make_a_short_warning() -> None:

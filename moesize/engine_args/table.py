@@ -53,6 +53,7 @@ class FlagTable(NamedTuple):
     """All flags and variables of an engine.
 
     names          every spelling, negative forms included
+    exact_only     spellings that no shorter form stands for
     variables      environment variable -> its flag (a row of its own for variables alone)
     silent         variables that cannot change memory
     versions       releases whose source was read, oldest first
@@ -62,6 +63,7 @@ class FlagTable(NamedTuple):
     engine: str
     flags: tuple[Flag, ...]
     names: dict[str, Found]
+    exact_only: frozenset[str]
     variables: dict[str, Flag]
     silent: frozenset[str]
     versions: tuple[str, ...]
@@ -75,7 +77,11 @@ class FlagTable(NamedTuple):
             return exact
         if not self.prefixes or not word.startswith("--") or len(word) < 4:
             return []
-        fits = {name: found for name, found in self.names.items() if name.startswith(word)}
+        fits = {
+            name: found
+            for name, found in self.names.items()
+            if name.startswith(word) and name not in self.exact_only
+        }
         there = {n: f for n, f in fits.items() if version is None or self.has(f.flag, version)}
         fits = there or fits
         different = {(found.flag.name, found.on) for found in fits.values()}
@@ -120,6 +126,9 @@ def flag_table(engine: str) -> FlagTable:
     for flag in flags:
         for name in _negative_names(flag):
             names.setdefault(name, Found(flag, on=False))
+    inverse = {name: Found(flag, on=False) for flag in flags for name in _inverse_names(flag)}
+    exact_only = frozenset(inverse) - frozenset(names)
+    names = inverse | names
     variables = {flag.env: flag for flag in flags if flag.env}
     for flag in flags:
         if flag.env and flag.negative and flag.env.startswith("LLAMA_ARG_"):
@@ -130,6 +139,7 @@ def flag_table(engine: str) -> FlagTable:
         engine=engine,
         flags=tuple(flags),
         names=names,
+        exact_only=exact_only,
         variables=variables,
         silent=frozenset(known.get("environment_without_effect", ())),
         versions=tuple(known.get("versions_read", ())),
@@ -156,12 +166,17 @@ def _flag(row: dict[str, Any]) -> Flag:
 
 
 def _negative_names(flag: Flag) -> list[str]:
-    """--no-x of a two-way switch; from 0.33 on vLLM also pairs --enable-x with --disable-x."""
+    """--no-x of a two-way switch, and the names of its own."""
     found = list(flag.negative)
     if flag.negates:
         found += ["--no-" + name[2:] for name in flag.names if name.startswith("--")]
-        if flag.name.startswith("--enable-"):
-            found.append(flag.name.replace("--enable-", "--disable-", 1))
-        elif flag.name.startswith("--disable-"):
-            found.append(flag.name.replace("--disable-", "--enable-", 1))
     return found
+
+
+def _inverse_names(flag: Flag) -> list[str]:
+    """--disable-x for --enable-x and the other way round: vLLM 0.33.0 utils/argparse_utils.py."""
+    if flag.negates and flag.name.startswith("--enable-"):
+        return [flag.name.replace("--enable-", "--disable-", 1)]
+    if flag.negates and flag.name.startswith("--disable-"):
+        return [flag.name.replace("--disable-", "--enable-", 1)]
+    return []

@@ -15,6 +15,7 @@ from moesize.core.errors import InvalidInputError
 # The longest single argument that Linux hands to a program (MAX_ARG_STRLEN, 32 pages).
 MOST_CHARACTERS = 1 << 17
 _MOST_WORDS = 1 << 13
+_MOST_FILLED = 1 << 12
 _OPERATORS = ";&|<>\n"
 _CONTINUATION = re.compile(r"\\[ \t]*\r?\n")
 # `vllm serve <model>`: a place to fill in, no redirection.
@@ -131,7 +132,11 @@ def fill_in(word: str, environment: dict[str, str]) -> str:
         found: str | None = environment.get(name, match[3])
         return match[0] if found is None else found
 
-    return _VARIABLE.sub(value, word)[:MOST_CHARACTERS] if "$" in word else word
+    if "$" not in word:
+        return word
+    filled = _VARIABLE.sub(value, word)
+    # Variables of variables double in each line: a word that swells is left as it was typed.
+    return filled if len(filled) <= len(word) + _MOST_FILLED else word
 
 
 def find_program(segments: list[list[str]], depth: int = 0) -> Program:
