@@ -394,6 +394,7 @@ def _apply_command(
     from moesize.core.errors import CannotAnswerError, UnknownNameError
     from moesize.engine_args import apply_command
 
+    own_tokens = request.num_spec_tokens
     request, found = apply_command(request, command)
     notes = list(found)
     if command.model and not _same_model(command.model, model, spec):
@@ -421,9 +422,20 @@ def _apply_command(
             except (UnknownNameError, CannotAnswerError, InvalidInputError) as error:
                 trouble = error.message
         if trouble:
+            request = _without_speculation(request, own_tokens)
             message = f"--engine-args: draft {command.draft[:120]} is not in the plan: {trouble}"
             notes.append(Note(code="engine-args", message=message))
     return request, tuple(notes), quant
+
+
+def _without_speculation(request: Request, num_spec_tokens: int | None) -> Request:
+    """Without what a pasted command says of a draft model that cannot be planned."""
+    own = request.engine_settings
+    names = ("spec_method", "speculative_algorithm", "spec_type", "draft_tensor_parallel_size")
+    left = {name: None for name in names if getattr(own, name, None) is not None}
+    if own is not None and left:
+        own = replace(own, **left)  # type: ignore[type-var]
+    return replace(request, num_spec_tokens=num_spec_tokens, engine_settings=own)
 
 
 def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:

@@ -86,6 +86,7 @@ def test_llama_server_with_experts_on_the_host() -> None:
         "cache_type_k": "q8_0",
         "cache_type_v": "q4_0",
         "flash_attn": "on",
+        "load_mode": "none",
     }
     assert (command.unplanned, command.unknown) == ((), ())
 
@@ -373,7 +374,6 @@ def test_tensors_of_llama_cpp() -> None:
         "cache_type_k": "q8_0",
         "cpu_moe": True,
         "mmproj": "p.gguf",
-        "num_spec_tokens": 8,
     }
     assert command.draft == "draft.gguf"
 

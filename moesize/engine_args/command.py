@@ -352,9 +352,9 @@ class _Reader:
             self.open_values.append(name)
             return
         try:
-            value = READERS["bool"](text) is on
-            if flag.read == "not_bool":
-                value = not value
+            value: Any = READERS["bool"](text) is on
+            if flag.read != "bool":
+                value = READERS[flag.read]("true" if value else "false")
         except InvalidInputError as error:
             raise InvalidInputError(f"--engine-args: {_shown(name)}: {error.message}") from error
         self._keep(flag, name, value)
@@ -506,6 +506,9 @@ class _Reader:
         if own_blocks:
             self._put(f"speculation by {method}", "request:mtp", True)
             self.command.pop("draft", None)
+        elif self.table.engine == "llama.cpp":
+            # Without MTP blocks they belong to a draft, which is planned with it or not at all.
+            self.settings.pop(("request:num_spec_tokens",), None)
         if method:
             targets = {"sglang": "speculative_algorithm", "llama.cpp": "spec_type"}
             name = targets.get(self.table.engine, "spec_method")

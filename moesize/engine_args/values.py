@@ -115,6 +115,11 @@ def truth(text: str) -> bool:
     raise _wrong(text, "true or false")
 
 
+def unmapped(text: str) -> str | None:
+    """llama.cpp --no-mmap of builds before --load-mode: the file is not mapped into memory."""
+    return "none" if truth(text) else None
+
+
 def variable_truth(text: str) -> bool:
     """bool(int(value)), as vLLM reads its variables."""
     return truth(text)
@@ -302,6 +307,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "texts": texts,
     "bool": truth,
     "not_bool": not_truth,
+    "llama_unmapped": unmapped,
     "env_bool": variable_truth,
     "ints": wholes,
     "floats": numbers,
