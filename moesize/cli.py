@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from moesize._version import __version__
-from moesize.core.errors import InvalidInputError, MoesizeError
+from moesize.core.errors import MoesizeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -229,10 +229,8 @@ _PLAN_OPTIONS = _options(
         "Engine",
         "--engine",
         "engine",
-        default="vllm",
         metavar="E",
-        show_default=True,
-        help="Inference engine.",
+        help="Inference engine; default: vllm, or that of the pasted command.",
     ),
     _option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
@@ -400,7 +398,7 @@ _PLAN_OPTIONS = _options(
         "--engine-args",
         "engine_args",
         metavar='"..."',
-        help="The engine's own flags, verbatim.",
+        help="The engine's own flags, or a whole serve command, verbatim.",
     ),
     _format_option("table", "json", "markdown", "csv"),
     _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
@@ -593,13 +591,3 @@ def schema(document: str) -> int:
 
     _emit(_print_json, find_schema(document))
     return EXIT_YES
-
-
-def read_engine_args(text: str) -> list[str]:
-    """Split the text of --engine-args as a shell would. Raises InvalidInputError."""
-    import shlex
-
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error

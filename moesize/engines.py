@@ -114,11 +114,25 @@ def engine_planner(engine: str) -> Callable[..., EngineAnswer]:
     return found
 
 
+def engine_module(engine: str) -> str | None:
+    """The core module of an engine; None for an engine that is not planned here."""
+    planner = _ENGINES.get(engine)
+    return None if planner is None else planner.module
+
+
+def planned_fields(engine: str) -> frozenset[str]:
+    """Names of the Request fields that an engine's planner looks at; none for other engines."""
+    planner = _ENGINES.get(engine)
+    if planner is None:
+        return frozenset()
+    found: frozenset[str] = import_module(planner.module).PLANS
+    return found
+
+
 def refuse_unplanned(engine: str, given: set[str]) -> None:
     """Raise UnsupportedError for a Request field that the engine's planner does not look at."""
     key = engine_id(engine)
-    planned: frozenset[str] = import_module(_ENGINES[key].module).PLANS
-    left = sorted(given - planned)
+    left = sorted(given - planned_fields(key))
     if left:
         raise UnsupportedError(
             f"{key}: {', '.join(name.replace('_', ' ') for name in left)} cannot be planned",

@@ -10,7 +10,7 @@ Symbols: c = cells of one stream, s = streams, row(t, w) = bytes of w elements o
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidDeploymentError, UnknownNameError
@@ -445,7 +445,7 @@ def _sizes(
 
 def _all_bytes(
     items: tuple[LayerCache, ...],
-    sizes: Mapping[str, CacheSize],
+    sizes: Mapping[Any, CacheSize],
     settings: KvSettings,
     caches: ModelCaches,
     rules: KvRules,
