@@ -606,7 +606,7 @@ class AccuracyRow(TypedDict):
 
 
 class OutcomeCase(TypedDict):
-    """A report whose outcome the plan got wrong. `certain` False: the plan said that it is close."""
+    """A report whose outcome the plan got wrong. `certain` False: the plan says it is close."""
 
     id: str
     line: int

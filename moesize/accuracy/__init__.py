@@ -1,11 +1,11 @@
 """How far plans lie from what engines logged on real machines, report by report.
 
-    reports    the file: one JSON object a line, checked
-    models     the model that a report names, exactly or not at all
-    versions   the engine's version, stated or current on the date
-    runs       the settings of the run, as the engine's own flags
-    terms      which observed figure is compared with which planned one
-    summary    errors, bands, coverage, outcomes
+reports    the file: one JSON object a line, checked
+models     the model that a report names, exactly or not at all
+versions   the engine's version, stated or current on the date
+runs       the settings of the run, as the engine's own flags
+terms      which observed figure is compared with which planned one
+summary    errors, bands, coverage, outcomes
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from moesize.accuracy.models import resolve_report
 from moesize.accuracy.runs import GIVEN_BLOCKS, run_of
 from moesize.accuracy.summary import Accuracy, Covered, OutcomeRow, Row, main_terms_missing
-from moesize.accuracy.terms import Plans, figures_of
+from moesize.accuracy.terms import TERMS, Plans, figures_of
+from moesize.core.errors import UnknownNameError
 from moesize.core.units import GIB
 
 if TYPE_CHECKING:
@@ -27,6 +28,29 @@ if TYPE_CHECKING:
 _STARTED = ("ok", "loaded", "fits")
 _FAILED = ("kv_too_small", "oom", "OOM", "does_not_fit")
 _FAILED_WITHIN = ("out of memory",)
+
+
+def check_names(
+    file: ReportFile, engine: str | None, terms: tuple[str, ...]
+) -> tuple[str | None, frozenset[str]]:
+    """An engine and terms as asked for, in the spelling of the reports.
+
+    Raises UnknownNameError for an engine that no report of the file names, or an unknown term.
+    """
+    from difflib import get_close_matches
+
+    engines = sorted({report.engine for report in file.reports})
+    chosen = None
+    if engine is not None:
+        chosen = engine.strip().lower()
+        if chosen not in engines:
+            near = get_close_matches(chosen[:80], engines, n=2) or engines[:3]
+            raise UnknownNameError("engine in this file", engine, near)
+    wanted = frozenset(term.strip().lower().replace("-", "_") for term in terms)
+    for term in sorted(wanted - set(TERMS)):
+        near = get_close_matches(term[:80], TERMS, n=2)
+        raise UnknownNameError("term", term, near, "moesize schema accuracy")
+    return chosen, wanted
 
 
 def measure(
@@ -51,9 +75,7 @@ def measure(
             covered.append(summary)
         if progress is not None:
             progress()
-    return Accuracy(
-        source=file, rows=tuple(rows), outcomes=tuple(outcomes), reports=tuple(covered)
-    )
+    return Accuracy(source=file, rows=tuple(rows), outcomes=tuple(outcomes), reports=tuple(covered))
 
 
 def _measure(

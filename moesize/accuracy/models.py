@@ -10,20 +10,20 @@ refuse one that they contradict.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from moesize.catalog import index, load_spec, normal_form, spec_folder
 from moesize.core.attention import LatentAttention
-from moesize.core.inventory import count_parameters, moe_of
-from moesize.core.quantization import find_scheme
+from moesize.core.inventory import moe_of
+from moesize.core.model_spec import ModelSpec
+from moesize.core.quantization import Scheme, find_scheme
 from moesize.core.records import dataclass
 from moesize.core.units import GIB
 
 if TYPE_CHECKING:
     from moesize.accuracy.reports import FieldReport
-    from moesize.core.model_spec import ModelSpec
-    from moesize.core.quantization import Scheme
 
 # Words after a name that say how weights are stored, not which weights they are.
 _STORAGE_WORDS = frozenset(
@@ -41,7 +41,16 @@ _GGUF_TAIL = frozenset(
 )
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 # A model name that only describes a model.
-_NOT_PUBLIC = ("unknown", "inferred", "-class", "fine-tun", "finetun", "merged", "distill-merged")
+_NOT_PUBLIC = (
+    "unknown",
+    "inferred",
+    "-class",
+    "-series",
+    "fine-tun",
+    "finetun",
+    "merged",
+    "distill-merged",
+)
 _LONGEST_NAME = 300
 # llama.cpp's own name of a type -> the scheme's.
 _GGUF_TYPES = {
@@ -89,12 +98,19 @@ def resolve_report(report: FieldReport) -> Resolved:
     contradiction = _contradiction(spec, hparams)
     if contradiction:
         return Resolved(
-            problem=f"the file's own numbers are not those of {spec.id}: {contradiction}",
+            problem=f"file contradicts its name: not {spec.id}, {contradiction}",
             public=public,
         )
     notes = [] if exact else [f"name completed to {spec.id}; the file's own numbers confirm it"]
     if is_gguf:
         scheme, problem = _gguf_scheme(report, spec)
+        if problem and spec.mtp is not None:
+            # Converted with --no-mtp: the file's size tells.
+            without = _without_mtp(key)
+            other, left = _gguf_scheme(report, without)
+            if not left and report.settings.get("file_size_gib"):
+                spec, scheme, problem = without, other, ""
+                notes.append("the file's size is that of a conversion without MTP blocks")
     else:
         scheme, problem, said = _scheme(report, spec, words)
         notes += [said] if said else []
@@ -109,6 +125,15 @@ def resolve_report(report: FieldReport) -> Resolved:
 @cache
 def _spec(key: str) -> ModelSpec:
     return load_spec(spec_folder() / f"{key}.yaml")
+
+
+@cache
+def _without_mtp(key: str) -> ModelSpec:
+    """The model as llama.cpp's converter makes it with --no-mtp."""
+    spec = _spec(key)
+    used = {name for run in (*spec.layers, *spec.encoder_layers) for name in run.blocks}
+    blocks = tuple(block for block in spec.blocks if block.name in used)
+    return replace(spec, mtp=None, blocks=blocks)
 
 
 @cache
@@ -192,10 +217,13 @@ def _without_storage(parts: list[str]) -> list[str]:
 def _contradiction(spec: ModelSpec, hparams: dict[str, Any]) -> str:
     """Where the numbers of the file are not the model's; empty when they agree or are absent."""
     moe = next((found for block in spec.blocks if (found := moe_of(block))), None)
+    # A VL model's text input carries the tower's deep features beside the token's vector, and
+    # llama.cpp counts them all (src/llama-model.cpp: n_embd * (n_deepstack_layers + 1)).
+    deep = 4 if str(hparams.get("arch", "")).startswith("qwen3vl") else 1
     ours = {
         # Files count MTP blocks as layers where they hold them.
         "n_layer": (spec.num_layers, spec.num_layers + (len(spec.mtp.layers) if spec.mtp else 0)),
-        "n_embd": (spec.hidden_size,),
+        "n_embd": (spec.hidden_size, spec.hidden_size * deep),
         "n_vocab": (spec.embedding.vocab_size,),
         "n_expert": (moe.num_experts if moe else 0,),
     }
@@ -237,6 +265,9 @@ def _scheme_name(stated: str, words: tuple[str, ...]) -> str | None:
         return "nvfp4"
     if "compressed" in said:  # compressed-tensors
         if {"fp8", "dynamic"} <= said:
+            # FP8 with one scale for each row: byte for byte what INT8 with row scales takes.
+            return "w8a8"
+        if "fp8" in said:
             return "fp8"
         if said & {"w8a8", "int8"}:
             return "w8a8"
@@ -300,7 +331,7 @@ def _is_known_type(name: str) -> bool:
 
 def _gguf_type(text: str) -> str | None:
     """The scheme of llama.cpp's words: `Q4_K - Medium`, `IQ3_S - 3.4375 bpw`, `Q8_0`."""
-    from moesize.core.gguf import GGUF_FILE_TYPES
+    from moesize.core.weight_formats import GGUF_FILE_TYPES
 
     head, _, rest = text.strip().partition(" - ")
     grade = _GRADES.get(rest.strip().lower())
@@ -315,7 +346,7 @@ def _gguf_type(text: str) -> str | None:
 
 def _type_in_name(report: FieldReport) -> str | None:
     """The type that a GGUF file is named after, when the log did not print one."""
-    from moesize.core.gguf import GGUF_FILE_TYPES
+    from moesize.core.weight_formats import GGUF_FILE_TYPES
 
     if report.text("gguf_type"):
         return None
@@ -331,9 +362,6 @@ def _type_in_name(report: FieldReport) -> str | None:
 
 def is_latent(spec: ModelSpec) -> bool:
     """Whether the model's attention keeps one compressed vector a token (MLA)."""
-    return any(isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers)
-
-
-def total_parameters(spec: ModelSpec) -> int:
-    """Parameters that an engine loads by default."""
-    return count_parameters(spec).total
+    return any(
+        isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
+    )

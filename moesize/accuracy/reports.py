@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import types
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import field
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from moesize.core.errors import InvalidInputError
 from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 # A report with a long quotation is below 10 kB; ten thousand of them would be below 100 MiB.
 MAX_LINE_BYTES = 1 << 20

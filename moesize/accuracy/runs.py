@@ -88,7 +88,8 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpus, gpu, gpu_notes = _gpus(report)
         requests = _requests(report, engine, versions.names)
     except (_NotCoveredError, MoesizeError) as error:
-        return replace(base, problem=str(error), notes=tuple(notes))
+        kind = "" if isinstance(error, _NotCoveredError) else "settings refused: "
+        return replace(base, problem=f"{kind}{error}", notes=tuple(notes))
     if not requests:
         oldest = versions.names[-1]
         return replace(base, problem=f"version not planned: {engine} {oldest}")
@@ -123,7 +124,9 @@ def _versions(report: FieldReport, engine: str, model: Resolved) -> Versions:
         return versions_of(report, engine)
     # A fork has numbers of its own. What it shares with llama.cpp is taken from the newest rules.
     if model.spec is not None and is_latent(model.spec) and _latent_is_off(report):
-        return Versions(problem=f"{report.engine} without MLA keeps a cache that is not planned")
+        return Versions(
+            problem=f"setting not planned: {report.engine} without MLA keeps a cache of its own"
+        )
     from moesize.engines import engine_profile
 
     newest = engine_profile(engine).version
@@ -212,9 +215,7 @@ def _with_total(gpu: GpuSpec, total_gib: float) -> GpuSpec:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def _requests(
-    report: FieldReport, engine: str, versions: tuple[str, ...]
-) -> tuple[Request, ...]:
+def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tuple[Request, ...]:
     from moesize.engines import engine_profile
 
     made = []
@@ -224,9 +225,7 @@ def _requests(
         except UnsupportedError:
             continue
         words = _llamacpp_words(report) if engine == "llama.cpp" else _serving_words(report, engine)
-        request = Request(
-            engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine)
-        )
+        request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
         made.append(read_flags(request, words))
     return tuple(made)
 
@@ -242,7 +241,7 @@ def read_flags(request: Request, words: list[str]) -> Request:
     apply = getattr(engine_args, "apply_engine_arguments", None)
     if apply is None:
         if request.engine != "vllm":
-            raise _NotCoveredError(f"the flags of {request.engine} cannot be read yet")
+            raise _NotCoveredError(f"flags not read: those of {request.engine}")
         apply = engine_args.apply_vllm_arguments
     made, notes = apply(request, text)
     unplanned = [note.message for note in notes if "may change memory" in note.message]
@@ -265,10 +264,10 @@ def _size(report: FieldReport, name: str) -> int:
     value = report.number(name)
     if value is None:
         if name == "tp" and (report.number("gpu_count") or 1) > 1 and not report.number("pp"):
-            raise _NotCoveredError("several GPUs, but no tensor parallel size stated")
+            raise _NotCoveredError("layout not stated: several GPUs, but no tensor parallel size")
         return 1
     if not 1 <= value <= 4096:
-        raise _NotCoveredError(f"{name} is {value}")
+        raise _NotCoveredError(f"setting not planned: {name} is {value}")
     return value
 
 
@@ -286,7 +285,9 @@ def _serving_words(report: FieldReport, engine: str) -> list[str]:
         words.append("--enable-expert-parallel")
     elif parallel not in (None, False, 0, 1):
         if engine == "vllm" and parallel != ranks:
-            raise _NotCoveredError(f"expert parallel over {parallel} of {ranks} ranks")
+            raise _NotCoveredError(
+                f"setting not planned: expert parallel over {parallel} of {ranks} ranks"
+            )
         words += ["--enable-expert-parallel"] if engine == "vllm" else [name["ep"], str(parallel)]
     for field in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
         value = report.number(field)

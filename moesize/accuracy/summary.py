@@ -14,14 +14,13 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesize._version import __version__
-from moesize.accuracy.terms import MAIN_TERMS, TERMS
+from moesize.accuracy.reports import ReportFile
+from moesize.accuracy.terms import MAIN_TERMS, TERMS, Unit
 from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moesize.accuracy.reports import ReportFile
-    from moesize.accuracy.terms import Unit
 
 Verdict = Literal["fits", "does_not_fit"]
 _HALF_DIGIT = {"GiB": 0.005, "MiB": 0.005, "requests": 0.005, "tokens": 0.0, "blocks": 0.0}
@@ -54,9 +53,13 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Signed, a fraction of what was observed; None where nothing was, or was predicted."""
+        """Signed, a fraction of what was observed; None without a prediction.
+
+        Of a figure that is not above 0 (memory that capturing freed, a KV cache that is short)
+        there is no fraction; `error_of_card` says how far it is off.
+        """
         off = self._off()
-        return None if off is None or not self.observed else off / abs(self.observed)
+        return None if off is None or self.observed <= 0 else off / self.observed
 
     @property
     def error_of_card(self) -> float | None:

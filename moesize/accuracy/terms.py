@@ -268,9 +268,7 @@ def _by_device(sizes: dict[str, float], term: str, host_term: str) -> Iterator[F
         if not is_accelerator(device) or device == "Host":
             host += sizes[device]
             continue
-        yield Figure(
-            term=term, unit="MiB", observed=sizes[device], device=device, index=index
-        )
+        yield Figure(term=term, unit="MiB", observed=sizes[device], device=device, index=index)
         index += 1
     if host and host_term:
         yield Figure(term=host_term, unit="MiB", observed=round(host, 2), device="host")
@@ -413,7 +411,8 @@ def _limiting(plan: Plan) -> GpuLedger:
 
 def _kv_gib(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     sizes = kv_band(plans.plan(candidate), plans.run.candidates[candidate].gpu)
-    return Prediction(*(size / GIB for size in sizes))
+    best, low, high = (size / GIB for size in sizes)
+    return Prediction(best, low, high)
 
 
 def _end_to_end(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], Prediction]:
@@ -448,8 +447,7 @@ def _tokens_given_available(plans: Plans, candidate: int, _figure: Figure) -> Pr
     sizes = _pool_bytes(plans.report)
     assert sizes is not None
     value, low, high = (
-        float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens)
-        for size in sizes
+        float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens) for size in sizes
     )
     return Prediction(value, low, high, exact_given=True)
 
@@ -501,7 +499,9 @@ def _buffers(plans: Plans, candidate: int, figure: Figure, kind: str, where: str
         items += [item for ledger in plan.gpus for item in ledger.items]
     elif where == "device":
         if figure.index >= len(plan.gpus):
-            raise _RefusedError(f"the plan has {len(plan.gpus)} devices, none of them {figure.device}")
+            raise _RefusedError(
+                f"the plan has {len(plan.gpus)} devices, none of them {figure.device}"
+            )
         items += plan.gpus[figure.index].items
     return _sum(items, lambda item: _buffer_kind(item) == kind, MIB)
 
@@ -536,7 +536,9 @@ def _device_total(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     return _sum(items, lambda item: _buffer_kind(item) != "runtime", MIB)
 
 
-def _sum(items: Iterable[MemoryItem], wanted: Callable[[MemoryItem], bool], unit: int) -> Prediction:
+def _sum(
+    items: Iterable[MemoryItem], wanted: Callable[[MemoryItem], bool], unit: int
+) -> Prediction:
     found = [item for item in items if wanted(item)]
     return Prediction(
         sum(item.size_bytes for item in found) / unit,

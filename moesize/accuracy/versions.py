@@ -56,7 +56,9 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
     if _DAY.fullmatch(date):
         current = release_on(engine, date)
         if current is None:
-            return Versions(problem=f"no {engine} release is known on or before {date}")
+            return Versions(
+                problem=f"version not planned: no {engine} release is known on or before {date}"
+            )
         return Versions(
             names=(current,),
             assumed=True,
@@ -67,11 +69,11 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
         last = f"{date}-31" if len(date) == 7 else f"{date}-12-31"
         between = releases_between(engine, first, last)
         if not between:
-            return Versions(problem=f"no {engine} release is known in {date}")
+            return Versions(problem=f"version not planned: no {engine} release is known in {date}")
         return Versions(names=between, assumed=True, note=f"no version stated, only {date}")
     ranges = known_ranges(engine)
     if not ranges:
-        return Versions(problem="neither version nor date stated")
+        return Versions(problem="version not known: neither version nor date stated")
     return Versions(names=ranges, assumed=True, note="neither version nor date stated")
 
 
@@ -79,11 +81,11 @@ def _stated(text: str, engine: str) -> Versions:
     if engine == "llama.cpp":
         build = _BUILD.match(text)
         if build is None:
-            return Versions(problem=f"build {text[:40]!r} is no llama.cpp build number")
+            return Versions(problem=f"version names no release: build {text[:40]}")
         return Versions(names=(build[1],))
     tag = text.rpartition(":")[2]
     if not _RELEASE.match(tag) or ("/" in text and "vllm-openai" not in text and engine == "vllm"):
-        return Versions(problem=f"engine version {text[:40]!r} names no release")
+        return Versions(problem=f"version names no release: {text[:40]}")
     day = _BUILD_DAY.search(tag)
     if "dev" in tag and day is not None:
         date = "-".join(day.groups())
