@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # An engine that is a fork or a wrapper of one that is planned, and what it has in common with it.
 _FORKS = {"ik_llama.cpp": "llama.cpp"}
+_GGUF_ENGINES = ("llama.cpp", "ik_llama.cpp")
 # One card of each generation whose kernels store weights differently, for reports without a GPU.
 _STAND_INS = ("a100-80gb-sxm", "l40s", "h100-80gb-sxm", "rtx-5090", "b200", "mi300x")
 # Cards whose memory differs by less are one card: a bus or a form factor.
@@ -73,11 +74,9 @@ class Run:
 
 def run_of(report: FieldReport, model: Resolved) -> Run:
     """The candidates for a report whose model is known."""
-    name = _FORKS.get(report.engine, report.engine)
-    try:
-        engine = engine_id(name)
-    except UnknownNameError:
-        return Run(engine=name, problem=f"engine not planned: {report.engine[:40]}")
+    engine = _engine(report.engine)
+    if engine is None:
+        return Run(engine=report.engine, problem=f"engine not planned: {report.engine[:40]}")
     versions = _versions(report, engine, model)
     if versions.problem:
         return Run(engine=engine, problem=versions.problem)
@@ -99,7 +98,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu=gpu,
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
-        layout_problem=_layout_problem(report) if engine == "llama.cpp" else "",
+        layout_problem=_layout_problem(report) if engine in _GGUF_ENGINES else "",
     )
 
 
@@ -116,11 +115,21 @@ class _NotCoveredError(Exception):
     """Why a report cannot be planned."""
 
 
+def _engine(name: str) -> str | None:
+    """The engine whose planner is used: its own, or of a fork the one it was forked from."""
+    for known in (name, _FORKS.get(name, name)):
+        try:
+            return engine_id(known)
+        except UnknownNameError:
+            continue
+    return None
+
+
 # --- versions -------------------------------------------------------------------------------------
 
 
 def _versions(report: FieldReport, engine: str, model: Resolved) -> Versions:
-    if report.engine not in _FORKS:
+    if report.engine == engine or report.engine not in _FORKS:
         return versions_of(report, engine)
     # A fork has numbers of its own. What it shares with llama.cpp is taken from the newest rules.
     if model.spec is not None and is_latent(model.spec) and _latent_is_off(report):
@@ -224,7 +233,9 @@ def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tu
             engine_profile(engine, version)
         except UnsupportedError:
             continue
-        words = _llamacpp_words(report) if engine == "llama.cpp" else _serving_words(report, engine)
+        words = (
+            _llamacpp_words(report) if engine in _GGUF_ENGINES else _serving_words(report, engine)
+        )
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
         made.append(read_flags(request, words))
     return tuple(made)
@@ -253,7 +264,7 @@ def read_flags(request: Request, words: list[str]) -> Request:
 
 
 def _num_gpus(report: FieldReport, engine: str) -> int:
-    if engine == "llama.cpp":
+    if engine in _GGUF_ENGINES:
         return max(1, len(_devices(report)))
     tp, pp, dp = (_size(report, name) for name in ("tp", "pp", "dp"))
     inside = engine == "sglang" and _switched_on(report, "enable_dp_attention")

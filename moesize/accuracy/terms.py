@@ -510,8 +510,11 @@ def _buffer_kind(item: MemoryItem) -> str:
     """Which of llama.cpp's buffers an item is part of."""
     if "output" in item.name and item.category != "weights":
         return "output"
-    if item.category in ("weights", "lora"):
+    # The tensors of MTP blocks are loaded with the rest.
+    if item.category in ("weights", "lora") or item.name.endswith("mtp_weights"):
         return "model"
+    if item.category == "draft":
+        return "draft"
     if item.category == "kv_cache":
         states = ("state" in item.name, "recurrent" in item.name, item.name.endswith(".rs"))
         return "state" if any(states) else "kv"

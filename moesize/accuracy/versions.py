@@ -6,7 +6,8 @@ Rules, none of them a guess that goes unsaid:
   as the first release that came out after that day: what it was to become. vLLM numbers such builds
   after a tag of a release branch, which may be many releases behind.
 - No version, but a date: the release current on that date; a month or a year means all the releases
-  of that time, and only what they agree in is predicted.
+  of that time, and only what they agree in is predicted. Engines that number their builds by day
+  (llama.cpp) are planned as of the day.
 - Neither: every range of versions that the engine's data file knows, and again only what they
   agree in.
 - A text that names no release (a fork, a container of somebody else): not covered.
@@ -30,7 +31,7 @@ _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PERIOD = re.compile(r"\d{4}(-\d{2})?")
 _BUILD_DAY = re.compile(r"\.d(\d{4})(\d{2})(\d{2})")
 _RELEASE = re.compile(r"v?\d+\.\d+")
-_BUILD = re.compile(r"b?(\d{3,6})\b")
+_BUILD = re.compile(r"b?(\d{1,6})\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,11 @@ class Versions:
 def versions_of(report: FieldReport, engine: str) -> Versions:
     """The versions to plan a report with."""
     stated = report.text("engine_version") or report.text("build")
+    date = report.text("date")
+    if _has_builds(engine):
+        return _build(stated, date, engine)
     if stated:
         return _stated(stated, engine)
-    date = report.text("date")
     if _DAY.fullmatch(date):
         current = release_on(engine, date)
         if current is None:
@@ -65,8 +68,7 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
             note=f"no version stated: {engine} {current} was current on {date}",
         )
     if _PERIOD.fullmatch(date):
-        first = f"{date}-01" if len(date) == 7 else f"{date}-01-01"
-        last = f"{date}-31" if len(date) == 7 else f"{date}-12-31"
+        first, last = _ends(date)
         between = releases_between(engine, first, last)
         if not between:
             return Versions(problem=f"version not planned: no {engine} release is known in {date}")
@@ -77,12 +79,30 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
     return Versions(names=ranges, assumed=True, note="neither version nor date stated")
 
 
+def _build(stated: str, date: str, engine: str) -> Versions:
+    """A build by its number, or the day of the report where it has none that counts."""
+    match = _BUILD.match(stated)
+    # Built without its history, a build calls itself number 1.
+    if match is not None and int(match[1]) > 1:
+        return Versions(names=(match[1],))
+    if _DAY.fullmatch(date):
+        return Versions(names=(date,), assumed=True, note=f"no build stated: as of {date}")
+    if _PERIOD.fullmatch(date):
+        first, last = _ends(date)
+        return Versions(names=(first, last), assumed=True, note=f"no build stated, only {date}")
+    return Versions(problem="version not known: neither build nor date stated")
+
+
+def _ends(period: str) -> tuple[str, str]:
+    """First and last day of a month or a year."""
+    return (
+        (f"{period}-01", f"{period}-28")
+        if len(period) == 7
+        else (f"{period}-01-01", f"{period}-12-31")
+    )
+
+
 def _stated(text: str, engine: str) -> Versions:
-    if engine == "llama.cpp":
-        build = _BUILD.match(text)
-        if build is None:
-            return Versions(problem=f"version names no release: build {text[:40]}")
-        return Versions(names=(build[1],))
     tag = text.rpartition(":")[2]
     if not _RELEASE.match(tag) or ("/" in text and "vllm-openai" not in text and engine == "vllm"):
         return Versions(problem=f"version names no release: {text[:40]}")
@@ -120,14 +140,26 @@ def releases_between(engine: str, first: str, last: str) -> tuple[str, ...]:
 @cache
 def known_ranges(engine: str) -> tuple[str, ...]:
     """One version for each range in which the engine's data file says the same."""
-    path = Path(__file__).resolve().parent.parent / "data" / "engines" / f"{engine}.json"
-    if not path.is_file():
+    data = _facts(engine)
+    if not data:
         return ()
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     oldest = release_of(str(data["oldest_version"])) or ()
     rows = [*data["facts"], *data["constants"]]
     starts = {str(row["from"]) for row in rows} | {str(data["oldest_version"])}
     return tuple(sorted((v for v in starts if (release_of(v) or ()) >= oldest), key=_order))
+
+
+def _has_builds(engine: str) -> bool:
+    return bool(_facts(engine).get("builds"))
+
+
+@cache
+def _facts(engine: str) -> dict[str, Any]:
+    path = Path(__file__).resolve().parent.parent / "data" / "engines" / f"{engine}.json"
+    if not path.is_file():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
 
 
 def _order(version: str) -> tuple[int, ...]:
