@@ -299,7 +299,8 @@ def _gguf_scheme(report: FieldReport, spec: ModelSpec) -> tuple[Scheme | None, s
     if name is None:
         stated = report.text("gguf_type")
         what = f"GGUF type {stated[:40]!r} is not known" if stated else "no GGUF type stated"
-        return None, what
+        # A cache does not depend on how weights are stored; the plan needs some type all the same.
+        return find_scheme("Q8_0"), what
     try:
         scheme = find_scheme(name)
         entries = gguf_entries(spec, scheme)

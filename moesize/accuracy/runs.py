@@ -237,8 +237,17 @@ def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tu
             _llamacpp_words(report) if engine in _GGUF_ENGINES else _serving_words(report, engine)
         )
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
-        made.append(read_flags(request, words))
+        made.append(_with_latent_mode(read_flags(request, words), report))
     return tuple(made)
+
+
+def _with_latent_mode(request: Request, report: FieldReport) -> Request:
+    """ik_llama.cpp's -mla, which llama-server does not have."""
+    mode = str((report.settings.get("flags") or {}).get("mla_attn", ""))
+    settings: Any = request.engine_settings
+    if request.engine != "ik_llama.cpp" or not mode.isdigit() or not hasattr(settings, "mla"):
+        return request
+    return replace(request, engine_settings=replace(settings, mla=int(mode)))
 
 
 def read_flags(request: Request, words: list[str]) -> Request:
@@ -415,6 +424,30 @@ def is_accelerator(device: str) -> bool:
     return device not in ("CPU", "AMX", "BLAS") and not device.endswith(("_Host", "_Mapped"))
 
 
+def is_mapped(report: FieldReport) -> bool:
+    """Whether host and devices both hold weights and the host's figure is of a mapped file.
+
+    Then the log gives the range from the first to the last tensor on the host, with what lies on
+    devices between them, or weights that were copied into another form as well (llama.cpp
+    src/llama-model-loader.cpp:get_mapping_range).
+    """
+    sizes = report.observed.get("model_buffer_mib") or {}
+    flags = report.settings.get("flags") or {}
+    if not any(is_accelerator(name) for name in sizes) and "AMX" not in sizes:
+        return False
+    if any(name.endswith("_Mapped") for name in sizes):
+        return True
+    # Pinned host memory takes the place of the mapping, as does repacking while loading.
+    read = any(name.endswith("_Host") for name in sizes) or flags.get("no-mmap") or flags.get("rtr")
+    return "CPU" in sizes and not read
+
+
+def moves_tensors(report: FieldReport) -> bool:
+    """Whether tensors were placed by hand."""
+    flags = report.settings.get("flags") or {}
+    return any(flags.get(n) for n in ("override_tensor", "n_cpu_moe", "n_tensors_overridden"))
+
+
 def _layout_problem(report: FieldReport) -> str:
     flags = report.settings.get("flags") or {}
     if flags.get("n_tensors_overridden") and not flags.get("override_tensor"):
@@ -440,6 +473,8 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
             words += [flag, str(value)]
     for field, flag in (("type_k", "--cache-type-k"), ("type_v", "--cache-type-v")):
         kind = report.text(field)
+        if field == "type_v" and "MLA" in kind:
+            kind = report.text("type_k")  # the keys hold everything; no V is kept
         if kind and "(" not in kind:
             words += [flag, kind]
     attention = str(report.settings.get("flash_attn", "")).lower()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from moesize.accuracy.runs import is_accelerator, plan_run
+from moesize.accuracy.runs import is_accelerator, is_mapped, moves_tensors, plan_run
 from moesize.core.errors import MoesizeError
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB
@@ -102,6 +102,7 @@ _NEEDS_GPU = frozenset(
 )
 _BY_DEVICE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buffer"))
 _BY_PLACE = _BY_DEVICE | {"model_buffer_host", "kv_buffer_host", "compute_buffer_host"}
+_OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.001
 # Engines print two decimals: the true figure lies within half of the last one.
 _HALF_UNIT = 0.005
@@ -236,12 +237,13 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     model = seen.get("model_buffer_mib") or {}
     yield from _by_device(model, "model_buffer", "model_buffer_host")
     if model:
-        yield Figure(term="model_total", unit="MiB", observed=sum(model.values()))
+        yield Figure(term="model_total", unit="MiB", observed=round(sum(model.values()), 2))
     kv = seen.get("kv_buffer_mib") or {}
     yield from _by_device(kv, "kv_buffer", "kv_buffer_host")
-    total = seen.get("kv_self_mib")
-    if total or kv:
-        yield Figure(term="kv_total", unit="MiB", observed=total or sum(kv.values()))
+    # What is allocated is a little more than what the log calls the cache itself.
+    total = sum(kv.values()) or seen.get("kv_self_mib")
+    if total:
+        yield Figure(term="kv_total", unit="MiB", observed=round(total, 2))
     states = seen.get("rs_buffer_mib") or {}
     yield from _by_device(states, "state_buffer", "")
     if states:
@@ -365,6 +367,11 @@ class Plans:
             return "gpu not known: the term depends on it"
         if figure.term in _NOT_OF_A_FORK and self.report.engine != self.run.engine:
             return f"engine not planned: {self.report.engine} builds graphs of its own"
+        if figure.term in _OF_HOST_WEIGHTS and is_mapped(self.report):
+            return "mapped file: what the log counts overlaps what lies on devices"
+        experts_moved = figure.term.startswith("compute") and moves_tensors(self.report)
+        if experts_moved and self.model.weights_problem:
+            return f"weights not known: {self.model.weights_problem}"
         if figure.term in _BY_PLACE and self.run.layout_problem:
             return f"placement not known: {self.run.layout_problem}"
         return ""

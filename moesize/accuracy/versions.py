@@ -53,7 +53,7 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
     stated = report.text("engine_version") or report.text("build")
     date = report.text("date")
     if _has_builds(engine):
-        return _build(stated, date, engine)
+        return _build(stated, date)
     if stated:
         return _stated(stated, engine)
     if _DAY.fullmatch(date):
@@ -79,7 +79,7 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
     return Versions(names=ranges, assumed=True, note="neither version nor date stated")
 
 
-def _build(stated: str, date: str, engine: str) -> Versions:
+def _build(stated: str, date: str) -> Versions:
     """A build by its number, or the day of the report where it has none that counts."""
     match = _BUILD.match(stated)
     # Built without its history, a build calls itself number 1.
