@@ -637,16 +637,19 @@ class Outcomes(TypedDict):
 
 
 class Coverage(TypedDict):
-    """Reports of an engine whose main figures were all predicted.
+    """Reports of an engine, and of how many the main figures were predicted.
 
-    `public` counts reports whose model is public; `share` = covered / public. `reasons` counts
-    reports that are not covered by why.
+    Main figures are weights and what the KV cache holds. `covered`: one of them is predicted, and
+    those that are not are left open by the report itself (how a mixed file stores its weights, the
+    card); `fully_covered`: all are. Both count reports of public models; `share` = covered /
+    public. `reasons` counts reports that are not covered by why.
     """
 
     engine: str
     reports: int
     public: int
     covered: int
+    fully_covered: int
     share: float | None
     version_assumed: int
     suspect: int

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from moesize.accuracy.models import resolve_report
 from moesize.accuracy.runs import GIVEN_BLOCKS, run_of
-from moesize.accuracy.summary import Accuracy, Covered, OutcomeRow, Row, main_terms_missing
+from moesize.accuracy.summary import Accuracy, Covered, OutcomeRow, Row, why_not_covered
 from moesize.accuracy.terms import TERMS, Plans, figures_of
 from moesize.core.errors import UnknownNameError
 from moesize.core.units import GIB
@@ -115,15 +115,16 @@ def _measure(
         )
         rows.append(row)
     outcome = _outcome(report, plans)
-    missing = main_terms_missing(rows)
+    missing, partly = why_not_covered(rows), why_not_covered(rows, fully=True)
     if not rows and outcome is not None:
-        missing = None if outcome.fits is not None else outcome.reason
+        missing = partly = None if outcome.fits is not None else outcome.reason
     elif not rows:
-        missing = "nothing to compare"
+        missing = partly = "nothing to compare"
     summary = Covered(
         engine=report.engine,
         public=model.public,
         covered=missing is None,
+        fully=partly is None,
         reason=missing or "",
         version_assumed=run.version_assumed,
         suspect=bool(report.suspect),

@@ -162,9 +162,9 @@ def _find(report: FieldReport, *, confirmed: bool) -> tuple[str, tuple[str, ...]
         parts = normal_form(candidate).split("-")
         core = _without_storage(parts)
         # The whole name first: the catalogue may have the quantized checkpoint itself.
-        for kept in dict.fromkeys((len(parts), *range(len(parts) - 1, len(core) - 1, -1))):
+        for kept in dict.fromkeys((len(parts), len(core))):
             key = names.get(_squash("-".join(parts[:kept])))
-            if key is not None:
+            if key is not None and not _of_another(report, key, kept < len(parts) or core == parts):
                 return key, tuple(parts[kept:]), True
     if not confirmed:
         return None
@@ -175,6 +175,17 @@ def _find(report: FieldReport, *, confirmed: bool) -> tuple[str, tuple[str, ...]
             if key is not None:
                 return key, tuple(parts[kept:]), False
     return None
+
+
+def _of_another(report: FieldReport, key: str, plain: bool) -> bool:
+    """Whether a quantized checkpoint is called alike but was published by somebody else.
+
+    RedHatAI's Qwen3-14B-FP8 is not Qwen's: each has scales of its own kind.
+    """
+    owner, slash, _ = report.model.partition("/")
+    if plain or not slash or _spec(key).quantization is None:
+        return False
+    return _spec(key).hub_id.partition("/")[0].lower() != owner.strip().lower()
 
 
 def _candidates(report: FieldReport) -> tuple[str, ...]:

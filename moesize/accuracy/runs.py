@@ -58,7 +58,8 @@ class Run:
     candidates    more than one where GPU or version were not stated
     problem       why nothing can be planned; no candidates then
     gpu           what is shown: the card's id, or empty when it is not known
-    layout_problem   why buffers cannot be told apart by device (llama.cpp); totals can be
+    devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
+    weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
     engine: str
@@ -69,7 +70,8 @@ class Run:
     version: str = ""
     version_assumed: bool = False
     notes: tuple[str, ...] = ()
-    layout_problem: str = ""
+    devices_problem: str = ""
+    weights_moved: str = ""
 
 
 def run_of(report: FieldReport, model: Resolved) -> Run:
@@ -98,7 +100,8 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu=gpu,
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
-        layout_problem=_layout_problem(report) if engine in _GGUF_ENGINES else "",
+        devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
+        weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
 
 
@@ -448,14 +451,21 @@ def moves_tensors(report: FieldReport) -> bool:
     return any(flags.get(n) for n in ("override_tensor", "n_cpu_moe", "n_tensors_overridden"))
 
 
-def _layout_problem(report: FieldReport) -> str:
+def _weights_moved(report: FieldReport) -> str:
     flags = report.settings.get("flags") or {}
-    if flags.get("n_tensors_overridden") and not flags.get("override_tensor"):
+    if flags.get("n_tensors_overridden") and not (
+        flags.get("override_tensor") or flags.get("n_cpu_moe")
+    ):
         return "tensors were moved by hand, and the report does not say which"
+    return ""
+
+
+def _devices_problem(report: FieldReport) -> str:
+    flags = report.settings.get("flags") or {}
     stated = report.settings.get("gpu")
     kinds = set(stated) if isinstance(stated, list) else set()
-    if len(_devices(report)) > 1 and len(kinds) > 1 and not flags.get("tensor_split"):
-        return "GPUs of different kinds share the model by their free memory"
+    if len(_devices(report)) > 1 and not flags.get("tensor_split") and len(kinds) != 1:
+        return "the model is shared out by free memory, which is not stated for each GPU"
     return ""
 
 

@@ -164,6 +164,7 @@ class Covered:
     engine: str
     public: bool
     covered: bool
+    fully: bool
     reason: str
     version_assumed: bool
     suspect: bool
@@ -208,6 +209,7 @@ class Accuracy:
                     "reports": len(own),
                     "public": len(public),
                     "covered": covered,
+                    "fully_covered": sum(report.fully for report in public),
                     "share": covered / len(public) if public else None,
                     "version_assumed": sum(report.version_assumed for report in own),
                     "suspect": sum(report.suspect for report in own),
@@ -296,17 +298,26 @@ def quantile(values: Iterable[float], share: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def main_terms_missing(rows: Sequence[Row]) -> str | None:
-    """Why a report is not covered: the reason of its first main figure without a prediction.
+# What a report itself leaves open is no failure of the plan: how a mixed file stores its weights, a
+# figure of a mapped file, the card.
+_LEFT_OPEN = ("weights not known", "mapped file", "gpu not known")
 
-    A report without a main figure is covered when any of its figures is. None: covered.
+
+def why_not_covered(rows: Sequence[Row], *, fully: bool = False) -> str | None:
+    """Why a report is not covered; None: it is.
+
+    Covered: one of its main figures is predicted, and those that are not are left open by the
+    report itself (`fully`: all of them are). A report without a main figure is covered when any of
+    its figures is.
     """
-    main = [row for row in rows if row.term in MAIN_TERMS] or list(rows)
-    if main and main[0].term not in MAIN_TERMS:
-        if any(row.predicted is not None for row in main):
-            return None
-        return main[0].not_covered or ""
-    return next((row.not_covered or "" for row in main if row.predicted is None), None)
+    main = [row for row in rows if row.term in MAIN_TERMS]
+    if not main:
+        missing = [row.not_covered for row in rows if row.predicted is None]
+        return None if len(missing) < len(rows) else next((r for r in missing if r), "")
+    failed = [row.not_covered or "" for row in main if row.predicted is None]
+    if len(failed) == len(main) or (fully and failed):
+        return failed[0]
+    return next((reason for reason in failed if not reason.startswith(_LEFT_OPEN)), None)
 
 
 def _kind(reason: str) -> str:

@@ -100,8 +100,10 @@ _NEEDS_GPU = frozenset(
         "non_torch",
     )
 )
-_BY_DEVICE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buffer"))
-_BY_PLACE = _BY_DEVICE | {"model_buffer_host", "kv_buffer_host", "compute_buffer_host"}
+_BY_PLACE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buffer"))
+_OF_PLACED_WEIGHTS = frozenset(
+    ("model_buffer", "model_buffer_host", "compute_buffer", "compute_buffer_host", "device_total")
+)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.001
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -326,6 +328,8 @@ class Plans:
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
         reason = self.model.problem or self.run.problem
+        if not reason and (self.run.weights_moved or self.run.devices_problem):
+            reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
         if not reason and self.model.weights_problem:
             reason = f"weights not known: {self.model.weights_problem}"
         if not reason and not self.run.gpu_known:
@@ -372,8 +376,10 @@ class Plans:
         experts_moved = figure.term.startswith("compute") and moves_tensors(self.report)
         if experts_moved and self.model.weights_problem:
             return f"weights not known: {self.model.weights_problem}"
-        if figure.term in _BY_PLACE and self.run.layout_problem:
-            return f"placement not known: {self.run.layout_problem}"
+        if figure.term in _BY_PLACE and self.run.devices_problem:
+            return f"placement not known: {self.run.devices_problem}"
+        if figure.term in _OF_PLACED_WEIGHTS and self.run.weights_moved:
+            return f"placement not known: {self.run.weights_moved}"
         return ""
 
 
