@@ -417,7 +417,7 @@ def _devices(report: FieldReport) -> list[str]:
     found: dict[str, None] = {}
     for name in ("model_buffer_mib", "kv_buffer_mib", "compute_buffer_mib", "rs_buffer_mib"):
         for device in report.observed.get(name) or ():
-            if is_accelerator(device):
+            if is_accelerator(device) and not device.endswith("_Split"):
                 found[device] = None
     return list(found)
 
@@ -462,6 +462,8 @@ def _weights_moved(report: FieldReport) -> str:
 
 def _devices_problem(report: FieldReport) -> str:
     flags = report.settings.get("flags") or {}
+    if any(name.endswith("_Split") for name in report.observed.get("model_buffer_mib") or ()):
+        return "rows are split over GPUs, and the log counts them together"
     stated = report.settings.get("gpu")
     kinds = set(stated) if isinstance(stated, list) else set()
     if len(_devices(report)) > 1 and not flags.get("tensor_split") and len(kinds) != 1:
