@@ -22,7 +22,6 @@ from moesize.accuracy.terms import figures_of
 from moesize.documents import Report
 
 _PROSE = ("quote", "model_note", "unit_note", "source_group", "moe", "suspect", "observed")
-_OBSERVED_PROSE = ("kv_detail",)
 _POOL = re.compile(
     r"max_mamba_cache_size: (\d+), conv_state size: ([\d.]+)GB, ssm_state size: ([\d.]+)GB"
 )
@@ -41,10 +40,12 @@ def compact(report: FieldReport) -> dict[str, Any]:
     observed = {
         name: _value(value)
         for name, value in report.observed.items()
-        if name in _observed_names() and name not in _OBSERVED_PROSE and _said(value)
+        if name in _observed_names() and _said(value)
     }
     if "outcome" in observed:
         observed["outcome"] = outcome(str(observed["outcome"]))
+    if "kv_detail" in observed:
+        observed["kv_detail"] = "a part of the cache"
     pool = _POOL.search(str(observed.get("mamba_cache", "")))
     if pool is not None:
         observed["mamba_cache"] = {

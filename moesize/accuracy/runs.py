@@ -505,8 +505,28 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
     return words + _llamacpp_flags(report.settings.get("flags") or {})
 
 
+# Remarks of a report and switches of ik_llama.cpp that move no cache and no weights.
+_SILENT_FLAGS = frozenset(
+    (
+        "amb", "attn_max_batch_mib", "binding", "fmoe", "kv_unified", "mla", "mla_attn",
+        "n_cpu_moe", "n_rs_seq", "n_tensors_overridden", "nkvo", "no-mmap", "override_tensor",
+        "rtr", "spec_type", "sweep", "tensor_split", "fit", "fit-target",
+    )
+)  # fmt: skip
+
+
 def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
+    unknown = sorted(set(flags) - _SILENT_FLAGS)
+    if unknown:
+        raise _NotCoveredError(f"flag not planned: {', '.join(unknown)[:100]}")
     words: list[str] = []
+    if flags.get("spec_type"):
+        words += ["--spec-type", str(flags["spec_type"])]
+        if flags.get("n_rs_seq"):  # states kept to go back to, one for each guessed token
+            words += ["--spec-draft-n-max", str(flags["n_rs_seq"])]
+    for name in ("fit", "fit-target"):
+        if flags.get(name) is not None:
+            words += [f"--{name}", str(flags[name])]
     overrides = flags.get("override_tensor") or []
     for pattern in [overrides] if isinstance(overrides, str) else overrides:
         words += ["--override-tensor", str(pattern).strip('"')]

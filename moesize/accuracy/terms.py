@@ -104,6 +104,8 @@ _BY_PLACE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buf
 _OF_PLACED_WEIGHTS = frozenset(
     ("model_buffer", "model_buffer_host", "compute_buffer", "compute_buffer_host", "device_total")
 )
+# Engines that keep recurrent states inside the KV buffer; others print a buffer for them.
+_STATES_IN_KV = ("ik_llama.cpp",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.001
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -240,7 +242,8 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     yield from _by_device(model, "model_buffer", "model_buffer_host")
     if model:
         yield Figure(term="model_total", unit="MiB", observed=round(sum(model.values()), 2))
-    kv = seen.get("kv_buffer_mib") or {}
+    # Where a log shows a part of the cache only, the collector says which in `kv_detail`.
+    kv = {} if "kv_detail" in seen else seen.get("kv_buffer_mib") or {}
     yield from _by_device(kv, "kv_buffer", "kv_buffer_host")
     # What is allocated is a little more than what the log calls the cache itself.
     total = sum(kv.values()) or seen.get("kv_self_mib")
@@ -516,7 +519,8 @@ def _buffers(plans: Plans, candidate: int, figure: Figure, kind: str, where: str
                 f"the plan has {len(plan.gpus)} devices, none of them {figure.device}"
             )
         items += plan.gpus[figure.index].items
-    return _sum(items, lambda item: _buffer_kind(item) == kind, MIB)
+    kinds = (kind, "state") if kind == "kv" and plans.report.engine in _STATES_IN_KV else (kind,)
+    return _sum(items, lambda item: _buffer_kind(item) in kinds, MIB)
 
 
 def _buffer_kind(item: MemoryItem) -> str:
