@@ -579,9 +579,83 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
 
 
 @main.command(cls=_PanelCommand)
+@click.argument("reports", required=False, type=click.Path())
+@_options(
+    _option("Reports", "--engine", "engine", metavar="E", help="Reports of this engine only."),
+    _option(
+        "Reports",
+        "--term",
+        "terms",
+        multiple=True,
+        metavar="T",
+        help="This term only (weights, kv_gib, ...); may be repeated.",
+    ),
+    _format_option("table", "json", "markdown", "csv"),
+    _option(
+        "Output",
+        "--worst",
+        "worst",
+        type=click.IntRange(0, 10_000),
+        default=10,
+        metavar="N",
+        help="How many of the rows that are furthest off to list.",
+        show_default=True,
+    ),
+    _option("Output", "--rows", is_flag=True, help="List every row."),
+)
+def accuracy(
+    reports: str | None,
+    engine: str | None,
+    terms: tuple[str, ...],
+    output: str,
+    worst: int,
+    rows: bool,
+) -> int:
+    """How far plans lie from what engines logged on real machines.
+
+    REPORTS is a file of field reports, one JSON object a line; without it, the reports that come
+    with moesize are taken.
+
+    \b
+    moesize accuracy
+    moesize accuracy my-reports.jsonl --engine vllm --term kv_gib --worst 20
+    """
+    from pathlib import Path
+
+    from moesize.accuracy import check_names, measure
+    from moesize.accuracy.reports import read_reports, shipped_reports
+    from moesize.renderers.table import counting
+
+    file = read_reports(shipped_reports() if reports is None else Path(reports))
+    chosen, wanted = check_names(file, engine, terms)
+    with counting(len(file.reports), "reports") as step:
+        answer = measure(file, engine=chosen, terms=wanted, progress=step)
+    if output == "json":
+        _emit(_print_json, answer.to_dict())
+    elif output == "markdown":
+        from moesize.renderers.accuracy import accuracy_markdown
+
+        _emit(print, accuracy_markdown(answer, worst=worst, rows=rows))
+    elif output == "csv":
+        from moesize.renderers.accuracy import accuracy_csv
+
+        _emit(print, accuracy_csv(answer), end="")
+    else:
+        from moesize.renderers.table import print_accuracy
+
+        _emit(print_accuracy, answer, worst=worst, rows=rows)
+    for problem in file.problems[:20]:
+        print(f"{file.file}:{problem.line}: {_one_line(problem.message)}", file=sys.stderr)
+    if len(file.problems) > 20:
+        print(f"{file.file}: {len(file.problems) - 20} more lines like these", file=sys.stderr)
+    return EXIT_YES if answer.any_covered else EXIT_NO
+
+
+@main.command(cls=_PanelCommand)
 @click.argument("document")
 def schema(document: str) -> int:
-    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines, error.
+    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines, accuracy,
+    report, error.
 
     \b
     moesize schema plan

@@ -10,11 +10,12 @@ from moesize.core.units import KIB, format_bytes, format_count, format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
+    from moesize.accuracy.summary import Accuracy
     from moesize.api import ModelReport
     from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
@@ -23,6 +24,8 @@ _BAR_WIDTH = 64
 _LABEL_WIDTH = 9
 _NARROWEST = 16
 _NARROW = 76
+# Fewer steps are over before a bar is read.
+_LEAST_FOR_A_BAR = 50
 
 
 # With more distinct GPUs than this only the limiting one is shown in full.
@@ -378,3 +381,75 @@ def _page() -> Iterator[Console]:
 
 def _unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def print_accuracy(answer: Accuracy, *, worst: int, rows: bool) -> None:
+    """Errors by engine and term, outcomes, coverage, and the rows that are furthest off."""
+    from rich.text import Text
+
+    from moesize.renderers import accuracy as words
+
+    with _page() as console:
+        for suspect in (False, True):
+            found = answer.summary(suspect=suspect)
+            covered = [row for row in found if row["covered"]]
+            for engine in dict.fromkeys(row["engine"] for row in covered):
+                title = f"{engine}, reports that their collector doubts" if suspect else engine
+                console.print(Text(title, style="bold"))
+                own = [row for row in covered if row["engine"] == engine]
+                _print_cells(console, words.HEADINGS, [words.summary_cells(row) for row in own])
+                console.print()
+        outcomes = answer.outcome_summary()
+        console.print(_facts([("outcomes", words.outcome_line(outcomes))]))
+        for case in outcomes["cases"]:
+            console.print(Text("  " + _plain(words.case_line(case))))
+        console.print()
+        for row in answer.coverage():
+            console.print(Text(_plain(words.coverage_line(row))))
+            for line in words.reason_lines(row["reasons"]):
+                console.print(Text("    " + _plain(line), style="dim"))
+        shown = list(answer.rows) if rows else answer.worst(worst)
+        if shown:
+            console.print()
+            console.print(Text("all rows" if rows else "furthest off", style="bold"))
+            cells = [tuple(_plain(cell) for cell in words.row_cells(row)) for row in shown]
+            _print_cells(console, words.ROW_HEADINGS, cells)
+
+
+def _plain(text: str) -> str:
+    # Names come from strangers; control characters must not reach a terminal.
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+_RIGHT = ("n", "covered", "median", "p90", "worst", "bias", "in band", "predicted", "error")
+
+
+def _print_cells(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for heading in headings:
+        right = heading in _RIGHT
+        grid.add_column(justify="right" if right else "left", no_wrap=right, overflow="fold")
+    grid.add_row(*(Text(heading, style="dim") for heading in headings))
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    console.print(grid)
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal's stderr; calls of what it gives move it on. Silent elsewhere."""
+    if not sys.stderr.isatty() or total < _LEAST_FOR_A_BAR:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
