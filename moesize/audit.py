@@ -257,6 +257,8 @@ def _as_run(
         return None, _said(problem)
     if found.note:
         notes.append(found.note)
+    if version is not None and start.version and version != start.version:
+        notes.append(f"the log is of version {start.version}, planned as {version}")
     if not start.version and version is None:
         notes.append("the log does not name the engine's version: planned as the newest known")
     return (

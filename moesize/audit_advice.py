@@ -20,7 +20,8 @@ _MOST = 6
 # A gain below this share of the tokens there are is not worth a line.
 _LEAST_GAIN = 0.02
 # Left on the card beside the budget, beyond what the estimates say lies outside it.
-_SPARE_BYTES = GIB // 4
+_SPARE_BYTES = GIB // 2
+_HIGHEST_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +175,11 @@ class _Tries:
 
     def higher_utilization(self) -> Advice | None:
         share = self.settings["gpu_memory_utilization"]
-        if share is None or self.run.engine != "vllm":
+        gpu = self.run.gpu
+        if share is None or self.run.engine != "vllm" or gpu is None:
             return None
+        if "lpddr" in gpu.memory_type.lower():
+            return None  # shared with the operating system: what is free is not known
         ledger = self.plan.gpus[0]
         outside = sum(i.high_bytes for i in ledger.items if not i.in_budget)
         total, free = self.start.last("total_memory"), self.start.last("free_memory")
@@ -183,13 +187,31 @@ class _Tries:
             # What the device held before the start, whoever held it, stays.
             outside = max(outside, round(total.value - free.value))
         room = ledger.usable_bytes - outside - _SPARE_BYTES
-        highest = min(math.floor(room * 100 / ledger.usable_bytes) / 100, 0.98)
+        highest = min(math.floor(room * 100 / ledger.usable_bytes) / 100, _HIGHEST_SHARE)
         if highest < share + 0.01:
             return None
+        if self.failed:
+            return self.least_utilization(share, highest)
         found = self.compare("", ("--gpu-memory-utilization", f"{highest:g}"))
         return found and _named(
             found, f"gpu-memory-utilization {highest:g} instead of {share:g}: the card has room"
         )
+
+    def least_utilization(self, share: float, highest: float) -> Advice | None:
+        """The first hundredth that fits."""
+        short = self.plan.kv_cache.needed_bytes - (
+            self.plan.kv_cache.available_bytes - self.missing
+        )
+        step = max(1, math.ceil(short * 100 / self.plan.gpus[0].usable_bytes))
+        for hundredths in range(math.floor(share * 100 + 0.5) + step, round(highest * 100) + 1):
+            found = self.compare("", ("--gpu-memory-utilization", f"{hundredths / 100:g}"))
+            if found is not None:
+                return _named(
+                    found,
+                    f"gpu-memory-utilization {hundredths / 100:g} instead of {share:g}: the least "
+                    "that fits",
+                )
+        return None
 
     def smaller_cache(self) -> Advice | None:
         if self.run.engine == "llama.cpp":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from moesize.catalog import catalogue_spec, index, load_spec, nearest_names, spec_folder
+from moesize.catalog import catalogue_spec, index, load_spec, spec_folder
 from moesize.core.errors import MoesizeError, UnsupportedError
 from moesize.core.inventory import count_parameters, moe_of
 
@@ -96,12 +96,9 @@ def model_of(start: Start, model: str | None, quant: str | None, online: bool) -
     if online:
         spec, source = resolve_model(start.model, online=False)
         return LoggedModel(spec, source, quant or "checkpoint", "")
-    near = nearest_names(start.model)
     raise UnsupportedError(
         f"the catalogue does not know {start.model[:120]!r}, which the log names",
-        "give --model"
-        + (f", such as {' or '.join(near)}" if near else "")
-        + ", a path to its config.json, or --online",
+        "give --model (a catalogue name or a config.json) or --online",
     )
 
 

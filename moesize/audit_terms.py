@@ -116,6 +116,10 @@ def _over_ranks(start: Start, name: str, *, least: bool) -> _Logged | None:
     last = {item.rank: item for item in start.all(name)}
     if not last:
         return None
+    if least and len(last) == 1:
+        # One process may print what each of its workers has: the least of them counts.
+        rank = next(iter(last))
+        last[rank] = min(start.all(name), key=lambda item: item.value)
     values = [item.value for item in last.values()]
     chosen = (min if least else max)(last.values(), key=lambda item: item.value)
     return _Logged(chosen.value, chosen.step, chosen.line, len(values), min(values), max(values))

@@ -36,6 +36,8 @@ _PACKED = {
     b"PK\x03\x04": ("zip", "unzip -p"),
 }
 _GZIP = b"\x1f\x8b"
+# Of these a server prints millions after its start, with words that start-up lines hold as well.
+_TRAFFIC = (b"Avg prompt throughput", b" batch. #", b" HTTP/1.1", b"update_slots: id")
 
 
 class Line(NamedTuple):
@@ -73,14 +75,11 @@ class LogReader:
         wanted = tuple(word.encode() for word in words)
         partial: dict[str, str] = {}
         for number, raw in self._raw_lines(wanted, partial):
-            for piece in raw.split(b"\r") if b"\r" in raw else (raw,):
-                if not partial and not any(word in piece for word in wanted):
-                    continue
-                line = _clean(number, piece, partial)
-                if line is not None:
-                    yield line
+            wanted_here = any(word in raw for word in wanted)
+            if partial or (wanted_here and not any(word in raw for word in _TRAFFIC)):
+                yield from _clean(number, raw, partial)
         for source, text in partial.items():  # cut off in the middle of a record
-            yield _framed(0, source, text)
+            yield from _pieces(0, source, text)
 
     def _raw_lines(
         self, wanted: tuple[bytes, ...], partial: dict[str, str]
@@ -93,6 +92,8 @@ class LogReader:
                 tail = data[:MAX_LINE_BYTES]
                 continue
             body, tail = data[:cut], data[cut + 1 :][:MAX_LINE_BYTES]
+            if b"\x1b" in body:  # colours may stand inside the words
+                body = _ANSI_BYTES.sub(b"", body)
             if not partial and not any(word in body for word in wanted):
                 number += body.count(b"\n") + 1
                 continue
@@ -112,8 +113,7 @@ class LogReader:
             yield from blocks
             return
         decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
-        for block in (first, *()):
-            yield decoder.decode(block).encode(errors="replace").removeprefix(codecs.BOM_UTF8)
+        yield decoder.decode(first).encode(errors="replace").removeprefix(codecs.BOM_UTF8)
         for block in blocks:
             yield decoder.decode(block).encode(errors="replace")
 
@@ -191,7 +191,9 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 def _utf_16(head: bytes) -> str | None:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if len(head) >= 16 and not any(head[1:512:2]) and all(head[0:512:2]):
+    # Windows, without a mark: of nearly every character the second byte is zero, never the first.
+    odd = head[1::2].count(0)
+    if len(head) >= 16 and odd * 10 >= len(head) * 3 and head[::2].count(0) * 50 <= odd:
         return "utf-16-le"
     return None
 
@@ -199,6 +201,7 @@ def _utf_16(head: bytes) -> str | None:
 # --- what lies around a message -------------------------------------------------------------------
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]{0,40}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,200}\x07?|[@-Z\\-_])")
+_ANSI_BYTES = re.compile(_ANSI.pattern.encode())
 _STAMP = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z| ?[+-]\d\d:?\d\d)?"
 # Each takes a prefix off; a group is the container.
 _PREFIXES = tuple(
@@ -232,7 +235,7 @@ _SGLANG_FRAME = re.compile(
 _JSON_KEYS = ("log", "message", "msg", "MESSAGE", "textPayload", "line", "body")
 
 
-def _clean(number: int, raw: bytes, partial: dict[str, str]) -> Line | None:
+def _clean(number: int, raw: bytes, partial: dict[str, str]) -> Iterator[Line]:
     text = raw.decode("utf-8", "replace")
     wrapped = text.lstrip()[:1] == "{"
     if wrapped:
@@ -242,17 +245,30 @@ def _clean(number: int, raw: bytes, partial: dict[str, str]) -> Line | None:
             text = partial.pop(source, "") + text
             if not whole and len(text) < MAX_LINE_BYTES:
                 partial[source] = text
-                return None
-            return _framed(number, source, text)
+            else:
+                yield from _pieces(number, source, text)
+            return
     elif _CRI_PARTIAL.match(text):
         text = partial.pop("", "") + _CRI_PARTIAL.sub("", text, count=1)
         if len(text) < MAX_LINE_BYTES:
             partial[""] = text
-            return None
+            return
     elif partial.get(""):
         # The last part of a line that the container runtime cut: only its stamp is taken off.
         text = partial.pop("") + _PREFIXES[0].sub("", text, count=1)
-    return _framed(number, "", text)
+    yield from _pieces(number, "", text)
+
+
+def _pieces(number: int, source: str, text: str) -> Iterator[Line]:
+    """A line, or each state of a progress bar: written over itself, behind the same prefix."""
+    if "\r" not in text:
+        yield _framed(number, source, text)
+        return
+    for piece in text.split("\r"):
+        if piece.strip():
+            line = _framed(number, source, piece)
+            source = line.source
+            yield line
 
 
 def _unwrap(text: str) -> tuple[str, str, bool] | None:

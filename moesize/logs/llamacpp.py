@@ -100,7 +100,7 @@ def _types(start: Start, match: re.Match[str], line: Line) -> None:
 
 # --- the model ------------------------------------------------------------------------------------
 
-_META = r"(?:print_info|llm_load_print_meta|load_hparams): "
+_META = r"(?:print_info|llm_load_print_meta): "
 _CHECKS = (
     "arch",
     "n_layer",
@@ -117,7 +117,7 @@ _CHECKS = (
 
 
 @TABLE.on(
-    " = ",
+    "print_",
     rf"{_META}({'|'.join(_CHECKS)}) += +(.{{1,400}}?) *$",
 )
 def _check(start: Start, match: re.Match[str], line: Line) -> None:
@@ -128,14 +128,14 @@ def _check(start: Start, match: re.Match[str], line: Line) -> None:
     start.checks.setdefault(match[1], value)
 
 
-@TABLE.on("general.name", rf"{_META}general\.name *= *(.{{1,200}}?) *$")
+@TABLE.on("print_", rf"{_META}general\.name *= *(.{{1,200}}?) *$")
 def _name(start: Start, match: re.Match[str], line: Line) -> None:
     del line
     if not start.settings.get("second_model"):
         start.model = start.model or match[1]
 
 
-@TABLE.on(" params", rf"{_META}model params *= *{NUMBER} ([TBMK])")
+@TABLE.on("print_", rf"{_META}model params *= *{NUMBER} ([TBMK])")
 def _params(start: Start, match: re.Match[str], line: Line) -> None:
     del line
     scale = {"T": 10**12, "B": 10**9, "M": 10**6, "K": 1000}[match[2]]
@@ -144,14 +144,14 @@ def _params(start: Start, match: re.Match[str], line: Line) -> None:
     start.checks.setdefault("params_step", scale / 10**decimals)
 
 
-@TABLE.on("type", rf"{_META}(?:file type|model ftype) *= *(.{{1,80}}?) *$")
+@TABLE.on("print_", rf"{_META}(?:file type|model ftype) *= *(.{{1,80}}?) *$")
 def _ftype(start: Start, match: re.Match[str], line: Line) -> None:
     del line
     if not start.settings.get("second_model"):
         start.quantization = start.quantization or match[1]
 
 
-@TABLE.on(" size", rf"{_META}(?:file size|model size) *= *{NUMBER} (GiB|MiB)")
+@TABLE.on("print_", rf"{_META}(?:file size|model size) *= *{NUMBER} (GiB|MiB)")
 def _file_size(start: Start, match: re.Match[str], line: Line) -> None:
     if start.last("file_size") is None:
         start.size("file_size", match[1], match[2], "", line.number)
@@ -216,7 +216,7 @@ _CONTEXT = {
 
 
 @TABLE.on(
-    " = ",
+    "llama_",
     r"(?:llama_context|llama_new_context_with_model|llama_init_from_model|constructing "
     r"context): "
     r"(n_ctx|n_batch|n_ubatch|n_seq_max|flash_attn|kv_unified|n_ctx_seq) += +(\w{1,20})",
@@ -257,13 +257,9 @@ TABLE.ready("llama runner started")
 TABLE.ready("generate: n_ctx")
 
 
-@TABLE.on("memory breakdown", r"$^")
-def _never(start: Start, match: re.Match[str], line: Line) -> None:
-    del start, match, line
-
-
 @TABLE.on(
-    "breakdown_print: |", rf"- {_DEVICE} \(([^|]{{2,80}})\) *\| *(\d{{1,9}}) = *(\d{{1,9}}) \+"
+    "memory_breakdown_print: |",
+    rf"- {_DEVICE} \(([^|]{{2,80}})\) *\| *(\d{{1,9}}) = *(\d{{1,9}}) \+",
 )
 def _breakdown(start: Start, match: re.Match[str], line: Line) -> None:
     start.size("total_memory", match[3], "MiB", match[1], line.number)

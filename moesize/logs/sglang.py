@@ -143,7 +143,7 @@ def _pool_end(start: Start, match: re.Match[str], line: Line) -> None:
 
 
 @TABLE.on(
-    "apture ",
+    "graph end",
     rf"Capture (?!draft)[\w -]{{0,40}}(?:cuda|CUDA|npu|NPU)? ?graph end\. .{{0,200}}?mem "
     rf"usage={NUMBER} GB",
 )

@@ -186,6 +186,21 @@ def _v0_profile(start: Start, match: re.Match[str], line: Line) -> None:
         start.size(name, text, "GiB", line.rank, line.number)
 
 
+@TABLE.on(
+    "total_gpu_memory=",
+    rf"Memory profiling results: total_gpu_memory={NUMBER}Gi[Bb] .{{0,200}}?"
+    rf"non_torch_memory={NUMBER}Gi[Bb] kv_cache_size={NUMBER}Gi[Bb] "
+    rf"gpu_memory_utilization={NUMBER}",
+)
+def _v064_profile(start: Start, match: re.Match[str], line: Line) -> None:
+    # vLLM 0.6.4 only, as quoted in its issue 10517.
+    for name, text in zip(
+        ("total_memory", "non_torch", "kv_cache"), match.groups()[:3], strict=True
+    ):
+        start.size(name, text, "GiB", line.rank, line.number)
+    start.flags.setdefault("gpu_memory_utilization", float(match[4]))
+
+
 TABLE.size(
     "vailable KV cache memory", rf"Available KV cache memory: {NUMBER} GiB", "kv_cache", "GiB"
 )
@@ -196,7 +211,7 @@ TABLE.size(
     "GiB",
 )
 TABLE.size(
-    "raph capturing finished",
+    "Graph capturing finished",
     rf"Graph capturing finished in \d{{1,7}} secs?, took {NUMBER} GiB",
     "cuda_graphs",
     "GiB",
