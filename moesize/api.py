@@ -11,7 +11,7 @@ from moesize.catalog import catalogue_id, normal_form, resolve_model
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
-from moesize.core.inventory import count_parameters
+from moesize.core.inventory import count_parameters, moe_of
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
     KvSummary,
@@ -36,6 +36,7 @@ from moesize.core.weight_formats import (
 )
 from moesize.costs import costs
 from moesize.engines import (
+    calibration_without,
     engine_id,
     engine_planner,
     engine_profile,
@@ -86,14 +87,20 @@ def plan(
     engine_args: str | None = None,
     online: bool = False,
     suggest: bool = True,
+    calibration: bool = True,
 ) -> Plan:
     """Plan `model` on `gpus` GPUs (default: as many as tp x pp x dp); keyword names are options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
     "32k". `engine` is vllm if neither it nor a command in `engine_args` names one. What stands in
-    `engine_args` holds where the option itself is not given. Raises MoesizeError: UnknownNameError,
-    InvalidInputError, UnsupportedError, ...
+    `engine_args` holds where the option itself is not given. `calibration` False leaves out what
+    `audit --save` measured. Raises MoesizeError: UnknownNameError, InvalidInputError,
+    UnsupportedError, ...
     """
+    if not calibration:
+        arguments = {**locals(), "calibration": True}
+        with calibration_without("off"):
+            return plan(arguments.pop("model"), **arguments)
     _check_types(
         {
             "gpu": gpu,
@@ -187,11 +194,12 @@ def make_plan(
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Plan with everything looked up already; `scheme` None = as published."""
-    profile = engine_profile(request.engine, request.engine_version)
+    kind = model_kind(spec)
+    profile = engine_profile(request.engine, request.engine_version, device.id, kind)
     refuse_unplanned(request.engine, request.given())
     stored = stored_entries(spec, scheme, request.engine)
     limits = _limits(spec, scheme, device, profile)
-    rules = engine_rules(request.engine, request.engine_version)
+    rules = engine_rules(request.engine, request.engine_version, device.id, kind)
     answer = engine_planner(request.engine)(spec, stored, device, request, rules)
     warnings = list(notes)
     if profile.is_newer_than_known:
@@ -222,6 +230,18 @@ def make_plan(
         expert_parallel=cost.expert_parallel,
         version=__version__,
     )
+
+
+def model_kind(spec: ModelSpec) -> str:
+    """hybrid, moe or dense: what measured constants may depend on; kept by the spec."""
+    kept: str | None = spec.__dict__.get("_kind")
+    if kept is None:
+        if any(mixer.state() for block in spec.blocks for mixer in block.mixers):
+            kept = "hybrid"
+        else:
+            kept = "moe" if any(moe_of(block) is not None for block in spec.blocks) else "dense"
+        spec.__dict__["_kind"] = kept
+    return kept
 
 
 def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple[StoredEntry, ...]:

@@ -187,6 +187,16 @@ _KV_DTYPE = _option(
     "Workload", "--kv-dtype", "--kv-cache-dtype", "kv_dtype", metavar="D", help="auto, fp8, ..."
 )
 
+_NO_CALIBRATION = _option(
+    "Engine",
+    "--no-calibration",
+    "calibration",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Leave out what `audit --save` measured.",
+)
+
 _PLAN_OPTIONS = _options(
     _option(
         "GPUs",
@@ -403,6 +413,7 @@ _PLAN_OPTIONS = _options(
     _format_option("table", "json", "markdown", "csv"),
     _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
     _option("Output", "--quiet", is_flag=True, help="The verdict line only."),
+    _NO_CALIBRATION,
 )
 
 
@@ -546,6 +557,67 @@ def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output:
     return EXIT_YES
 
 
+@main.command(cls=_PanelCommand)
+@click.argument("log")
+@_options(
+    _option("Model", "--model", "model", metavar="MODEL", help="Instead of what the log names."),
+    _option(
+        "Model",
+        "--quant",
+        "--quantization",
+        "-q",
+        "quant",
+        metavar="Q",
+        help="Instead of what the log says.",
+    ),
+    _ONLINE,
+    _option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", help="Instead of what the log names."),
+    _option(
+        "GPUs", "--gpus", "-n", "gpus", type=click.IntRange(1, 4096), metavar="N", help="How many."
+    ),
+    _option(
+        "Engine", "--engine-version", "engine_version", metavar="V", help="Instead of the log's."
+    ),
+    _option(
+        "Engine",
+        "--engine-args",
+        "engine_args",
+        metavar='"..."',
+        help="Flags that the log does not show, verbatim.",
+    ),
+    _NO_CALIBRATION,
+    _option("Output", "--save", is_flag=True, help="Keep what was measured, for later plans."),
+    _format_option("table", "json", "markdown", "csv"),
+)
+def audit(log: str, output: str, **options: Any) -> int:
+    """Start-up LOG of vLLM, SGLang or llama.cpp beside the plan of the same deployment.
+
+    LOG is a file, or - for a pipe: raw, or as kubectl, docker and journald print it.
+
+    \b
+    moesize audit server.log
+    kubectl logs deploy/vllm | moesize audit - --gpu h100 --save
+    """
+    from moesize.audit import audit as make_audit
+
+    found = make_audit(log, **options)
+    if output == "json":
+        _emit(_print_json, found.to_dict())
+    elif output == "markdown":
+        from moesize.renderers.audit import audit_markdown
+
+        _emit(print, audit_markdown(found))
+    elif output == "csv":
+        from moesize.renderers.audit import audit_csv
+
+        _emit(print, audit_csv(found), end="")
+    else:
+        from moesize.renderers.table import print_audit
+
+        _emit(print_audit, found)
+    return EXIT_YES if found.agrees else EXIT_NO
+
+
 @main.command("import", cls=_PanelCommand)
 @click.argument("source")
 @_options(
@@ -654,8 +726,7 @@ def accuracy(
 @main.command(cls=_PanelCommand)
 @click.argument("document")
 def schema(document: str) -> int:
-    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines, accuracy,
-    report, error.
+    """The JSON Schema of a document: plan, audit, accuracy, report, model, spec, models, gpus, ...
 
     \b
     moesize schema plan

@@ -353,6 +353,102 @@ class PlanDocument(TypedDict):
     warnings: list[Note]
 
 
+class AuditTerm(TypedDict):
+    """A figure that the log prints, beside the plan's. Null: not predicted; `why` says why.
+
+    `error` is (predicted - logged) / logged. `ok`: inside the band (`low` to `high`) and what the
+    rounding of the log allows. `line` is where the log prints it.
+    """
+
+    name: str
+    predicted: int | float | None
+    logged: int | float
+    error: float | None
+    unit: Literal["bytes", "tokens", "sequences"]
+    why: str
+    low: int | float | None
+    high: int | float | None
+    ok: bool | None
+    rank: str | None
+    line: int | None
+
+
+class AuditAdvice(TypedDict):
+    """A change of flags that was planned; gains are against the plan without it."""
+
+    what: str
+    options: list[str]
+    detail: str
+    gain_bytes: int
+    gain_tokens: int
+    fits: bool
+
+
+class AuditOutcome(TypedDict):
+    """How the start ended, and what the plan says; null = not known."""
+
+    logged: Literal["started", "failed", "unknown"]
+    predicted: Literal["fits", "fits, but close", "does not fit"] | None
+    agrees: bool | None
+    cause: str
+    line: int | None
+
+
+class AuditLog(TypedDict):
+    """The file, the part of it that was audited, and names as it prints them."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    container: str | None
+    first_line: int
+    last_line: int
+    model: str | None
+    gpu: str | None
+
+
+class CalibrationRecord(TypedDict):
+    """A constant that was measured; `kind` is the kind of model that it holds for, or empty."""
+
+    gpu: str
+    engine: str
+    version: str
+    kind: str
+    constant: str
+    term: str
+    value: float
+    unit: str
+    date: str
+    log: str
+
+
+class AuditDocument(TypedDict):
+    """What `moesize audit LOG --format json` prints.
+
+    `model` is the catalogue id it was planned as, or the name in the log; `settings` are the
+    engine's own names. `agrees` is the exit code: something was compared, nothing is outside.
+    """
+
+    schema: Literal["moesize.audit/1"]
+    moesize_version: str
+    engine: Literal["vllm", "sglang", "llama.cpp"]
+    engine_version: str | None
+    model: str | None
+    settings: dict[str, Any]
+    terms: list[AuditTerm]
+    advice: list[AuditAdvice]
+    agrees: bool
+    compared: int
+    outcome: AuditOutcome
+    log: AuditLog
+    model_source: str | None
+    quantization: str | None
+    gpu: str | None
+    gpu_count: int | None
+    saved: list[CalibrationRecord]
+    notes: list[str]
+
+
 class ModelKv(TypedDict):
     """Cache of one sequence before any engine's blocks.
 
@@ -482,13 +578,17 @@ class QuantsDocument(TypedDict):
 
 
 class EngineRow(TypedDict):
-    """An inference engine, and the versions whose rules are known."""
+    """An inference engine, and the versions whose rules are known.
+
+    `calibration_records`: constants of the user's own logs (`audit --save`) that plans use.
+    """
 
     name: str
     default_version: str
     versions: str
     oldest_version: str
     newest_version: str
+    calibration_records: int
     note: str
 
 
@@ -782,6 +882,7 @@ class ErrorDocument(TypedDict):
 
 DOCUMENTS: dict[str, type] = {
     "plan": PlanDocument,
+    "audit": AuditDocument,
     "model": ModelDocument,
     "models": ModelsDocument,
     "gpus": GpusDocument,

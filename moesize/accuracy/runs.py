@@ -7,7 +7,6 @@ candidates agree in is predicted (`terms`).
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -258,21 +257,14 @@ def read_flags(request: Request, words: list[str]) -> Request:
 
     Raises _NotCoveredError for a flag that may change memory and is not planned.
     """
-    from moesize import engine_args
+    from moesize.engine_args import apply_engine_arguments
 
-    text = shlex.join(words)
-    apply = getattr(engine_args, "apply_engine_arguments", None)
-    if apply is None:
-        if request.engine != "vllm":
-            raise _NotCoveredError(f"flags not read: those of {request.engine}")
-        apply = engine_args.apply_vllm_arguments
-    made, notes = apply(request, text)
+    made, notes = apply_engine_arguments(request, words)
     unplanned = [note.message for note in notes if "may change memory" in note.message]
     if unplanned:
         flags = "; ".join(unplanned).partition("memory: ")[2] or "; ".join(unplanned)
         raise _NotCoveredError(f"flag not planned: {flags[:120]}")
-    found: Request = made
-    return found
+    return made
 
 
 def _num_gpus(report: FieldReport, engine: str) -> int:

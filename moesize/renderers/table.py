@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from moesize.accuracy.summary import Accuracy
     from moesize.api import ModelReport
+    from moesize.audit import Audit
     from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
@@ -30,6 +31,8 @@ _LEAST_FOR_A_BAR = 50
 
 # With more distinct GPUs than this only the limiting one is shown in full.
 _MOST_WHOLE = 2
+# From here on an audit has room for its reasons beside the figures.
+_WIDE = 100
 
 
 def print_plan(plan: Plan, *, explain: bool = False) -> None:
@@ -265,6 +268,66 @@ def _tensor_rows(report: ModelReport) -> list[dict[str, Any]]:
         }
         for row in report.tensor_rows()
     ]
+
+
+def print_audit(audit: Audit) -> None:
+    """Log and plan side by side, why they differ, what to change."""
+    with _page() as console:
+        _write_audit(console, audit)
+
+
+def _write_audit(console: Console, audit: Audit) -> None:
+    from rich.text import Text
+
+    from moesize.renderers import audit as words
+
+    verdict, what = words.headline(audit)
+    styles = {"AGREES": "bold black on green", "DIFFERS": "bold white on red"}
+    style = styles.get(verdict, "bold black on yellow")
+    console.print(Text.assemble((f" {verdict} ", style), f" {what}"))
+    console.print(Text(words.outcome_line(audit), style="bold"))
+    console.print()
+    grid = _grid()
+    for column in range(1, 4):
+        if column > 1:
+            grid.add_column()
+        grid.columns[column].justify = "right"
+        grid.columns[column].no_wrap = True
+    wide = console.width >= _WIDE
+    if wide:
+        grid.add_column(overflow="fold", style="dim")
+    head = ["term", "logged", "predicted", "error", *(("why",) if wide else ())]
+    grid.add_row(*(Text(text, style="bold") for text in head))
+    for term in audit.terms:
+        colour = {True: "green", False: "bold red", None: "yellow"}[term.ok]
+        row = [
+            Text("  " + words.label(term)),
+            Text(words.figure(term.logged, term.unit)),
+            Text(words.figure(term.predicted, term.unit), style=colour),
+            Text(words.error_text(term), style=colour),
+        ]
+        grid.add_row(*row, *((Text(term.why),) if wide else ()))
+    console.print(grid)
+    if not wide and audit.terms:
+        console.print()
+        console.print(
+            _facts([(words.label(term), term.why) for term in audit.terms if term.ok is not True])
+        )
+    if audit.advice:
+        console.print()
+        console.print(Text("what to change (each was planned)", style="bold"))
+        grid = _grid()
+        for item in audit.advice:
+            options = Text("  " + " ".join(item.options), style="green")
+            grid.add_row(options, Text(item.what + (f": {item.detail}" if item.detail else "")))
+        console.print(grid)
+    facts = [("note" if not i else "", note) for i, note in enumerate(audit.notes)]
+    if audit.saved:
+        kept = ", ".join(f"{row['constant']} = {row['value']:g}" for row in audit.saved)
+        facts.append(("saved", f"{kept} in {audit.saved_to}"))
+    if facts:
+        console.print()
+        console.print(_facts(facts))
 
 
 def print_rows(what: str, rows: list[dict[str, Any]]) -> None:
