@@ -529,6 +529,13 @@ def test_another_engine_in_the_command_is_refused() -> None:
         )
 
 
+def test_a_fork_takes_the_flags_of_its_origin() -> None:
+    command = parse_serve_command("./llama-server -m a.gguf -mla 3 -fmoe", engine="ik_llama.cpp")
+    assert command.engine == "ik_llama.cpp"
+    assert values(command) == {"mla": 3}
+    assert command.unplanned == ("-fmoe",)
+
+
 def test_the_engine_of_the_command_is_planned() -> None:
     plan = moesize.plan(
         "qwen3-30b-a3b",

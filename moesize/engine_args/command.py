@@ -28,15 +28,19 @@ _TITLES = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "llama.cpp": "llama.cpp",
+    "ik_llama.cpp": "ik_llama.cpp",
     "transformers": "transformers",
     "tgi": "TGI",
     "tensorrt-llm": "TensorRT-LLM",
 }
+# Forks whose flags are those of another engine, and whose program has its name.
+_FORKS = {"ik_llama.cpp": "llama.cpp"}
 # Engine -> name of the dataclass of its own settings, in its core module or <module>_settings.
 _SETTINGS = {
     "vllm": "VllmSettings",
     "sglang": "SglangSettings",
     "llama.cpp": "LlamaCppSettings",
+    "ik_llama.cpp": "LlamaCppSettings",
     "transformers": "TransformersSettings",
     "tgi": "TgiSettings",
     "tensorrt-llm": "TensorrtLlmSettings",
@@ -145,12 +149,12 @@ def parse_serve_command(
     else:
         program = find_program([list(text)]) if text else Program(engine, (), {})
     environment = {**given, **program.environment}
-    if program.engine and engine and program.engine != engine:
+    if program.engine and engine and program.engine != _FORKS.get(engine, engine):
         raise InvalidInputError(
             f"--engine is {engine}, but the pasted command starts {program.engine}",
             "leave --engine out, or paste flags of that engine alone",
         )
-    name = program.engine or engine or "vllm"
+    name = program.engine or _FORKS.get(engine or "", engine) or "vllm"
     tag = version_of_image(name, program.image) if program.image else None
     reader = _Reader(flag_table(name), version or tag, environment)
     reader.read_variables()
@@ -158,7 +162,7 @@ def parse_serve_command(
     reader.unplanned += program.opened
     reader.finish()
     return ServeCommand(
-        engine=program.engine or engine,
+        engine=engine or program.engine,
         engine_version=tag,
         image=program.image,
         model=reader.command.get("model"),
@@ -696,7 +700,7 @@ def _num_gpus(
     """GPUs that the pasted sizes use; None where they say nothing."""
     if {"tensor_parallel_size", "pipeline_parallel_size"} & given:
         return None
-    if request.engine in ("llama.cpp", "transformers"):
+    if request.engine in ("llama.cpp", "ik_llama.cpp", "transformers"):
         return command.visible_gpus if request.num_gpus == 1 else None
     sizes = [changes.get(f"{name}_parallel_size") for name in ("tensor", "pipeline")]
     if sizes == [None, None]:
