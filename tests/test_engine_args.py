@@ -16,6 +16,7 @@ from moesize.core.units import GIB
 from moesize.engine_args import (
     ServeCommand,
     apply_engine_arguments,
+    bare_model,
     engine_settings,
     parse_serve_command,
 )
@@ -508,6 +509,24 @@ def test_quant_of_the_request_and_of_the_checkpoint_win() -> None:
     assert own.quantization.scheme == "awq-4bit"
     published = moesize.plan("gpt-oss-20b", gpu="h200", engine_args="--quantization fp8")
     assert published.quantization.scheme == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("text", "quant", "scheme", "model"),
+    [
+        ("-hf unsloth/Qwen3-30B-A3B-GGUF:q4_k_m", "Q4_K_M", "Q4_K_M", "Qwen3-30B-A3B"),
+        ("-m /m/Qwen_QwQ-32B-Q4_K_M.gguf", "Q4_K_M", "Q4_K_M", "Qwen_QwQ-32B"),
+        ("-m DeepSeek-R1-F16-00001-of-00030.gguf", "F16", "fp16", "DeepSeek-R1"),
+        ("-hf a/B-GGUF:UD-Q4_K_XL", "UD-Q4_K_XL", None, "B"),
+        ("-hf a/B-GGUF", None, None, "B"),
+        ("-hf a/B-GGUF -hff B-IQ4_XS.gguf", "IQ4_XS", "IQ4_XS", "B"),
+    ],
+)
+def test_gguf_names(text: str, quant: str | None, scheme: str | None, model: str) -> None:
+    command = parse_serve_command(f"llama-server {text}")
+    assert (command.quant, command.scheme) == (quant, scheme)
+    assert command.model is not None
+    assert bare_model(command.model) == model
 
 
 def test_a_quantization_that_is_no_scheme_is_named() -> None:
