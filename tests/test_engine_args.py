@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from dataclasses import fields
@@ -25,6 +26,7 @@ from moesize.engine_args.values import READERS
 from moesize.engine_args.words import version_of_image
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "tgi", "tensorrt-llm")
+SCRIPT = Path(__file__).parent.parent / "scripts" / "engine_flags.py"
 DATA = Path(moesize.__file__).parent / "data" / "flags"
 
 
@@ -657,6 +659,28 @@ def test_flag_data_is_sound(engine: str) -> None:
             assert key not in row or row[key] in versions, row
     kinds = {row["kind"] for row in known["flags"]}
     assert kinds <= {"value", "switch", "optional", "list", "json", "two values"}
+
+
+def test_a_flag_that_changed_its_first_name_is_one_flag() -> None:
+    # SGLang 0.5.5 server_args.py: --tensor-parallel-size, --tp-size; 0.5.23: --tp-size alone first
+    for version in ("0.5.5", "0.5.23"):
+        command = parse_serve_command(
+            "sglang serve --model-path a/b --tp 2 --ep 2 --tensor-parallel-size 4", version=version
+        )
+        assert (command.absent, command.unknown) == ((), ())
+        assert values(command) == {"ep_size": 2, "tensor_parallel_size": 4}
+
+
+def test_regenerating_writes_what_is_there() -> None:
+    # scripts/engine_flags.py and hand-made changes agree on one form, so that diffs stay small.
+    spec = importlib.util.spec_from_file_location("engine_flags", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for engine in ENGINES:
+        text = (DATA / f"{engine}.json").read_text("utf-8")
+        assert script.dump(json.loads(text)) == text, engine
 
 
 def test_every_flag_file_is_tested() -> None:
