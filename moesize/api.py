@@ -430,13 +430,14 @@ def _apply_command(
             f"--engine-args: the pasted command serves {command.model[:120]}; planned is {spec.id}"
         )
         notes.append(Note(code="engine-args-model", message=message))
-    if command.quant and quant == "checkpoint" and spec.quantization is None:
+    published = spec.quantization
+    if command.quant and quant == "checkpoint" and (published is None or command.is_gguf):
         if command.scheme is not None:
             quant = command.scheme
-        else:
+        elif published is None or published.method not in command.quant.lower():
             message = (
-                f"--engine-args: --quantization {command.quant[:40]} is not planned: the weights "
-                "are as published"
+                f"--engine-args: quantization {command.quant[:40]} is not planned: the weights are "
+                "as published; name a scheme with --quant"
             )
             notes.append(Note(code="engine-args", message=message))
     if command.draft and request.draft is None and not request.mtp:
@@ -468,19 +469,15 @@ def _without_speculation(request: Request, num_spec_tokens: int | None) -> Reque
 
 def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:
     """Whether a pasted model is the one that is planned, by name: hub id, path or catalogue."""
+    from moesize.engine_args import bare_model
+
     names = {spec.id, spec.hub_id}
     if isinstance(model, str):
         names.add(model)
-    wanted = {normal_form(_last_part(name)) for name in names if name}
-    if typed in names or normal_form(_last_part(typed)) in wanted:
+    wanted = {normal_form(bare_model(name)) for name in names if name}
+    if typed in names or normal_form(bare_model(typed)) in wanted:
         return True
     return catalogue_id(typed) == spec.id
-
-
-def _last_part(name: str) -> str:
-    """`Qwen3-30B-A3B` of Qwen/Qwen3-30B-A3B, /models/Qwen3-30B-A3B/ or Qwen/Qwen3-30B-A3B:Q8_0."""
-    last = name.partition("@")[0].replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return last.partition(":")[0]
 
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:

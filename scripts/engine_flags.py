@@ -41,33 +41,37 @@ def main(engine: str, *trees: str) -> None:
     path = FOLDER / f"{engine}.json"
     known: Row = json.loads(path.read_text("utf-8")) if path.exists() else {}
     versions = [tree.partition("=")[0] for tree in trees]
-    found: dict[str, Row] = {}
+    # A flag is known by any of its names: releases change which one comes first.
+    merged: list[Row] = []
+    owner: dict[str, Row] = {}
     variables: set[str] = set()
-    seen: dict[str, list[int]] = {}
     for index, tree in enumerate(trees):
         source = Path(tree.partition("=")[2])
         for row in readers[engine](source):
-            key = row["names"][0]
-            older = found.get(key, {"names": []})
-            names = row["names"] + [name for name in older["names"] if name not in row["names"]]
-            found[key] = {**older, **row, "names": names}
-            seen.setdefault(key, []).append(index)
+            same = [owner[name] for name in row["names"] if name in owner]
+            if not same:
+                merged.append({"seen": []})
+            target = same[0] if same else merged[-1]
+            names = row["names"] + [n for n in target.get("names", ()) if n not in row["names"]]
+            target.update({**row, "names": [n for n in names if owner.get(n, target) is target]})
+            target["seen"].append(index)
+            owner.update(dict.fromkeys(target["names"], target))
         variables |= read_variables(engine, source)
-    taken: set[str] = set()
-    judged = {row["names"][0]: row for row in known.get("flags", [])}
+    judged = {name: row for row in known.get("flags", []) for name in row["names"]}
+    used: set[int] = set()
     rows = []
-    for key in sorted(found):
-        row = found[key]
-        own = [name for name in row["names"] if name == key or name not in found]
-        row["names"] = [name for name in own if not (name in taken or taken.add(name))]  # type: ignore[func-returns-value]
-        row["kind"] = KINDS.get(key, row["kind"])
-        if seen[key][0] > 0:
-            row["from"] = versions[seen[key][0]]
-        if seen[key][-1] + 1 < len(versions):
-            row["before"] = versions[seen[key][-1] + 1]
-        old = judged.pop(key, {"effect": "memory"})
+    for row in merged:
+        seen = row.pop("seen")
+        row["kind"] = KINDS.get(row["names"][0], row["kind"])
+        if seen[0] > 0:
+            row["from"] = versions[seen[0]]
+        if seen[-1] + 1 < len(versions):
+            row["before"] = versions[seen[-1] + 1]
+        old = next((judged[name] for name in row["names"] if name in judged), {"effect": "memory"})
+        used.add(id(old))
         rows.append(row | {name: old[name] for name in JUDGED if name in old})
-    rows += [row for row in judged.values() if "source" in row]  # written by hand
+    # Written by hand: flags that no release read has, each with its source.
+    rows += [row for row in known.get("flags", []) if "source" in row and id(row) not in used]
     silent = sorted(set(known.get("environment_without_effect", [])) & variables)
     listed = {row["name"] for row in known.get("environment", [])} | set(silent)
     new = [{"name": name, "effect": "memory"} for name in sorted(variables - listed)]

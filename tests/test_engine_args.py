@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from dataclasses import fields
@@ -16,6 +17,7 @@ from moesize.core.units import GIB
 from moesize.engine_args import (
     ServeCommand,
     apply_engine_arguments,
+    bare_model,
     engine_settings,
     parse_serve_command,
 )
@@ -24,6 +26,7 @@ from moesize.engine_args.values import READERS
 from moesize.engine_args.words import version_of_image
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "tgi", "tensorrt-llm")
+SCRIPT = Path(__file__).parent.parent / "scripts" / "engine_flags.py"
 DATA = Path(moesize.__file__).parent / "data" / "flags"
 
 
@@ -510,6 +513,24 @@ def test_quant_of_the_request_and_of_the_checkpoint_win() -> None:
     assert published.quantization.scheme == "checkpoint"
 
 
+@pytest.mark.parametrize(
+    ("text", "quant", "scheme", "model"),
+    [
+        ("-hf unsloth/Qwen3-30B-A3B-GGUF:q4_k_m", "Q4_K_M", "Q4_K_M", "Qwen3-30B-A3B"),
+        ("-m /m/Qwen_QwQ-32B-Q4_K_M.gguf", "Q4_K_M", "Q4_K_M", "Qwen_QwQ-32B"),
+        ("-m DeepSeek-R1-F16-00001-of-00030.gguf", "F16", "fp16", "DeepSeek-R1"),
+        ("-hf a/B-GGUF:UD-Q4_K_XL", "UD-Q4_K_XL", None, "B"),
+        ("-hf a/B-GGUF", None, None, "B"),
+        ("-hf a/B-GGUF -hff B-IQ4_XS.gguf", "IQ4_XS", "IQ4_XS", "B"),
+    ],
+)
+def test_gguf_names(text: str, quant: str | None, scheme: str | None, model: str) -> None:
+    command = parse_serve_command(f"llama-server {text}")
+    assert (command.quant, command.scheme) == (quant, scheme)
+    assert command.model is not None
+    assert bare_model(command.model) == model
+
+
 def test_a_quantization_that_is_no_scheme_is_named() -> None:
     plan = moesize.plan("qwen3-30b-a3b", gpu="h200", engine_args="--quantization torchao")
     assert any("torchao" in note.message for note in plan.warnings)
@@ -527,6 +548,13 @@ def test_another_engine_in_the_command_is_refused() -> None:
         moesize.plan(
             "qwen3-30b-a3b", gpu="h200", engine="vllm", engine_args="sglang serve --model-path a/b"
         )
+
+
+def test_a_fork_takes_the_flags_of_its_origin() -> None:
+    command = parse_serve_command("./llama-server -m a.gguf -mla 3 -fmoe", engine="ik_llama.cpp")
+    assert command.engine == "ik_llama.cpp"
+    assert values(command) == {"mla": 3}
+    assert command.unplanned == ("-fmoe",)
 
 
 def test_the_engine_of_the_command_is_planned() -> None:
@@ -631,6 +659,28 @@ def test_flag_data_is_sound(engine: str) -> None:
             assert key not in row or row[key] in versions, row
     kinds = {row["kind"] for row in known["flags"]}
     assert kinds <= {"value", "switch", "optional", "list", "json", "two values"}
+
+
+def test_a_flag_that_changed_its_first_name_is_one_flag() -> None:
+    # SGLang 0.5.5 server_args.py: --tensor-parallel-size, --tp-size; 0.5.23: --tp-size alone first
+    for version in ("0.5.5", "0.5.23"):
+        command = parse_serve_command(
+            "sglang serve --model-path a/b --tp 2 --ep 2 --tensor-parallel-size 4", version=version
+        )
+        assert (command.absent, command.unknown) == ((), ())
+        assert values(command) == {"ep_size": 2, "tensor_parallel_size": 4}
+
+
+def test_regenerating_writes_what_is_there() -> None:
+    # scripts/engine_flags.py and hand-made changes agree on one form, so that diffs stay small.
+    spec = importlib.util.spec_from_file_location("engine_flags", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for engine in ENGINES:
+        text = (DATA / f"{engine}.json").read_text("utf-8")
+        assert script.dump(json.loads(text)) == text, engine
 
 
 def test_every_flag_file_is_tested() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,15 +29,19 @@ _TITLES = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "llama.cpp": "llama.cpp",
+    "ik_llama.cpp": "ik_llama.cpp",
     "transformers": "transformers",
     "tgi": "TGI",
     "tensorrt-llm": "TensorRT-LLM",
 }
+# Forks whose flags are those of another engine, and whose program has its name.
+_FORKS = {"ik_llama.cpp": "llama.cpp"}
 # Engine -> name of the dataclass of its own settings, in its core module or <module>_settings.
 _SETTINGS = {
     "vllm": "VllmSettings",
     "sglang": "SglangSettings",
     "llama.cpp": "LlamaCppSettings",
+    "ik_llama.cpp": "LlamaCppSettings",
     "transformers": "TransformersSettings",
     "tgi": "TgiSettings",
     "tensorrt-llm": "TensorrtLlmSettings",
@@ -114,11 +119,18 @@ class ServeCommand:
 
     @property
     def scheme(self) -> str | None:
-        """The scheme that --quantization makes of an unquantized checkpoint; None: not known."""
+        """The scheme that --quantization, or the GGUF file, stands for; None: not known."""
         quant = (self.quant or "").lower()
+        if self.is_gguf:
+            return _gguf_scheme(quant)
         if self.engine == "tgi" and quant == "bitsandbytes":
             return "int8"
         return _SCHEMES.get(quant)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the engine reads GGUF files: `quant` is then the type that the name ends in."""
+        return _FORKS.get(self.engine or "", self.engine) == "llama.cpp"
 
     def changes(self, engine: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         """(Request fields, engine settings, flags that this engine's planner does not look at)."""
@@ -145,12 +157,12 @@ def parse_serve_command(
     else:
         program = find_program([list(text)]) if text else Program(engine, (), {})
     environment = {**given, **program.environment}
-    if program.engine and engine and program.engine != engine:
+    if program.engine and engine and program.engine != _FORKS.get(engine, engine):
         raise InvalidInputError(
             f"--engine is {engine}, but the pasted command starts {program.engine}",
             "leave --engine out, or paste flags of that engine alone",
         )
-    name = program.engine or engine or "vllm"
+    name = program.engine or _FORKS.get(engine or "", engine) or "vllm"
     tag = version_of_image(name, program.image) if program.image else None
     reader = _Reader(flag_table(name), version or tag, environment)
     reader.read_variables()
@@ -158,11 +170,11 @@ def parse_serve_command(
     reader.unplanned += program.opened
     reader.finish()
     return ServeCommand(
-        engine=program.engine or engine,
+        engine=engine or program.engine,
         engine_version=tag,
         image=program.image,
         model=reader.command.get("model"),
-        quant=reader.command.get("quant"),
+        quant=reader.command.get("quant") or gguf_type(reader.command, name),
         draft=reader.command.get("draft"),
         visible_gpus=program.visible,
         environment=environment,
@@ -174,6 +186,49 @@ def parse_serve_command(
         absent=tuple(dict.fromkeys(reader.absent)),
         open_values=tuple(dict.fromkeys(reader.open_values)),
     )
+
+
+_SPLIT = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
+_GGUF_TYPE = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d[A-Z0-9_]{0,10}|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32))$",
+    re.IGNORECASE,
+)
+
+
+def gguf_type(command: Mapping[str, Any], engine: str) -> str | None:
+    """Q4_K_M of REPO:Q4_K_M and model-Q4_K_M-00001-of-00002.gguf, as people name such files."""
+    if engine != "llama.cpp":
+        return None
+    for name in (command.get("file"), command.get("model")):
+        if name:
+            last = name.replace("\\", "/").rpartition("/")[2]
+            match = _GGUF_TYPE.search(last.partition(":")[2] or _SPLIT.sub("", last))
+            if match:
+                return match[1].upper()
+    return None
+
+
+def bare_model(name: str) -> str:
+    """A model's name without owner, folder, revision, GGUF type and what else files add."""
+    last = name.partition("@")[0].replace("\\", "/").rstrip("/").rpartition("/")[2]
+    last = last.partition(":")[0]
+    if _SPLIT.search(last):
+        last = _SPLIT.sub("", last)
+        match = _GGUF_TYPE.search(last)
+        last = last[: match.start()] if match else last
+    return last[:-5] if last.lower().endswith("-gguf") else last
+
+
+def _gguf_scheme(quant: str) -> str | None:
+    from moesize.core.errors import UnknownNameError
+    from moesize.core.quantization import find_scheme
+
+    plain = {"f16": "fp16", "f32": "fp32", "bf16": "bf16"}
+    try:
+        scheme = find_scheme(plain.get(quant, quant))
+    except UnknownNameError:
+        return None
+    return scheme.name if scheme.is_gguf or quant in plain else None
 
 
 class _Reader:
@@ -696,7 +751,7 @@ def _num_gpus(
     """GPUs that the pasted sizes use; None where they say nothing."""
     if {"tensor_parallel_size", "pipeline_parallel_size"} & given:
         return None
-    if request.engine in ("llama.cpp", "transformers"):
+    if request.engine in ("llama.cpp", "ik_llama.cpp", "transformers"):
         return command.visible_gpus if request.num_gpus == 1 else None
     sizes = [changes.get(f"{name}_parallel_size") for name in ("tensor", "pipeline")]
     if sizes == [None, None]:
