@@ -37,7 +37,13 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "quants": [("quants",)],
     "engines": [("engines",)],
     "audit": [
-        ("audit", str(LOGS / "vllm-qwen3-30b-fp8-h100.log"), "--engine-version", "0.30.0", "--save"),
+        (
+            "audit",
+            str(LOGS / "vllm-qwen3-30b-fp8-h100.log"),
+            "--engine-version",
+            "0.30.0",
+            "--save",
+        ),
         ("audit", str(LOGS / "vllm-minimax-too-long.log"), "--gpu", "gb10"),
         ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
         ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),

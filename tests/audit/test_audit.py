@@ -247,7 +247,7 @@ def test_a_path_in_a_log_is_never_opened(tmp_path: Path, monkeypatch: pytest.Mon
             "qwen3-30b-a3b",
             "checkpoint",
         ),
-        ("someone/Qwen3-30B-A3B-GPTQ-Int4", "qwen3-30b-a3b", "gptq-4bit"),
+        ("someone/Llama-3.1-8B-GPTQ-Int4", "llama-3.1-8b", "gptq-4bit"),
         ("someone/Qwen3-30B-A3B-AWQ", "qwen3-30b-a3b", "awq-4bit"),
         ("RedHatAI/Qwen3-30B-A3B-quantized.w4a16", "qwen3-30b-a3b", "w4a16"),
     ],
