@@ -82,7 +82,7 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
     version = str(known["default_version"]) if version is None else version
     release = release_of(version)
     oldest = str(known["oldest_version"])
-    if release is None or release + (0, 0) < (release_of(oldest) or ()):
+    if release is None or (*release, 0, 0) < (release_of(oldest) or ()):
         raise UnsupportedError(
             f"{engine} version {version!r} is not known", f"use {oldest} or later"
         )
