@@ -207,7 +207,9 @@ def audit(
         model_source=plan.model.source if plan is not None else "",
         quant=run.quant if run is not None else start.quantization,
         gpu=run.gpu.id if run is not None and run.gpu is not None else "",
-        gpus=plan.deployment["gpu_count"] if plan is not None and run and run.gpu else 0,
+        gpus=(plan.deployment["gpu_count"] if plan is not None else run.gpus or 0)
+        if run is not None and run.gpu is not None
+        else 0,
         settings=_settings(start, plan),
         outcome=outcome,
         terms=terms,

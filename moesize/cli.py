@@ -596,7 +596,7 @@ def audit(log: str, output: str, **options: Any) -> int:
 
     \b
     moesize audit server.log
-    kubectl logs deploy/vllm | moesize audit - --gpu h100 --save
+    moesize audit - --gpu h100 --save < server.log
     """
     from moesize.audit import audit as make_audit
 

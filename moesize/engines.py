@@ -92,10 +92,11 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
     version = _build_of_day(version, known.get("builds", ()))
     release = release_of(version)
     oldest = str(known["oldest_version"])
-    if release is None or release < (release_of(oldest) or ()):
+    if release is None or (*release, 0, 0) < (release_of(oldest) or ()):
         raise UnsupportedError(
             f"{engine} version {version!r} is not known", f"use {oldest} or later"
         )
+    release += (0,) * (3 - len(release))
     facts = {row["name"]: row["value"] for row in known["facts"] if _covers(row, release)}
     rows = [row for row in known["constants"] if _covers(row, release)]
     constants = {

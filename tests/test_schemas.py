@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pydantic
 import pytest
-from running import call
+from running import ROOT, call
 
 from moesize.catalog import spec_folder
 from moesize.core.errors import UnknownNameError
@@ -21,6 +21,7 @@ from moesize.files import read_yaml
 from moesize.schemas import document_names, find_schema, spec_model
 from moesize.structure import StructureError, build
 
+LOGS = ROOT / "tests" / "fixtures" / "logs"
 OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "plan": [
         ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit"),
@@ -35,6 +36,18 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "gpus": [("gpus",)],
     "quants": [("quants",)],
     "engines": [("engines",)],
+    "audit": [
+        (
+            "audit",
+            str(LOGS / "vllm-qwen3-30b-fp8-h100.log"),
+            "--engine-version",
+            "0.30.0",
+            "--save",
+        ),
+        ("audit", str(LOGS / "vllm-minimax-too-long.log"), "--gpu", "gb10"),
+        ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
+        ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
+    ],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),

@@ -17,7 +17,7 @@ def headline(audit: Audit) -> tuple[str, str]:
     engine = {"vllm": "vLLM", "sglang": "SGLang"}.get(start.engine, start.engine)
     name = f"{audit.model or 'unknown model'}"
     if audit.gpu:
-        name += f" on {audit.gpus} x {audit.gpu}"
+        name += f" on {audit.gpus} x {audit.gpu}" if audit.gpus else f" on {audit.gpu}"
     return verdict_word(audit), f"{name}, {engine} {start.version or '(version not printed)'}"
 
 

@@ -234,7 +234,7 @@ def test_engines_say_how_many_are_used() -> None:
     save([record(), record(constant="cuda_context")])
     rows = {r["name"]: r for r in call("engines", "--format", "json").json()["engines"]}
     assert rows["vllm"]["calibration_records"] == 2
-    assert "2 calibration records" in call("engines").out.replace("\n", " ").replace("  ", " ")
+    assert "2 calibration records" in " ".join(call("engines").out.split())
 
 
 def test_python(calibration_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is read off start-up logs; figures are those that the logs print (fixtures/logs/README.md)."""
+"""What is read off start-up logs: the figures that they print (fixtures/logs/README.md)."""
 
 from __future__ import annotations
 
@@ -166,10 +166,12 @@ def test_sglang() -> None:
 
 def test_sglang_draft_comes_second() -> None:
     lines = [
-        b"[2026-06-09 03:35:06 TP0] Load weight end. type=A, avail mem=31.87 GB, mem usage=28.94 GB.",
+        b"[2026-06-09 03:35:06 TP0] Load weight end. type=A, avail mem=31.87 GB, "
+        b"mem usage=28.94 GB.",
         b"[2026-06-09 03:35:12 TP0] KV Cache is allocated. #tokens: 217600, KV size: 14.25 GB",
         b"[2026-06-09 03:35:12 TP0] Memory pool end. avail mem=17.60 GB",
-        b"[2026-06-09 03:35:20 TP0] Load weight end. type=B, avail mem=14.53 GB, mem usage=3.05 GB.",
+        b"[2026-06-09 03:35:20 TP0] Load weight end. type=B, avail mem=14.53 GB, "
+        b"mem usage=3.05 GB.",
         b"[2026-06-09 03:35:22 TP0] KV Cache is allocated. #tokens: 217600, KV size: 0.23 GB",
     ]
     found = figures(read(b"\n".join(lines)))
