@@ -38,6 +38,9 @@ _INPUT = (
 )
 # LLM_TENSOR_LAYER_REPEATING without a block of their own: they go with the first layer.
 _FIRST_LAYER = ("embedding_norm.weight", "embedding_norm.bias", "per_layer_model_proj.weight")
+# The router's bias of an MTP block is not skipped with the rest of the block in these.
+_KEEPS_MTP_BIAS = ("deepseek32", "glm-dsa", "step35")
+_ROUTER_BIAS = "exp_probs_b.bias"
 # Every device with a layer that needs them has a copy.
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _EXPERT_PARTS = {
@@ -194,10 +197,11 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
     on_host: dict[int, list[int]] = {}
     moved = 0
     full_layers = _full_attention_layers(spec)
+    keeps_bias = gguf_architecture(spec) in _KEEPS_MTP_BIAS
     for item, tensor in _tensors(spec, stored):
         entry = item.entry
         is_mtp = entry.section in ("mtp", "stored") and bool(entry.layers)
-        if is_mtp and not split.load_mtp:
+        if is_mtp and not split.load_mtp and not (keeps_bias and tensor.name == _ROUTER_BIAS):
             continue
         group = entry.tensor.group
         if not entry.layers:
