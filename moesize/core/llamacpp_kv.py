@@ -413,7 +413,7 @@ def mtp_layers(
     """Cache of the context that MTP blocks have of their own: as many cells, types of its own."""
     settings = KvSettings(n_ctx=plan.n_ctx, type_k=type_k, type_v=type_v)
     size = CacheSize(cells=plan.n_ctx_seq, streams=plan.streams)
-    sizes = dict.fromkeys((item.name for item in caches.mtp), size)
+    sizes: dict[str, CacheSize] = dict.fromkeys((item.name for item in caches.mtp), size)
     return tuple(_all_bytes(caches.mtp, sizes, settings, caches, rules))
 
 
@@ -431,7 +431,7 @@ def _sizes(
         window = min(n_ctx_seq, round_up(window, rules.context_multiple))
     else:
         window = round_up(min(n_ctx_seq, window), _CELLS)
-    cells = {
+    cells: dict[str, int] = {
         "full": n_ctx_seq,
         "indexer": n_ctx_seq,
         "window": n_ctx_seq if settings.full_window else window,
@@ -439,7 +439,7 @@ def _sizes(
         "compressed_index": round_up(max(1, ceil_div(n_ctx_seq, 4)), _CELLS),
         "compressed_128": round_up(max(1, ceil_div(n_ctx_seq, 128)), _CELLS),
     }
-    present = dict.fromkeys(item.name for item in caches.caches)
+    present: dict[str, None] = dict.fromkeys(item.name for item in caches.caches)
     return {name: CacheSize(cells=cells[name], streams=streams) for name in present}
 
 

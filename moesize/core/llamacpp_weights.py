@@ -38,8 +38,12 @@ _INPUT = (
 )
 # LLM_TENSOR_LAYER_REPEATING without a block of their own: they go with the first layer.
 _FIRST_LAYER = ("embedding_norm.weight", "embedding_norm.bias", "per_layer_model_proj.weight")
+# The router's bias of an MTP block is not skipped with the rest of the block in these.
+_KEEPS_MTP_BIAS = ("deepseek32", "glm-dsa", "step35")
+_ROUTER_BIAS = "exp_probs_b.bias"
 # Every device with a layer that needs them has a copy.
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_ATTENTION_NORMS = ("q_norm", "k_norm", "q_a_norm", "kv_a_norm")
 _EXPERT_PARTS = {
     "ffn_gate_exps.weight": 0,
     "ffn_gate_up_exps.weight": 0,
@@ -194,10 +198,11 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
     on_host: dict[int, list[int]] = {}
     moved = 0
     full_layers = _full_attention_layers(spec)
+    keeps_bias = gguf_architecture(spec) in _KEEPS_MTP_BIAS
     for item, tensor in _tensors(spec, stored):
         entry = item.entry
         is_mtp = entry.section in ("mtp", "stored") and bool(entry.layers)
-        if is_mtp and not split.load_mtp:
+        if is_mtp and not split.load_mtp and not (keeps_bias and tensor.name == _ROUTER_BIAS):
             continue
         group = entry.tensor.group
         if not entry.layers:
@@ -209,15 +214,20 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
         counts: dict[int, int] = {}
         for layer in entry.layers:
             device = layer_device[layer] if layer < len(layer_device) else output_device
-            target = _override(overrides, f"blk.{layer}.{tensor.name}", device)
-            if target != device:
-                moved += tensor.copies
+            if not overrides:
+                counts[device] = counts.get(device, 0) + tensor.copies
+                continue
+            for name in _names(tensor):
+                target = _override(overrides, f"blk.{layer}.{name}", device)
+                counts[target] = counts.get(target, 0) + 1
+                if target == device:
+                    continue
+                moved += 1
                 if target == HOST and entry.tensor.expert:
-                    part = _EXPERT_PARTS.get(tensor.name)
+                    part = _EXPERT_PARTS.get(name)
                     sizes = on_host.setdefault(layer, [0, 0, 0])
                     if part is not None:
                         sizes[part] = tensor.size_bytes
-            counts[target] = counts.get(target, 0) + tensor.copies
         for device, count in counts.items():
             held.add(device, tensor, group, count=count, is_mtp=is_mtp)
     if _HEAD not in held.names and _EMBEDDING in held.names and spec.embedding.has_head:
@@ -267,6 +277,17 @@ def _full_attention_layers(spec: ModelSpec) -> tuple[int, ...]:
         for layer, name in enumerate(spec.layout)
         if all(getattr(mixer, "window", None) is None for mixer in spec.block(name).mixers)
     )
+
+
+def _names(tensor: FileTensor) -> tuple[str, ...]:
+    """Names of the copies of a tensor in a layer; those of norms, which `gguf_name` makes up, as
+    files have them.
+    """
+    if tensor.name == "hidden_norm.weight":
+        return ("attn_norm.weight", *("ffn_norm.weight",) * (tensor.copies - 1))
+    if tensor.name.startswith(_ATTENTION_NORMS):
+        return ("attn_" + tensor.name,) * tensor.copies
+    return (tensor.name,) * tensor.copies
 
 
 def _homes(
