@@ -35,11 +35,18 @@ from moesize.core.records import dataclass
 from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from moesize.core.model_spec import Block, ModelSpec
 
+# Weights in host memory are copied to a GPU for batches of this many tokens (ggml-cuda.cu).
+_OFFLOAD_BATCH = 32
 _16_BIT = ("f16", "bf16")
+# Bits of 64 elements, scales included (ggml-common.h).
+_BITS_OF_64 = {
+    "f32": 2048, "f16": 1024, "bf16": 1024, "q8_0": 544, "q5_1": 384, "q5_0": 352,
+    "q4_1": 320, "q4_0": 288, "iq4_nl": 288,
+}  # fmt: skip
 _NOT_QUANTIZED = (*_16_BIT, "f32")
 
 
@@ -58,6 +65,9 @@ class ComputeSettings:
     experts_on_host  layers whose routed experts lie in host memory
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
+    host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
+                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs). For a
+                     batch of 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
     fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the
@@ -86,6 +96,7 @@ class ComputeSettings:
     pipeline_copies: int = 1
     host_expert_bytes: int = 0
     host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
+    host_tensors: tuple[tuple[str, int], ...] = ()
     snapshots: int = 0
     fit_estimate: bool = False
     wide_mask: bool = False
@@ -297,6 +308,8 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         snapshots=0 if arch == "qwen3next" else s.snapshots,
         quantized_k=quantized_k,
         quantized_v=quantized_v,
+        k_bits=_BITS_OF_64.get(s.type_k, 1024),
+        v_bits=_BITS_OF_64.get(s.type_v, 1024),
         positions=None if style.no_positions else g.input(tokens * many, dtype="i32"),
         k_rows=rows(),
         v_rows=rows(v_rows) if grouped else None,
@@ -315,6 +328,12 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         state_others=g.view(state_copy, 0) if recurrent else None,
         temperature=g.input(1, 1, tokens) if arch == "llama4" else None,
     )
+
+
+def _host_experts(tensors: Mapping[str, int]) -> HostExperts:
+    both = tensors.get("ffn_gate_up_exps", 0)
+    gate, up = tensors.get("ffn_gate_exps", both), tensors.get("ffn_up_exps", 0)
+    return HostExperts(bytes=(gate, up, tensors.get("ffn_down_exps", 0)))
 
 
 def _cast_masks(g: Graph, shared: Shared) -> Shared:
@@ -345,7 +364,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         g.expand(given)
     x = g.op((hidden, tokens), ids)
     g.expand(x)
-    first = device_of.get(0, HOST)
+    first = device_of.get(0, 1 if s.layers_by_device and tokens >= _OFFLOAD_BATCH else HOST)
     g.device = first
     if style.scaled_input:
         x = g.map(x)
@@ -372,7 +391,11 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
     ]
     # Sparse attention takes room for every layer from the start, so that all of them count.
     for index in range(last + 1) if shared.index_rows is not None else _representative(kinds):
-        name, g.device, _ = kinds[index]
+        name, where, _ = kinds[index]
+        g.host_tensors = None
+        g.device = where
+        if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
+            g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
         if (
             index
@@ -383,7 +406,9 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
             x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
         host = None
-        if index in on_host and g.device != HOST:
+        if g.host_tensors is not None:
+            host = _host_experts(g.host_tensors)
+        elif index in on_host and g.device != HOST:
             host = HostExperts(bytes=on_host[index])
         x, chosen = _layer(
             g,
@@ -399,6 +424,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
             before if s.fit_estimate else g.device,
         )
         before = g.device
+    g.host_tensors = None
     g.device = s.output_device + 1 if s.layers_by_device else HOST
     if style.late_outputs:
         if style.pick_first:

@@ -13,7 +13,12 @@ cache is a node without room of its own (`Graph.store`).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moesize.core.records import dataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HOST = 0
 
@@ -42,6 +47,7 @@ class Node:
         "dtype",
         "host_weights",
         "inplace",
+        "is_cache",
         "is_input",
         "is_leaf",
         "is_output",
@@ -78,6 +84,7 @@ class Node:
         self.packed = True
         self.inplace = False
         self.stored = False
+        self.is_cache = False
         self.is_input = False
         self.is_leaf = False
         self.is_output = False
@@ -101,10 +108,13 @@ class Graph:
     """Operations in the order in which llama.cpp would run them.
 
     device   where new operations run: HOST or 1, 2, ... for the GPUs; change it between layers
+    host_tensors  of a layer whose weights lie in host memory while a GPU works on them: bytes by
+                  name; the name of a matrix that is not in it costs no room. None otherwise
     """
 
     def __init__(self, device: int) -> None:
         self.device = device
+        self.host_tensors: Mapping[str, int] | None = None
         self.nodes: list[Node] = []
         self.leafs: list[Node] = []
 
@@ -135,6 +145,17 @@ class Graph:
         node.host_weights = host_weights
         return node
 
+    def matmul(self, name: str, shape: tuple[int, ...], *srcs: Node) -> Node:
+        """A product with the weight of that name (GGUF's name, without block and ending)."""
+        size = 0 if self.host_tensors is None else self.host_tensors.get(name, 0)
+        return self.op(shape, *srcs, host_weights=(size,) if size else ())
+
+    def cache(self, *shape: int, nbytes: int) -> Node:
+        """What is cached of a layer, in host memory."""
+        node = Node(shape, "f16", nbytes, (), HOST)
+        node.stored = node.is_cache = True
+        return node
+
     def map(self, src: Node, *others: Node, host_weights: tuple[int, ...] = ()) -> Node:
         """An elementwise operation that may overwrite an input: add, mul, rms_norm, rope, ..."""
         return self.op(src.shape, src, *others, inplace=True, host_weights=host_weights)
@@ -158,6 +179,8 @@ class Graph:
         if node.seen:
             return
         node.seen = True
+        if node.is_cache:
+            return
         for src in node.srcs:
             if not src.seen:
                 self.expand(src)
@@ -280,7 +303,8 @@ def _schedule(graph: Graph, copies: int) -> tuple[list[Node], list[Node]]:
         srcs = []
         for src in node.srcs:
             home = _home(src)
-            if home == device or src.stored or (src.root is not None and src.root.stored):
+            at_hand = src.stored or (src.root is not None and src.root.stored)
+            if home == device or (at_hand and not src.is_cache):
                 srcs.append(src)
                 continue
             key = (id(src), device)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from moesize.core.feed_forward import DenseMlp, MoeMlp
-from moesize.core.llamacpp_graph import Graph, Node
+from moesize.core.llamacpp_graph import HOST, Graph, Node
 from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Shared:
 
     tokens, sequences, streams   of the planned batch; streams: parts that the cache is cut into
     cells, window_cells          of one stream
+    k_bits, v_bits               of 64 elements in the cache
     snapshots                    states that a recurrent layer keeps for roll-back
     cuda                         CUDA's kernels, which copy a quantized cache to 16 bits first
     """
@@ -83,6 +84,8 @@ class Shared:
     snapshots: int = 0
     quantized_k: bool
     quantized_v: bool
+    k_bits: int = 1024
+    v_bits: int = 1024
     positions: Node | None
     k_rows: Node
     v_rows: Node | None
@@ -115,16 +118,25 @@ def norm(g: Graph, x: Node, style: Style, device: int | None = None) -> Node:
     g.device = own if device is None else device
     normed = g.op(x.shape, x, inplace=not style.layer_norm)
     g.device = own
-    return g.map(normed)
+    return _weighted(g, normed)
+
+
+def _weighted(g: Graph, x: Node) -> Node:
+    weight = () if g.host_tensors is None else (4 * x.shape[0],)
+    return g.map(x, host_weights=weight)
 
 
 def rms_norm(g: Graph, x: Node) -> Node:
     """RMSNorm with a weight."""
-    return g.map(g.map(x))
+    return _weighted(g, g.map(x))
 
 
 def _rope(g: Graph, x: Node, shared: Shared) -> Node:
-    return g.map(x) if shared.positions is None else g.map(x, shared.positions)
+    """Rotary embedding; its factors are a weight in some files (rope_freqs)."""
+    if shared.positions is None:
+        return g.map(x)
+    factors = 0 if g.host_tensors is None else g.host_tensors.get("rope_freqs", 0)
+    return g.map(x, shared.positions, host_weights=(factors,) if factors else ())
 
 
 def _rotate(g: Graph, x: Node, rotation: Node | None) -> Node:
@@ -156,7 +168,7 @@ def _split_qkv(
     )
     wide = 2 if attention.gate == "elementwise" else 1
     if style.fused_qkv:
-        qkv = g.op((n * d + k * d + k * dv, t), x)
+        qkv = g.matmul("attn_qkv", (n * d + k * d + k * dv, t), x)
         parts = (
             g.view(qkv, d, n, t, packed=False),
             g.view(qkv, d, k, t, packed=False),
@@ -167,9 +179,9 @@ def _split_qkv(
             return q, key, value
         return parts
     # Biases are added in place, and so change nothing.
-    q = g.op((wide * n * d, t), x)
-    key = g.op((k * d, t), x)
-    value = key if attention.key_is_value else g.op((k * dv, t), x)
+    q = g.matmul("attn_q", (wide * n * d, t), x)
+    key = g.matmul("attn_k", (k * d, t), x)
+    value = key if attention.key_is_value else g.matmul("attn_v", (k * dv, t), x)
     if flat:
         return q, key, value
     return g.view(q, d, n, t), g.view(key, d, k, t), g.view(value, dv, k, t)
@@ -186,6 +198,19 @@ def _window(shared: Shared, windowed: bool) -> tuple[int, Node, Node, Node | Non
     return shared.cells, shared.mask, shared.k_rows, shared.v_rows
 
 
+def _cached(
+    g: Graph, shared: Shared, kv_heads: int, d: int, dv: int, cells: int
+) -> tuple[Node, ...]:
+    """Keys and values in host memory, where the layer's weights lie there; else nothing."""
+    if g.host_tensors is None:
+        return ()
+    rows = cells * shared.streams
+    parts = ((kv_heads * d, shared.k_bits), (kv_heads * dv, shared.v_bits))
+    return tuple(
+        g.cache(width, rows, nbytes=rows * width * bits // 512) for width, bits in parts if width
+    )
+
+
 def _flash(
     g: Graph,
     q: Node,
@@ -198,6 +223,7 @@ def _flash(
     kv_heads: int,
     cells: int,
     value_is_key: bool = False,
+    cached: tuple[Node, ...] = (),
 ) -> Node:
     t = shared.tokens
     size = 4 * dv * heads * t
@@ -211,7 +237,7 @@ def _flash(
     per_stream = t // shared.streams
     q = g.view(q, d, heads, per_stream, shared.streams, packed=False)
     q = g.view(q, d, per_stream, heads, shared.streams, packed=False)
-    return g.op((dv, heads, per_stream, shared.streams), q, mask, extra=extra)
+    return g.op((dv, heads, per_stream, shared.streams), q, *cached, mask, extra=extra)
 
 
 def _scores(
@@ -225,17 +251,18 @@ def _scores(
     dv: int,
     cells: int,
     value_heads: int = 0,
+    cached: tuple[Node, ...] = (),
 ) -> Node:
     """Attention without flash attention; value_heads: values must be copied transposed first."""
     t, s = shared.tokens, shared.streams
     q = g.view(q, d, heads, t // s, s, packed=False)
     q = g.view(q, d, t // s, heads, s, packed=False)
-    kq = g.op((cells, t // s, heads, s), q)
+    kq = g.op((cells, t // s, heads, s), *cached[:1], q)
     kq = g.map(kq, mask)
     if value_heads:
         values = g.op((cells, dv, value_heads, s), dtype="f16")
         return g.op((dv, t // s, heads, s), values, kq)
-    return g.op((dv, t // s, heads, s), kq)
+    return g.op((dv, t // s, heads, s), *cached[1:], kq)
 
 
 def attend(
@@ -268,6 +295,9 @@ def attend(
         value = _rotate(g, value, v_rotation)
         for part in (key, value) if split_cache else (value, key):
             g.expand(part)
+        own = g.device
+        if g.host_tensors is not None:
+            g.device = HOST
         g.expand(g.store(g.view(key, k * d, t), k_rows))
         flat = g.view(value, k * dv, t)
         if v_rows is not None:
@@ -276,11 +306,15 @@ def attend(
                     flat = g.op((k * dv, t), value)
                 flat = g.view(flat, 1, k * dv * t)
             g.expand(g.store(flat, v_rows))
+        g.device = own
+    cached = _cached(g, shared, k, d, dv, cells)
     if shared.flash:
-        out = _flash(g, q, mask, shared, heads=n, d=d, dv=dv, kv_heads=k, cells=cells)
+        out = _flash(
+            g, q, mask, shared, heads=n, d=d, dv=dv, kv_heads=k, cells=cells, cached=cached
+        )
         out = g.view(out, n * dv, t)
     else:
-        out = _scores(g, q, mask, shared, heads=n, d=d, dv=dv, cells=cells)
+        out = _scores(g, q, mask, shared, heads=n, d=d, dv=dv, cells=cells, cached=cached)
         out = g.op((n * dv, t), g.view(out, dv, n, t, packed=False))
     g.expand(out)
     return _rotate(g, out, v_rotation)
@@ -304,7 +338,7 @@ def grouped_query(
     key: Node | None
     value: Node | None
     if attention.shares_kv:
-        q = g.view(g.op((n * d, t), x), d, n, t)
+        q = g.view(g.matmul("attn_q", (n * d, t), x), d, n, t)
         key = value = None
     else:
         q, key, value = _split_qkv(g, x, attention, style, flat)
@@ -323,15 +357,15 @@ def grouped_query(
         q = g.map(q, shared.temperature)
     gate = None
     if attention.gate == "projection":
-        gate = g.op((n * dv, t), x)
+        gate = g.matmul("attn_gate", (n * dv, t), x)
     elif attention.gate == "per_head":
-        gate = g.op((n, t), x)
+        gate = g.matmul("attn_gate", (n, t), x)
     out = attend(
         g, q, key, value, attention, shared, windowed=windowed, split_cache=style.window_cache
     )
     if gate is not None:
         out = g.map(out, g.map(gate))
-    return g.op((hidden, t), out)
+    return g.matmul("attn_output", (hidden, t), out)
 
 
 def _gated_query(
@@ -361,7 +395,7 @@ def _gated_query(
         windowed=False,
         split_cache=False,
     )
-    return g.op((hidden, t), g.map(out, g.map(gate)))
+    return g.matmul("attn_output", (hidden, t), g.map(out, g.map(gate)))
 
 
 def latent(
@@ -386,28 +420,33 @@ def latent(
     sparse = attention.indexer is not None or attention.index_shared
     query_latent = None
     if attention.q_lora_rank is not None:
-        query_latent = rms_norm(g, g.op((attention.q_lora_rank, t), x))
+        query_latent = rms_norm(g, g.matmul("attn_q_a", (attention.q_lora_rank, t), x))
     if attention.indexer is not None and query_latent is not None:
         chosen = _choose(g, x, query_latent, attention, shared)
     if query_latent is not None:
-        q = g.op((n * (nope + rope), t), query_latent)
+        q = g.matmul("attn_q_b", (n * (nope + rope), t), query_latent)
     else:
-        q = g.op((n * (nope + rope), t), x)
+        q = g.matmul("attn_q", (n * (nope + rope), t), x)
     if not sparse:
         q = g.view(q, nope + rope, n, t)
-    compressed = g.op((r + rope, t), x)
+    compressed = g.matmul("attn_kv_a_mqa", (r + rope, t), x)
     q_rope = _rope(g, g.view(q, rope, n, t, packed=False), shared)
     k_rope = _rope(g, g.view(compressed, rope, 1, t, packed=False), shared)
     kv = rms_norm(g, g.view(compressed, r, t, packed=False))
     q_nope = g.view(g.view(q, nope, n, t, packed=False), nope, t, n, packed=False)
-    absorbed = g.view(g.op((r, t, n), q_nope), r, n, t, packed=False)
+    absorbed = g.view(g.matmul("attn_k_b", (r, t, n), q_nope), r, n, t, packed=False)
     q = g.op((r + rope, n, t), absorbed, q_rope)
     kv = g.view(kv, r, 1, t)
     key = g.op((r + rope, 1, t), kv, k_rope)
     g.expand(q)
     g.expand(kv)
     g.expand(key)
+    own = g.device
+    if g.host_tensors is not None:
+        g.device = HOST
     g.expand(g.store(g.view(key, r + rope, t), shared.k_rows))
+    g.device = own
+    cached = _cached(g, shared, 1, r + rope, 0, shared.cells)
     mask = shared.mask
     if sparse and chosen is not None:
         mask = _pick(g, mask, chosen, shared)
@@ -423,8 +462,9 @@ def latent(
             kv_heads=1,
             cells=shared.cells,
             value_is_key=True,
+            cached=cached,
         )
-        out = g.op((v, t, n), g.view(out, r, t, n, packed=False))
+        out = g.matmul("attn_v_b", (v, t, n), g.view(out, r, t, n, packed=False))
         out = g.op((v, n, t), g.view(out, v, n, t, packed=False))
         out = g.view(out, n * v, t)
     else:
@@ -438,13 +478,14 @@ def latent(
             dv=r,
             cells=shared.cells,
             value_heads=1,
+            cached=cached,
         )
-        out = g.op((v, t, n), out)
+        out = g.matmul("attn_v_b", (v, t, n), out)
         out = g.op((n * v, t), g.view(out, v, n, t, packed=False))
     g.expand(out)
     if attention.output_gate:
         out = g.map(out, g.map(g.op((n * v, t), x)))
-    return g.op((hidden, t), out), chosen
+    return g.matmul("attn_output", (hidden, t), out), chosen
 
 
 def _choose(
@@ -522,8 +563,8 @@ def gated_delta_net(
     key, value = mixer.key_size, mixer.value_size
     heads = mixer.num_v_heads
     wide = 2 * key + value
-    qkv = g.view(g.op((wide, t), x), wide, t // s, s)
-    z = g.op((value, t), x)
+    qkv = g.view(g.matmul("attn_qkv", (wide, t), x), wide, t // s, s)
+    z = g.matmul("attn_gate", (value, t), x)
     if mixer.split_projections:
         beta = g.map(g.view(g.op((heads, t), x), 1, heads, t // s, s))
         alpha = g.view(g.op((heads, t), x), heads, t // s, s)
@@ -561,7 +602,7 @@ def gated_delta_net(
     out = rms_norm(g, out)
     z = g.map(g.view(z, mixer.v_head_dim, heads, t // s, s))
     out = g.view(g.map(out, z), value, t // s, s)
-    return g.view(g.op((hidden, t // s, s), out), hidden, t)
+    return g.view(g.matmul("ssm_out", (hidden, t // s, s), out), hidden, t)
 
 
 def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Node:
@@ -569,7 +610,7 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
     t, s = shared.tokens, shared.sequences
     inner, kernel = mixer.inner_size, mixer.conv_kernel
     conv = g.view(_states(g, (kernel - 1) * inner, shared), kernel - 1, inner, s)
-    xz = g.op((2 * inner, t // s, s), g.view(x, hidden, t // s, s))
+    xz = g.matmul("ssm_in", (2 * inner, t // s, s), g.view(x, hidden, t // s, s))
     z = g.view(xz, inner, t // s, s, packed=False)
     turned = g.view(g.view(xz, inner, t // s, s, packed=False), t // s, inner, s, packed=False)
     conv_x = g.op((kernel - 1 + t // s, inner, s), conv, turned)
@@ -595,7 +636,7 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
     y = g.view(scanned, inner, t // s, s, packed=False)
     y = g.map(y, g.op(current.shape, current, inplace=True))
     y = g.op((inner, t // s, s), g.op((inner, t // s, s), z), y)
-    return g.view(g.op((hidden, t // s, s), y), hidden, t)
+    return g.view(g.matmul("ssm_out", (hidden, t // s, s), y), hidden, t)
 
 
 def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Node:
@@ -604,7 +645,7 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     inner, kernel, heads = mixer.inner_size, mixer.conv_kernel, mixer.num_heads
     head, wide = mixer.head_dim, mixer.conv_size
     conv = g.view(_states(g, (kernel - 1) * wide, shared), kernel - 1, wide, s)
-    mixed = g.op((inner + wide + heads, t), x)
+    mixed = g.matmul("ssm_in", (inner + wide + heads, t), x)
     mixed = g.view(mixed, inner + wide + heads, t // s, s)
     z = g.view(mixed, head, heads, t // s, s, packed=False)
     xbc = g.view(mixed, wide, t // s, s, packed=False)
@@ -631,24 +672,32 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     if mixer.gate_norm:
         y = g.view(y, inner // mixer.num_groups, mixer.num_groups, t // s, s)
         y = rms_norm(g, y)
-    return g.op((hidden, t), g.view(y, inner, t))
+    return g.matmul("ssm_out", (hidden, t), g.view(y, inner, t))
 
 
 # --- Feed-forward -------------------------------------------------------------------------------
 
 
-def dense(g: Graph, x: Node, hidden: int, width: int, *, gated: bool, fused: bool = False) -> Node:
-    """down(act(gate) * up); (D, T)."""
+def dense(
+    g: Graph,
+    x: Node,
+    hidden: int,
+    width: int,
+    *,
+    gated: bool,
+    fused: bool = False,
+    suffix: str = "",
+) -> Node:
+    """down(act(gate) * up); (D, T). suffix: of the names of its weights."""
     t = x.shape[1] if len(x.shape) > 1 else 1
     if fused:
-        both = g.op((2 * width, t), x)
-        out = g.op((width, t), both)
+        out = g.op((width, t), g.matmul("ffn_up" + suffix, (2 * width, t), x))
     elif gated:
-        up = g.op((width, t), x)
-        out = g.op((width, t), g.op((width, t), x), up)
+        up = g.matmul("ffn_up" + suffix, (width, t), x)
+        out = g.op((width, t), g.matmul("ffn_gate" + suffix, (width, t), x), up)
     else:
-        out = g.map(g.op((width, t), x))
-    return g.op((hidden, t), out)
+        out = g.map(g.matmul("ffn_up" + suffix, (width, t), x))
+    return g.matmul("ffn_down" + suffix, (hidden, t), out)
 
 
 def _padded(nbytes: int, shape: tuple[int, int, int]) -> int:
@@ -673,7 +722,7 @@ def experts(
     t = x.shape[1] if len(x.shape) > 1 else 1
     e, k, f = moe.num_experts, moe.experts_per_token, moe.intermediate_size
     if logits is None:
-        logits = g.op((e, t), x)
+        logits = g.matmul("ffn_gate_inp", (e, t), x)
     # Softmax and sigmoid overwrite the scores; Llama 4 sorts the scores themselves.
     softmax_last = moe.router_bias == "bias"
     probs = logits if softmax_last else g.map(logits)
@@ -767,7 +816,7 @@ def mixture(
     shared = moe.shared
     if shared is None:
         return out
-    extra = dense(g, x, hidden, shared.intermediate_size, gated=shared.gated)
+    extra = dense(g, x, hidden, shared.intermediate_size, gated=shared.gated, suffix="_shexp")
     if shared.gate:
         extra = g.map(extra, g.map(g.op((1, t), x)))
     return g.map(out, extra)
