@@ -158,6 +158,7 @@ class BudgetSettings:
     enforce_eager: bool = False
     is_last_stage: bool = True
     loose_state_bytes: int = 0
+    vendor: str = "nvidia"
     rules: BudgetRules = BudgetRules()
 
 
@@ -294,6 +295,7 @@ _COMPUTED = ("activations.peak", "runtime.moe_workspace", "runtime.sampler_state
 
 def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> VllmBudget:
     """Every item of one GPU. Raises KeyError if `constants` lacks one of its names."""
+    constants = _of_vendor(constants, settings.vendor)
     basis = settings.rules.budget_basis
     slack = None
     if basis == "consumed":
@@ -337,6 +339,19 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
             if item is not None and item.high_bytes
         ),
     )
+
+
+def _of_vendor(constants: Constants, vendor: str) -> Constants:
+    """Constants of a maker's GPUs take the place of those of NVIDIA's: `name_amd` for `name`."""
+    if vendor.lower() == "nvidia":
+        return constants
+    suffix = f"_{vendor.lower()}"
+    own = {
+        name.removesuffix(suffix): constant
+        for name, constant in constants.items()
+        if name.endswith(suffix)
+    }
+    return {**constants, **own} if own else constants
 
 
 def sampler_bytes(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> int:
@@ -404,12 +419,15 @@ def _constant_item(name: str, constant: Constant, *, in_budget: bool) -> BudgetI
 def _sampler_band(
     shape: BudgetShape, settings: BudgetSettings, constants: Constants
 ) -> tuple[int, int, int]:
-    if not settings.is_last_stage:
-        return (0, 0, 0)
     name = f"sampler_bytes_per_logit_{settings.model_runner}"
-    # With guessed tokens every one of them has its row of logits.
-    rows = settings.max_num_seqs * (1 + settings.num_spec_tokens)
-    return _band(constants[name], rows * shape.vocab_size)
+    return _band(constants[name], _sampled_rows(settings) * shape.vocab_size)
+
+
+def _sampled_rows(settings: BudgetSettings) -> int:
+    """Rows of logits in the sampler's dummy run: every guessed token has one of its own."""
+    if not settings.is_last_stage:
+        return 0
+    return settings.max_num_seqs * (1 + settings.num_spec_tokens)
 
 
 def _forward_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
@@ -443,6 +461,8 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         max(of_forward, prefill, kept + of_sampler)
         for of_forward, of_sampler in zip(forward, sampler, strict=True)
     )
+    scratch_bytes = 0 if settings.rules.moe_workspace_kept else moe_workspace_bytes(shape, settings)
+    logits = _sampled_rows(settings) * shape.vocab_size
     return BudgetItem(
         "activations.peak",
         "activations",
@@ -451,7 +471,9 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         high,
         "largest of: T * 2 * (3 F/t + 3 H) of the forward pass (4 H with experts);"
         " context * N/t * (nope + v) * 2 of a latent-attention prefill;"
-        " c * S * V + T * H * 2 of the sampler",
+        " c * S * V + T * H * 2 of the sampler;"
+        f" forward = {_forward_bytes(shape, settings):,}, scratch = {scratch_bytes:,},"
+        f" logits = {logits:,}, kept = {kept:,}",
         constants["forward_activation_factor"].source,
         in_budget=True,
     )
