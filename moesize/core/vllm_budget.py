@@ -116,6 +116,7 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
     graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
     graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
@@ -126,6 +127,7 @@ class BudgetRules:
     moe_chunk_tokens: int = 0
     moe_workspace_kept: bool = True
     flashinfer_workspace_bytes: int = 394 * MIB
+    latent_workspace: bool = True
     graph_modes: GraphModes = "both"
     graph_step_above_256: int = 16
     graph_ceiling_by_sequences: bool = True
@@ -450,7 +452,7 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         scratch = _moe_workspace_band(shape, settings, constants)
         forward = (forward[0] + scratch[0], forward[1] + scratch[1], forward[2] + scratch[2])
     prefill = 0
-    if shape.latent is not None and not shape.latent.sparse:
+    if shape.latent is not None and not shape.latent.sparse and settings.rules.latent_workspace:
         heads = ceil_div(shape.latent.num_heads, settings.tensor_parallel_size)
         width = heads * shape.latent.up_projected_size
         prefill = mla_context_tokens(settings) * width * _ACTIVATION_BYTES
@@ -513,7 +515,7 @@ def _moe_workspace(
 
 
 def _latent_workspace(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem | None:
-    if shape.latent is None or shape.latent.sparse:
+    if shape.latent is None or shape.latent.sparse or not settings.rules.latent_workspace:
         return None
     size = mla_context_tokens(settings) * shape.latent.latent_size * _ACTIVATION_BYTES
     return BudgetItem(
