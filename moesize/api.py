@@ -576,7 +576,7 @@ def _limits(
         left = spec.quantization.method in facts.get("methods_not_loaded", ())
     if left:
         message = (
-            f"{title} {profile.version} no longer loads bitsandbytes weights (0.24 was the last); "
+            f"{title} {profile.version} no longer loads bitsandbytes weights (0.27 was the last); "
             "the memory is what they take, the server will not start with them"
         )
         notes.append(Note(code="quantization-not-loaded", message=message))

@@ -197,6 +197,7 @@ def plan_vllm(
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
+                vendor=gpu.vendor,
                 rules=profile.budget_rules,
             ),
             profile.constants,

@@ -116,6 +116,7 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
     graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
     graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
@@ -126,6 +127,7 @@ class BudgetRules:
     moe_chunk_tokens: int = 0
     moe_workspace_kept: bool = True
     flashinfer_workspace_bytes: int = 394 * MIB
+    latent_workspace: bool = True
     graph_modes: GraphModes = "both"
     graph_step_above_256: int = 16
     graph_ceiling_by_sequences: bool = True
@@ -158,6 +160,7 @@ class BudgetSettings:
     enforce_eager: bool = False
     is_last_stage: bool = True
     loose_state_bytes: int = 0
+    vendor: str = "nvidia"
     rules: BudgetRules = BudgetRules()
 
 
@@ -294,6 +297,7 @@ _COMPUTED = ("activations.peak", "runtime.moe_workspace", "runtime.sampler_state
 
 def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> VllmBudget:
     """Every item of one GPU. Raises KeyError if `constants` lacks one of its names."""
+    constants = _of_vendor(constants, settings.vendor)
     basis = settings.rules.budget_basis
     slack = None
     if basis == "consumed":
@@ -337,6 +341,19 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
             if item is not None and item.high_bytes
         ),
     )
+
+
+def _of_vendor(constants: Constants, vendor: str) -> Constants:
+    """Constants of a maker's GPUs take the place of those of NVIDIA's: `name_amd` for `name`."""
+    if vendor.lower() == "nvidia":
+        return constants
+    suffix = f"_{vendor.lower()}"
+    own = {
+        name.removesuffix(suffix): constant
+        for name, constant in constants.items()
+        if name.endswith(suffix)
+    }
+    return {**constants, **own} if own else constants
 
 
 def sampler_bytes(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> int:
@@ -404,12 +421,15 @@ def _constant_item(name: str, constant: Constant, *, in_budget: bool) -> BudgetI
 def _sampler_band(
     shape: BudgetShape, settings: BudgetSettings, constants: Constants
 ) -> tuple[int, int, int]:
-    if not settings.is_last_stage:
-        return (0, 0, 0)
     name = f"sampler_bytes_per_logit_{settings.model_runner}"
-    # With guessed tokens every one of them has its row of logits.
-    rows = settings.max_num_seqs * (1 + settings.num_spec_tokens)
-    return _band(constants[name], rows * shape.vocab_size)
+    return _band(constants[name], _sampled_rows(settings) * shape.vocab_size)
+
+
+def _sampled_rows(settings: BudgetSettings) -> int:
+    """Rows of logits in the sampler's dummy run: every guessed token has one of its own."""
+    if not settings.is_last_stage:
+        return 0
+    return settings.max_num_seqs * (1 + settings.num_spec_tokens)
 
 
 def _forward_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
@@ -432,7 +452,7 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         scratch = _moe_workspace_band(shape, settings, constants)
         forward = (forward[0] + scratch[0], forward[1] + scratch[1], forward[2] + scratch[2])
     prefill = 0
-    if shape.latent is not None and not shape.latent.sparse:
+    if shape.latent is not None and not shape.latent.sparse and settings.rules.latent_workspace:
         heads = ceil_div(shape.latent.num_heads, settings.tensor_parallel_size)
         width = heads * shape.latent.up_projected_size
         prefill = mla_context_tokens(settings) * width * _ACTIVATION_BYTES
@@ -443,6 +463,8 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         max(of_forward, prefill, kept + of_sampler)
         for of_forward, of_sampler in zip(forward, sampler, strict=True)
     )
+    scratch_bytes = 0 if settings.rules.moe_workspace_kept else moe_workspace_bytes(shape, settings)
+    logits = _sampled_rows(settings) * shape.vocab_size
     return BudgetItem(
         "activations.peak",
         "activations",
@@ -451,7 +473,9 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         high,
         "largest of: T * 2 * (3 F/t + 3 H) of the forward pass (4 H with experts);"
         " context * N/t * (nope + v) * 2 of a latent-attention prefill;"
-        " c * S * V + T * H * 2 of the sampler",
+        " c * S * V + T * H * 2 of the sampler;"
+        f" forward = {_forward_bytes(shape, settings):,}, scratch = {scratch_bytes:,},"
+        f" logits = {logits:,}, kept = {kept:,}",
         constants["forward_activation_factor"].source,
         in_budget=True,
     )
@@ -491,7 +515,7 @@ def _moe_workspace(
 
 
 def _latent_workspace(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem | None:
-    if shape.latent is None or shape.latent.sparse:
+    if shape.latent is None or shape.latent.sparse or not settings.rules.latent_workspace:
         return None
     size = mla_context_tokens(settings) * shape.latent.latent_size * _ACTIVATION_BYTES
     return BudgetItem(

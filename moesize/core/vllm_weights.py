@@ -160,6 +160,7 @@ def _is_one_of(spec: ModelSpec, model_types: Container[str]) -> bool:
 
 
 PipelineRemainder = Literal["last", "before_last"]
+LatentCopies = Literal["none", "products", "values"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +172,7 @@ class WeightRules:
     head_on_every_stage   model types whose head is built on every pipeline stage
     mxfp4_backends        kernel by the major compute capability, `other` for the rest
     mxfp4_flashinfer_tile, mxfp4_rocm_tile   least multiple of an expert's width there
+    latent_copies         what is made of kv_b at load: see `_latent_copies`
     mxfp4_keeps_scales    the Triton kernel's swizzled scales lie beside the loaded ones
     """
 
@@ -180,6 +182,7 @@ class WeightRules:
     mxfp4_flashinfer_tile: int = 128
     mxfp4_rocm_tile: int = 256
     mxfp4_keeps_scales: bool = False
+    latent_copies: LatentCopies = "values"
 
 
 def pipeline_stages(
@@ -346,7 +349,8 @@ def rank_weights(
     for item in stored:
         tensor = item.entry.tensor
         count = stage.count(item.entry, spec, section)
-        if tensor.role == "lm_head.weight" and _is_one_of(spec, rules.head_on_every_stage):
+        is_head = tensor.role == "lm_head.weight" and item.entry.section == "final"
+        if is_head and section == "layers" and _is_one_of(spec, rules.head_on_every_stage):
             count = item.entry.count
         if item.entry.section == "tower" and sharding.without_towers:
             count = 0
@@ -411,9 +415,10 @@ def rank_weights(
             _collect(fused, item.entry, count, scale, copies, "scale")
         key = (item.entry.block, tensor.group)
         modules[key] = modules.get(key, 0) + (weight + scale + pad) * copies
-        if tensor.role == "attention.kv_b" and item.weight_format is not None:
-            # A quantized kv_b is de-quantized once more into the absorbed matrices.
-            weights.latent_copy_bytes += prod(shape) * 2 * count
+        if tensor.role == "attention.kv_b":
+            weights.latent_copy_bytes += count * _latent_copies(
+                spec, item, shape, tensor_parallel_size, rules.latent_copies
+            )
     for count, sizes in fused.values():
         for size in sizes:
             weights.rounding_bytes += (allocated_bytes(size) - size) * count
@@ -421,6 +426,35 @@ def rank_weights(
     if stored is published(spec):
         weights.scale_bytes += _cache_scale_bytes(spec, stage)
     return weights
+
+
+def _latent_copies(
+    spec: ModelSpec,
+    item: StoredEntry,
+    shape: tuple[int, ...],
+    tensor_parallel_size: int,
+    kind: LatentCopies,
+) -> int:
+    """What latent attention makes of kv_b at load, and keeps beside it, in one layer.
+
+    `values`: a quantized kv_b is de-quantized into the two matrices that are absorbed (they are
+    views of one that is not quantized). `products`: those times the query and output projections,
+    heads/t * latent * (query width + H) in FP8 where kv_b is, and the rotary part of the query
+    projection (vLLM 0.7.3 attention/backends/mla/utils.py).
+    """
+    if kind == "none" or (kind == "values" and item.weight_format is None):
+        return 0
+    if kind == "values":
+        return prod(shape) * 2
+    mixer = next(m for m in spec.block(item.entry.block).mixers if isinstance(m, LatentAttention))
+    heads = ceil_div(mixer.num_heads, tensor_parallel_size)
+    query = mixer.q_lora_rank or spec.hidden_size
+    elements = heads * mixer.kv_lora_rank * (query + spec.hidden_size)
+    is_fp8 = isinstance(item.weight_format, Fp8Block | Fp8PerTensor)
+    rotary = heads * mixer.qk_rope_head_dim * query * 2
+    # A quantized kv_b is de-quantized to be split, and kept.
+    split = prod(shape) * 2 if item.weight_format is not None else 0
+    return elements * (1 if is_fp8 else 2) + rotary + split
 
 
 def _computes_router_in_float(spec: ModelSpec, compute_capability: str | None) -> bool:
