@@ -35,6 +35,8 @@ _DEFAULT_RANK = 16
 # attention; gate, x and steps of Mamba-2, and its B and C.
 _SLICES = {"attention.linear.qkv": 3, "attention.linear.in_groups": 2}
 _MAMBA2_SLICES = {"attention.linear.in": 3, "attention.linear.conv": 2}
+# Mamba-2's joined layers take no fully sharded adapter, and then none at all.
+_UNSHARDED = ("attention.linear.in", "attention.linear.conv")
 _OTHER_SLICES = {"mamba1": 2, "short_conv": 3}
 # Tensors that are no linear layer of vLLM, or that it leaves alone.
 _WITHOUT = ("attention.indexer", "attention.sinks", "router.bias", "other.", "norms.")
@@ -102,6 +104,8 @@ class Lora:
         if tensor.group in ("embedding", "lm_head"):
             return False  # counted by `_vocabulary_elements`
         if tensor.role.startswith(_WITHOUT) or tensor.role.endswith(".bias"):
+            return False
+        if self.fully_sharded and tensor.fused in _UNSHARDED:
             return False
         if tensor.group == "router" and not _has_gates(spec):
             return False
