@@ -7,7 +7,7 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
@@ -44,6 +44,7 @@ from moesize.core.vllm_items import (
 from moesize.core.vllm_kv import KvRules, KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_lora import Lora, plan_lora
+from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
 from moesize.core.vllm_ranks import (
     Rank,
     balancer_items,
@@ -125,6 +126,8 @@ PLANS = frozenset(
         "draft",
         "lora_rank",
         "max_loras",
+        "cpu_offload_bytes",
+        "offload_experts",
         "engine_settings",
     )
 )
@@ -174,7 +177,15 @@ def plan_vllm(
         compute_capability=_capability_text(gpu),
         rocm=gpu.vendor.lower() == "amd",
     )
-    ranks, host = _with_extras(spec, stored, gpu, request, options, speculation, lora, ranks)
+    extras = _Extras(
+        speculation,
+        lora,
+        plan_offload(spec, request, options),
+        bool(request.num_redundant_experts or options.enable_eplb),
+    )
+    applied = [extras.applied(spec, stored, gpu, rank) for rank in ranks]
+    ranks = tuple(rank for rank, _ in applied)
+    host, moved_bytes = _host(spec, stored, layout, extras, applied)
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
@@ -307,7 +318,7 @@ def plan_vllm(
         "attention_backend": cache.backend,
         "moe_backend": moe_backend if _has_experts(spec) else None,
         "num_redundant_experts": request.num_redundant_experts or 0,
-        "cpu_offload_bytes": request.cpu_offload_bytes or 0,
+        "cpu_offload_bytes": moved_bytes,
         "speculation": speculation.to_dict() if speculation else None,
         "lora_rank": lora.rank if lora else None,
         "max_loras": lora.slots if lora else None,
@@ -330,6 +341,7 @@ def plan_vllm(
             *_layout_notes(spec, layout, ledgers[limiting], concurrency),
             *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
             *(speculation.notes if speculation else ()),
+            *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
         ),
         held_before_start=("runtime.cuda_context", "runtime.communication"),
         host=host,
@@ -337,28 +349,45 @@ def plan_vllm(
     )
 
 
-def _with_extras(
+class _Extras(NamedTuple):
+    """What lies beside the model's own weights, or takes of them."""
+
+    speculation: Speculation | None
+    lora: Lora | None
+    offload: Offload | None
+    balances_experts: bool
+
+    def applied(
+        self, spec: ModelSpec, stored: tuple[StoredEntry, ...], gpu: GpuSpec, rank: Rank
+    ) -> tuple[Rank, int]:
+        """The rank with all of them, and what it keeps in host memory."""
+        items = balancer_items(spec, rank, enabled=self.balances_experts)
+        if self.lora is not None:
+            items += self.lora.items(spec, stored, rank)
+        if self.speculation is not None and rank.stage.last:
+            rocm = gpu.vendor.lower() == "amd"
+            items += self.speculation.items(rank, _capability_text(gpu), rocm=rocm)
+        if items:
+            rank = replace(rank, items=tuple(items))
+        return (rank, 0) if self.offload is None else self.offload.apply(spec, rank)
+
+
+def _host(
     spec: ModelSpec,
     stored: tuple[StoredEntry, ...],
-    gpu: GpuSpec,
-    request: Request,
-    options: VllmSettings,
-    speculation: Speculation | None,
-    lora: Lora | None,
-    ranks: tuple[Rank, ...],
-) -> tuple[tuple[Rank, ...], tuple[MemoryItem, ...]]:
-    """The ranks with what lies beside the model's own weights, and what lies on the host."""
-    host: list[MemoryItem] = []
-    balanced = bool(request.num_redundant_experts or options.enable_eplb)
-    out = []
-    for rank in ranks:
-        items = balancer_items(spec, rank, enabled=balanced)
-        if lora is not None:
-            items += lora.items(spec, stored, rank)
-        if speculation is not None and rank.stage.last:
-            items += speculation.items(rank, _capability_text(gpu), rocm=gpu.vendor == "amd")
-        out.append(replace(rank, items=tuple(items)) if items else rank)
-    return tuple(out), tuple(host)
+    layout: Layout,
+    extras: _Extras,
+    applied: list[tuple[Rank, int]],
+) -> tuple[tuple[MemoryItem, ...], int]:
+    """Items of the host's memory, and the most that one GPU moved there."""
+    items = []
+    moved = [(size, rank.count) for rank, size in applied]
+    most = max(size for size, _ in moved)
+    if most:
+        items.append(host_item(moved))
+    if extras.lora is not None:
+        items.append(extras.lora.host_item(spec, stored, layout.num_gpus))
+    return tuple(items), most
 
 
 def _batch(gpu: GpuSpec, usable_bytes: int, context: int, request: Request) -> BatchDefaults:

@@ -16,7 +16,7 @@ from moesize.core.inventory import moe_of
 from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.records import dataclass
 from moesize.core.units import round_up
-from moesize.core.vllm_weights import Stage, local_shape
+from moesize.core.vllm_weights import Sharding, Stage, local_shape
 from moesize.core.weight_formats import Mxfp4
 
 if TYPE_CHECKING:
@@ -62,10 +62,14 @@ _SOURCE = "vLLM 0.32.0 lora/layers/*.py:create_lora_weights"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """Adapters as asked for: `rank` and `slots` are --max-lora-rank and --max-loras."""
+    """Adapters as asked for: `rank` and `slots` are --max-lora-rank and --max-loras.
+
+    cpu_slots   --max-cpu-loras; vLLM's default is --max-loras
+    """
 
     rank: int
     slots: int
+    cpu_slots: int
     fully_sharded: bool = False
     element_bytes: int = 2
     targets: tuple[str, ...] | None = None
@@ -83,7 +87,7 @@ class Lora:
             shape, copies = local_shape(spec, item.entry, rank.sharding)
             if tensor.expert and isinstance(item.weight_format, Mxfp4):
                 shape = _padded(tensor, shape)
-            elements = self._elements(spec, item.entry, shape, rank) * count
+            elements = self._elements(spec, item.entry, shape, rank.sharding) * count
             totals[_group(tensor)] += elements * (copies if tensor.expert else tensor.copies)
         totals["vocabulary"] += self._vocabulary_elements(spec, rank.stage)
         bytes_each = self.slots * self.element_bytes
@@ -100,6 +104,30 @@ class Lora:
             if elements
         ]
 
+    def host_item(
+        self, spec: ModelSpec, stored: tuple[StoredEntry, ...], workers: int
+    ) -> MemoryItem:
+        """Adapters that every worker keeps in host memory, unsplit; at most as large as `rank`."""
+        whole = Sharding()
+        stage = Stage(0, range(spec.num_layers), first=True, last=True)
+        elements = 0
+        for item in stored:
+            count = stage.count(item.entry, spec)
+            if count and item.entry.section == "layers" and self._takes(spec, item.entry.tensor):
+                shape, copies = local_shape(spec, item.entry, whole)
+                elements += self._elements(spec, item.entry, shape, whole) * copies * count
+        size = elements * self.element_bytes * self.cpu_slots * workers
+        return MemoryItem(
+            name="lora.adapters",
+            category="lora",
+            size_bytes=size,
+            low_bytes=0,
+            high_bytes=size,
+            formula=f"{self.cpu_slots} adapters x {workers} workers, each of rank {self.rank} for "
+            f"every layer: {elements * self.element_bytes:,} bytes",
+            source="vLLM 0.32.0 lora/model_manager.py:capacity, lora/lora_model.py",
+        )
+
     def _takes(self, spec: ModelSpec, tensor: Tensor) -> bool:
         if tensor.group in ("embedding", "lm_head"):
             return False  # counted by `_vocabulary_elements`
@@ -114,14 +142,16 @@ class Lora:
         conv = tensor.role.startswith("attention.linear.conv")
         return tensor.matmul or (conv and len(tensor.shape) > 1)
 
-    def _elements(self, spec: ModelSpec, entry: Entry, shape: tuple[int, ...], rank: Rank) -> int:
+    def _elements(
+        self, spec: ModelSpec, entry: Entry, shape: tuple[int, ...], sharding: Sharding
+    ) -> int:
         """Elements of A and B of one copy of a tensor on a rank, for one adapter."""
         tensor = entry.tensor
         out, inner = shape[0], shape[-1]
         of_a = of_b = self.rank
-        ranks = rank.sharding.tensor_parallel_size
+        ranks = sharding.tensor_parallel_size
         if tensor.expert:
-            ranks = 1 if rank.sharding.expert_parallel else rank.sharding.expert_ranks
+            ranks = 1 if sharding.expert_parallel else sharding.expert_ranks
         if self.fully_sharded and tensor.shard is not None:
             if tensor.shard.dim == 0:
                 of_a //= ranks
@@ -172,7 +202,13 @@ def plan_lora(request: Request, settings: VllmSettings, layout: Layout) -> Lora 
     for name in ("enable_tower_connector_lora", "enable_moe_shared_loras"):
         if getattr(settings, name):
             raise UnsupportedError(f"--{name.replace('_', '-')} is not planned", "leave it out")
-    return Lora(rank=rank, slots=slots, fully_sharded=sharded, targets=settings.lora_target_modules)
+    return Lora(
+        rank=rank,
+        slots=slots,
+        cpu_slots=settings.max_cpu_loras or slots,
+        fully_sharded=sharded,
+        targets=settings.lora_target_modules,
+    )
 
 
 def _slices(spec: ModelSpec, entry: Entry) -> int:
