@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
-from moesize.core.errors import InvalidDeploymentError, InvalidInputError
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.expert_parallel import expert_balance
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
@@ -33,6 +33,7 @@ from moesize.core.vllm_budget import (
     max_concurrent_batches,
     vllm_budget,
 )
+from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
 from moesize.core.vllm_items import (
     budget_item,
     kv_item,
@@ -41,7 +42,7 @@ from moesize.core.vllm_items import (
     rotary_bytes,
     weight_items,
 )
-from moesize.core.vllm_kv import KvRules, KvSettings, group_layers, plan_kv
+from moesize.core.vllm_kv import KvRules, KvSettings, MambaCacheMode, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_lora import Lora, plan_lora
 from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
@@ -165,6 +166,7 @@ def plan_vllm(
     options = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     check_layout(spec, request, layout, options)
+    _check_dtype(options)
     capability = _capability(gpu)
     speculation = plan_speculation(spec, stored, request, options, layout)
     lora = plan_lora(request, options, layout)
@@ -190,21 +192,25 @@ def plan_vllm(
     context = _context(spec, request)
     usable = gpu.usable_memory()
     batch = _batch(gpu, usable.best_bytes, context, request)
-    cache = _cache(spec, request, profile, layout, capability, stages, speculation)
+    cache = _cache(spec, request, options, profile, layout, capability, stages, speculation)
     runner = profile.model_runner(spec)
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
-        max_concurrent_batches=max_concurrent_batches(len(stages), runner),
+        max_concurrent_batches=max_concurrent_batches(
+            len(stages), runner, async_scheduling=options.async_scheduling is not False
+        ),
+        mamba_cache_mode=_mamba_cache_mode(options),
         decode_context_parallel_size=layout.decode_context_parallel_size,
         block_outermost=cache.block_outermost,
+        hybrid_manager=not options.disable_hybrid_kv_cache_manager,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
     moe_backend = _moe_backend(stored, capability)
     if lora is not None and moe_backend == "triton_gpt_oss":
         moe_backend = "marlin"
-    shape = _shape(spec, layout, request.num_redundant_experts or 0)
+    shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
     budgets = tuple(
         vllm_budget(
             shape,
@@ -234,7 +240,14 @@ def plan_vllm(
     # The sequences are spread over data-parallel ranks.
     sequences = ceil_div(concurrency, layout.data_parallel_size)
     rotary = rotary_bytes(spec)
-    available = [_available(budgets[rank.stage.index], rank, rotary, request) for rank in ranks]
+    fixed = [request.kv_cache_bytes] * len(stages)
+    if options.num_gpu_blocks_override is not None:
+        blocks = options.num_gpu_blocks_override
+        fixed = [blocks * size for size in kv_layout.stage_block_bytes]
+    available = [
+        _available(budgets[rank.stage.index], rank, rotary, fixed[rank.stage.index])
+        for rank in ranks
+    ]
     # Every rank gets as many blocks as the one with the least memory for them.
     least = [
         min(
@@ -314,7 +327,7 @@ def plan_vllm(
         "max_num_batched_tokens": batch.max_num_batched_tokens,
         "block_size": kv_layout.block_tokens or cache.block_tokens,
         "enforce_eager": bool(request.enforce_eager),
-        "kv_cache_memory_bytes": request.kv_cache_bytes,
+        "kv_cache_memory_bytes": fixed[stage.index],
         "attention_backend": cache.backend,
         "moe_backend": moe_backend if _has_experts(spec) else None,
         "num_redundant_experts": request.num_redundant_experts or 0,
@@ -340,6 +353,7 @@ def plan_vllm(
         warnings=(
             *_layout_notes(spec, layout, ledgers[limiting], concurrency),
             *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
+            *_unplanned(options),
             *(speculation.notes if speculation else ()),
             *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
         ),
@@ -448,6 +462,7 @@ def default_context(spec: ModelSpec) -> int:
 def _cache(
     spec: ModelSpec,
     request: Request,
+    own: VllmSettings,
     profile: VllmProfile,
     layout: Layout,
     capability: tuple[int, int],
@@ -463,17 +478,55 @@ def _cache(
         num_spec_tokens=speculation.num_tokens if speculation else 0,
         num_mtp_layers=speculation.num_mtp_layers if speculation else 0,
         checkpoint_kinds=profile.checkpoint_kinds,
+        state_dtype=_state_dtype(own),
     )
     layers = vllm_layers(spec, options, [stage.layers for stage in stages])
     return speculation.with_draft_layers(layers, options) if speculation else layers
 
 
+def _mamba_cache_mode(options: VllmSettings) -> MambaCacheMode:
+    """`align` with prefix caching, else `none`. 0.33.0 models/config.py:MambaModelConfig."""
+    if options.enable_prefix_caching is False:
+        return "none"
+    match options.mamba_cache_mode:
+        case None | "align":
+            return "align"
+        case "none":
+            return "none"
+        case other:
+            raise UnsupportedError(
+                f"mamba cache mode {other!r} is not planned", "use align or none"
+            )
+
+
+_STATE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _state_dtype(options: VllmSettings) -> str:
+    asked = options.mamba_ssm_cache_dtype
+    if asked in (None, "auto"):
+        return ""
+    if asked not in _STATE_DTYPES:
+        raise InvalidDeploymentError(
+            f"vLLM takes no recurrent states in {asked!r}", f"use {', '.join(_STATE_DTYPES)}"
+        )
+    return asked
+
+
+def _check_dtype(options: VllmSettings) -> None:
+    """Types of the same width change nothing; a wider one is not planned."""
+    if options.dtype not in (None, "auto", "half", "float16", "bfloat16"):
+        raise UnsupportedError(
+            f"--dtype {options.dtype[:20]} is not planned", "use auto, bfloat16 or float16"
+        )
+
+
 def _available(
-    budget: VllmBudget, rank: Rank, rotary_bytes: int, request: Request
+    budget: VllmBudget, rank: Rank, rotary_bytes: int, fixed_bytes: int | None
 ) -> tuple[int, int, int]:
     """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
-    if request.kv_cache_bytes is not None:
-        return (request.kv_cache_bytes,) * 3
+    if fixed_bytes is not None:
+        return (fixed_bytes,) * 3
     left = budget.requested_bytes - rank.weights.resident_bytes - rotary_bytes - rank.item_bytes
     charged = [item for item in budget.items if item.in_budget]
     best = left - sum(item.bytes for item in charged)
@@ -514,7 +567,7 @@ def _moe_backend(stored: tuple[StoredEntry, ...], capability: tuple[int, int]) -
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 
-def _shape(spec: ModelSpec, layout: Layout, redundant: int) -> BudgetShape:
+def _shape(spec: ModelSpec, layout: Layout, redundant: int, options: VllmSettings) -> BudgetShape:
     """Widths that decide the activation peak, per rank."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
     shares = 1 if ep > 1 else layout.expert_ranks
@@ -548,7 +601,8 @@ def _shape(spec: ModelSpec, layout: Layout, redundant: int) -> BudgetShape:
         dense_intermediate_size=dense,
         moe=moe_shape,
         latent=latent,
-        has_encoder=bool(spec.towers),
+        has_encoder=has_active_encoder(spec, options),
+        encoder=encoder_shape(spec, options, tp),
     )
 
 
@@ -608,6 +662,14 @@ def _layout_notes(
         )
         out.append(Note(code="kv-replicated", message=message))
     return out
+
+
+def _unplanned(options: VllmSettings) -> list[Note]:
+    names = options.unplanned()
+    if not names:
+        return []
+    message = f"not planned, though it may change memory: {', '.join(names)}"
+    return [Note(code="engine-settings", message=message)]
 
 
 def _warnings(

@@ -16,6 +16,7 @@ from moesize.core.inventory import moe_of
 from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.records import dataclass
 from moesize.core.units import round_up
+from moesize.core.vllm_ranks import DEFAULT_ALL2ALL, sequence_parallel
 from moesize.core.vllm_weights import Sharding, Stage, local_shape
 from moesize.core.weight_formats import Mxfp4
 
@@ -187,6 +188,15 @@ def plan_lora(request: Request, settings: VllmSettings, layout: Layout) -> Lora 
         raise InvalidDeploymentError(
             f"max_cpu_loras ({settings.max_cpu_loras}) is below max_loras ({slots})",
             "leave it out, or raise it",
+        )
+    if layout.expert_parallel and (
+        sequence_parallel(layout, settings)
+        or settings.all2all_backend not in (None, DEFAULT_ALL2ALL)
+    ):
+        raise InvalidDeploymentError(
+            "vLLM takes LoRA of experts with expert parallelism only where tokens are not split "
+            f"over tensor-parallel ranks, and with {DEFAULT_ALL2ALL}",
+            "use --tp 1 or --dp 1, or drop --ep",
         )
     sharded = bool(settings.fully_sharded_loras)
     if sharded and layout.expert_parallel:

@@ -112,6 +112,18 @@ def test_what_vllm_refuses(options: dict[str, Any], error: type[Exception], word
         make_plan(spec, source, None, "", find_gpu("h100").spec, request)
 
 
+def test_experts_take_no_adapters_where_tokens_are_split() -> None:
+    """vLLM 0.33.0 lora/layers/fused_moe.py:_ep_check."""
+    request = Request(lora_rank=16)
+    split = Layout(tensor_parallel_size=2, data_parallel_size=2, expert_parallel=True)
+    with pytest.raises(InvalidDeploymentError, match="tokens are not split"):
+        plan_lora(request, VllmSettings(), split)
+    whole = Layout(data_parallel_size=4, expert_parallel=True)
+    assert plan_lora(request, VllmSettings(), whole) is not None
+    with pytest.raises(InvalidDeploymentError, match="allgather_reducescatter"):
+        plan_lora(request, VllmSettings(all2all_backend="deepep_low_latency"), whole)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(("llama-3.1-8b", "qwen3-30b-a3b", "qwen3.5-27b")),
