@@ -159,6 +159,10 @@ def costs(
         performance = dict.fromkeys(performance) | {
             "unknown": ["an encoder decodes no tokens; its speed is not estimated"]
         }
+    if settings.get("cpu_offload_bytes"):
+        performance = dict.fromkeys(performance) | {
+            "unknown": ["offloaded weights are read over the bus in every step: not estimated"]
+        }
     if balance is None:
         return Costs(compute, performance)
     loads = {

@@ -66,8 +66,8 @@ class ComputeSettings:
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
-                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs). For a
-                     batch of 32 tokens and more they are copied to the first GPU one by one
+                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs).
+                     For batches of 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
     fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the

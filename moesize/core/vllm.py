@@ -7,12 +7,12 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.engine import EngineAnswer, RankCost
-from moesize.core.errors import InvalidDeploymentError, InvalidInputError
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.expert_parallel import expert_balance
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
@@ -30,6 +30,7 @@ from moesize.core.vllm_budget import (
     max_concurrent_batches,
     vllm_budget,
 )
+from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
 from moesize.core.vllm_items import (
     budget_item,
     kv_item,
@@ -41,6 +42,7 @@ from moesize.core.vllm_items import (
 from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_lora import Lora, plan_lora
+from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
 from moesize.core.vllm_ranks import (
     Rank,
     balancer_items,
@@ -102,6 +104,8 @@ PLANS = frozenset(
         "draft",
         "lora_rank",
         "max_loras",
+        "cpu_offload_bytes",
+        "offload_experts",
         "engine_settings",
     )
 )
@@ -121,6 +125,7 @@ def plan_vllm(
     options = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     check_layout(spec, request, layout, options)
+    _check_dtype(options)
     capability = _capability(gpu)
     core = profile.core_for(
         spec,
@@ -143,7 +148,15 @@ def plan_vllm(
         rocm=gpu.vendor.lower() == "amd",
         rules=profile.weight_rules,
     )
-    ranks, host = _with_extras(spec, stored, gpu, request, options, speculation, lora, ranks)
+    extras = _Extras(
+        speculation,
+        lora,
+        plan_offload(spec, request, options),
+        bool(request.num_redundant_experts or options.enable_eplb),
+    )
+    applied = [extras.applied(spec, stored, gpu, rank) for rank in ranks]
+    ranks = tuple(rank for rank, _ in applied)
+    host, moved_bytes = _host(spec, stored, layout, extras, applied)
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
@@ -152,6 +165,7 @@ def plan_vllm(
     cache = _cache(
         spec,
         request,
+        options,
         profile,
         layout,
         capability,
@@ -160,22 +174,24 @@ def plan_vllm(
         aligned_states=states == "align",
     )
     runner = profile.model_runner(spec)
-    in_flight = max_concurrent_batches(len(stages), runner)
+    in_flight = max_concurrent_batches(
+        len(stages), runner, async_scheduling=options.async_scheduling is not False
+    )
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
         max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
         mamba_cache_mode=states,
-        hybrid_manager=not options.disable_hybrid_kv_cache_manager,
         decode_context_parallel_size=layout.decode_context_parallel_size,
         block_outermost=cache.block_outermost,
+        hybrid_manager=not options.disable_hybrid_kv_cache_manager,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
     moe_backend = _moe_backend(stored, capability, profile)
     if lora is not None and moe_backend == "triton_gpt_oss":
         moe_backend = "marlin"
-    shape = _shape(spec, layout, request.num_redundant_experts or 0)
+    shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
     budgets = tuple(
         vllm_budget(
             shape,
@@ -208,7 +224,14 @@ def plan_vllm(
     # The sequences are spread over data-parallel ranks.
     sequences = ceil_div(concurrency, layout.data_parallel_size)
     rotary = rotary_bytes(spec, profile.fourfold_position_types)
-    available = [_available(budgets[rank.stage.index], rank, rotary, request) for rank in ranks]
+    fixed = [request.kv_cache_bytes] * len(stages)
+    if options.num_gpu_blocks_override is not None:
+        blocks = options.num_gpu_blocks_override
+        fixed = [blocks * size for size in kv_layout.stage_block_bytes]
+    available = [
+        _available(budgets[rank.stage.index], rank, rotary, fixed[rank.stage.index])
+        for rank in ranks
+    ]
     # Every rank gets as many blocks as the one with the least memory for them.
     least = [
         min(
@@ -288,11 +311,11 @@ def plan_vllm(
         "max_num_batched_tokens": batch.max_num_batched_tokens,
         "block_size": kv_layout.block_tokens or cache.block_tokens,
         "enforce_eager": bool(request.enforce_eager),
-        "kv_cache_memory_bytes": request.kv_cache_bytes,
+        "kv_cache_memory_bytes": fixed[stage.index],
         "attention_backend": cache.backend,
         "moe_backend": moe_backend if _has_experts(spec) else None,
         "num_redundant_experts": request.num_redundant_experts or 0,
-        "cpu_offload_bytes": request.cpu_offload_bytes or 0,
+        "cpu_offload_bytes": moved_bytes,
         "speculation": speculation.to_dict() if speculation else None,
         "lora_rank": lora.rank if lora else None,
         "max_loras": lora.slots if lora else None,
@@ -314,7 +337,9 @@ def plan_vllm(
         warnings=(
             *_layout_notes(spec, layout, ledgers[limiting], concurrency),
             *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
+            *_unplanned(options),
             *(speculation.notes if speculation else ()),
+            *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
         ),
         held_before_start=_held_before_start(profile),
         host=host,
@@ -322,28 +347,45 @@ def plan_vllm(
     )
 
 
-def _with_extras(
+class _Extras(NamedTuple):
+    """What lies beside the model's own weights, or takes of them."""
+
+    speculation: Speculation | None
+    lora: Lora | None
+    offload: Offload | None
+    balances_experts: bool
+
+    def applied(
+        self, spec: ModelSpec, stored: tuple[StoredEntry, ...], gpu: GpuSpec, rank: Rank
+    ) -> tuple[Rank, int]:
+        """The rank with all of them, and what it keeps in host memory."""
+        items = balancer_items(spec, rank, enabled=self.balances_experts)
+        if self.lora is not None:
+            items += self.lora.items(spec, stored, rank)
+        if self.speculation is not None and rank.stage.last:
+            rocm = gpu.vendor.lower() == "amd"
+            items += self.speculation.items(rank, _capability_text(gpu), rocm=rocm)
+        if items:
+            rank = replace(rank, items=tuple(items))
+        return (rank, 0) if self.offload is None else self.offload.apply(spec, rank)
+
+
+def _host(
     spec: ModelSpec,
     stored: tuple[StoredEntry, ...],
-    gpu: GpuSpec,
-    request: Request,
-    options: VllmSettings,
-    speculation: Speculation | None,
-    lora: Lora | None,
-    ranks: tuple[Rank, ...],
-) -> tuple[tuple[Rank, ...], tuple[MemoryItem, ...]]:
-    """The ranks with what lies beside the model's own weights, and what lies on the host."""
-    host: list[MemoryItem] = []
-    balanced = bool(request.num_redundant_experts or options.enable_eplb)
-    out = []
-    for rank in ranks:
-        items = balancer_items(spec, rank, enabled=balanced)
-        if lora is not None:
-            items += lora.items(spec, stored, rank)
-        if speculation is not None and rank.stage.last:
-            items += speculation.items(rank, _capability_text(gpu), rocm=gpu.vendor == "amd")
-        out.append(replace(rank, items=tuple(items)) if items else rank)
-    return tuple(out), tuple(host)
+    layout: Layout,
+    extras: _Extras,
+    applied: list[tuple[Rank, int]],
+) -> tuple[tuple[MemoryItem, ...], int]:
+    """Items of the host's memory, and the most that one GPU moved there."""
+    items = []
+    moved = [(size, rank.count) for rank, size in applied]
+    most = max(size for size, _ in moved)
+    if most:
+        items.append(host_item(moved))
+    if extras.lora is not None:
+        items.append(extras.lora.host_item(spec, stored, layout.num_gpus))
+    return tuple(items), most
 
 
 def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
@@ -426,6 +468,7 @@ def default_context(spec: ModelSpec) -> int:
 def _cache(
     spec: ModelSpec,
     request: Request,
+    own: VllmSettings,
     profile: VllmProfile,
     layout: Layout,
     capability: tuple[int, int],
@@ -445,17 +488,37 @@ def _cache(
         checkpoint_kinds=profile.checkpoint_kinds,
         aligned_states=aligned_states,
         rules=profile.cache_rules,
+        state_dtype=_state_dtype(own),
     )
     layers = vllm_layers(spec, options, [stage.layers for stage in stages])
     return speculation.with_draft_layers(layers, options) if speculation else layers
 
 
+def _state_dtype(options: VllmSettings) -> str:
+    asked = options.mamba_ssm_cache_dtype
+    if asked in (None, "auto"):
+        return ""
+    if asked not in _STATE_DTYPES:
+        raise InvalidDeploymentError(
+            f"vLLM takes no recurrent states in {asked!r}", f"use {', '.join(_STATE_DTYPES)}"
+        )
+    return asked
+
+
+def _check_dtype(options: VllmSettings) -> None:
+    """Types of the same width change nothing; a wider one is not planned."""
+    if options.dtype not in (None, "auto", "half", "float16", "bfloat16"):
+        raise UnsupportedError(
+            f"--dtype {options.dtype[:20]} is not planned", "use auto, bfloat16 or float16"
+        )
+
+
 def _available(
-    budget: VllmBudget, rank: Rank, rotary_bytes: int, request: Request
+    budget: VllmBudget, rank: Rank, rotary_bytes: int, fixed_bytes: int | None
 ) -> tuple[int, int, int]:
     """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
-    if request.kv_cache_bytes is not None:
-        return (request.kv_cache_bytes,) * 3
+    if fixed_bytes is not None:
+        return (fixed_bytes,) * 3
     left = budget.requested_bytes - rank.weights.resident_bytes - rotary_bytes - rank.item_bytes
     charged = [item for item in budget.items if item.in_budget]
     best = left - sum(item.bytes for item in charged)
@@ -502,7 +565,7 @@ def _moe_backend(
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 
-def _shape(spec: ModelSpec, layout: Layout, redundant: int) -> BudgetShape:
+def _shape(spec: ModelSpec, layout: Layout, redundant: int, options: VllmSettings) -> BudgetShape:
     """Widths that decide the activation peak, per rank."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
     shares = 1 if ep > 1 else layout.expert_ranks
@@ -536,7 +599,8 @@ def _shape(spec: ModelSpec, layout: Layout, redundant: int) -> BudgetShape:
         dense_intermediate_size=dense,
         moe=moe_shape,
         latent=latent,
-        has_encoder=bool(spec.towers),
+        has_encoder=has_active_encoder(spec, options),
+        encoder=encoder_shape(spec, options, tp),
     )
 
 
@@ -596,6 +660,14 @@ def _layout_notes(
         )
         out.append(Note(code="kv-replicated", message=message))
     return out
+
+
+def _unplanned(options: VllmSettings) -> list[Note]:
+    names = options.unplanned()
+    if not names:
+        return []
+    message = f"not planned, though it may change memory: {', '.join(names)}"
+    return [Note(code="engine-settings", message=message)]
 
 
 def _warnings(

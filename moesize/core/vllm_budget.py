@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
 
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB, ceil_div, format_bytes, round_up
+from moesize.core.vllm_encoder import EncoderShape
 
 if TYPE_CHECKING:
     from moesize.core.engine import Constant, Constants
@@ -107,6 +108,7 @@ class BudgetShape:
     moe: MoeShape | None = None
     latent: LatentShape | None = None
     has_encoder: bool = False
+    encoder: EncoderShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -535,16 +537,36 @@ def _encoder_cache(
 ) -> BudgetItem | None:
     if not shape.has_encoder:
         return None
-    best = settings.max_num_batched_tokens * shape.hidden_size * _ACTIVATION_BYTES
-    constant = constants["encoder_profile_peak"]
+    tokens, constant = settings.max_num_batched_tokens, constants["encoder_profile_peak"]
+    outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES
+    name, source = "activations.encoder", constant.source
+    encoder = shape.encoder
+    if encoder is None:
+        return BudgetItem(
+            name,
+            "activations",
+            outputs + round(constant.value),
+            round(constant.low),
+            outputs + round(constant.high),
+            "T * H * 2 of encoder outputs and the encoder's own activations",
+            source,
+            in_budget=True,
+        )
+    tokens = max(tokens, encoder.largest_item)
+    outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES * encoder.output_widths
+    inner = tokens * encoder.patches * encoder.patch_bytes
+    # The tower's activations are gone when the language model runs: the larger of both counts.
+    forward = _forward_peak(shape, settings, constants)
     return BudgetItem(
-        "activations.encoder",
+        name,
         "activations",
-        best + round(constant.value),
-        round(constant.low),
-        best + round(constant.high),
-        "T * H * 2 of encoder outputs and the encoder's own activations",
-        constant.source,
+        outputs + max(0, inner - forward.bytes),
+        0,
+        2 * outputs + max(0, 2 * inner - forward.low_bytes) + round(constant.value),
+        f"{tokens:,} tokens * H * 2 * {encoder.output_widths} of encoder outputs; what as many * "
+        f"{encoder.patches} "
+        f"patches * {encoder.patch_bytes:,} bytes of the tower exceed the language model's peak by",
+        "vLLM 0.33.0 multimodal/encoder_budget.py, v1/worker/gpu/mm/encoder_runner.py",
         in_budget=True,
     )
 

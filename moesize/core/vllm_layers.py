@@ -102,6 +102,7 @@ class CacheOptions:
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
     aligned_states       recurrent states are kept at block ends, so that prefixes are found
     rules                what else differs between releases
+    state_dtype          as `--mamba-ssm-cache-dtype`; "" is the model's own
     """
 
     tensor_parallel_size: int
@@ -114,6 +115,7 @@ class CacheOptions:
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
     aligned_states: bool = True
     rules: CacheRules = CacheRules()
+    state_dtype: str = ""
 
 
 class Backend(NamedTuple):
@@ -542,7 +544,7 @@ class _Chooser:
                 heads = self._share(mixer.num_v_heads)
                 recurrent = heads * mixer.v_head_dim * mixer.k_head_dim
                 conv *= mixer.conv_kernel + history
-                return self._both(conv, recurrent, mixer.state_dtype)
+                return self._both(conv, recurrent, self.options.state_dtype or mixer.state_dtype)
             case KimiDeltaAttention():
                 conv = self._share(3 * mixer.num_heads * mixer.head_dim)
                 recurrent = self._share(mixer.num_heads) * mixer.head_dim**2
@@ -556,7 +558,7 @@ class _Chooser:
                 conv = self._share(mixer.inner_size + 2 * groups * mixer.state_size)
                 recurrent = self._share(mixer.num_heads) * mixer.head_dim * mixer.state_size
                 conv *= mixer.conv_kernel + history
-                return self._both(conv, recurrent, mixer.state_dtype)
+                return self._both(conv, recurrent, self.options.state_dtype or mixer.state_dtype)
             case Mamba1():
                 inner = self._share(mixer.inner_size)
                 return self._both(inner * (mixer.conv_kernel - 1), inner * mixer.state_size, "")

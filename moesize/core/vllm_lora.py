@@ -16,7 +16,8 @@ from moesize.core.inventory import moe_of
 from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.records import dataclass
 from moesize.core.units import round_up
-from moesize.core.vllm_weights import Stage, local_shape
+from moesize.core.vllm_ranks import DEFAULT_ALL2ALL, sequence_parallel
+from moesize.core.vllm_weights import Sharding, Stage, local_shape
 from moesize.core.weight_formats import Mxfp4
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _DEFAULT_RANK = 16
 # attention; gate, x and steps of Mamba-2, and its B and C.
 _SLICES = {"attention.linear.qkv": 3, "attention.linear.in_groups": 2}
 _MAMBA2_SLICES = {"attention.linear.in": 3, "attention.linear.conv": 2}
+# Mamba-2's joined layers take no fully sharded adapter, and then none at all.
+_UNSHARDED = ("attention.linear.in", "attention.linear.conv")
 _OTHER_SLICES = {"mamba1": 2, "short_conv": 3}
 # Tensors that are no linear layer of vLLM, or that it leaves alone.
 _WITHOUT = ("attention.indexer", "attention.sinks", "router.bias", "other.", "norms.")
@@ -60,10 +63,14 @@ _SOURCE = "vLLM 0.32.0 lora/layers/*.py:create_lora_weights"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """Adapters as asked for: `rank` and `slots` are --max-lora-rank and --max-loras."""
+    """Adapters as asked for: `rank` and `slots` are --max-lora-rank and --max-loras.
+
+    cpu_slots   --max-cpu-loras; vLLM's default is --max-loras
+    """
 
     rank: int
     slots: int
+    cpu_slots: int
     fully_sharded: bool = False
     element_bytes: int = 2
     targets: tuple[str, ...] | None = None
@@ -81,7 +88,7 @@ class Lora:
             shape, copies = local_shape(spec, item.entry, rank.sharding)
             if tensor.expert and isinstance(item.weight_format, Mxfp4):
                 shape = _padded(tensor, shape)
-            elements = self._elements(spec, item.entry, shape, rank) * count
+            elements = self._elements(spec, item.entry, shape, rank.sharding) * count
             totals[_group(tensor)] += elements * (copies if tensor.expert else tensor.copies)
         totals["vocabulary"] += self._vocabulary_elements(spec, rank.stage)
         bytes_each = self.slots * self.element_bytes
@@ -98,10 +105,36 @@ class Lora:
             if elements
         ]
 
+    def host_item(
+        self, spec: ModelSpec, stored: tuple[StoredEntry, ...], workers: int
+    ) -> MemoryItem:
+        """Adapters that every worker keeps in host memory, unsplit; at most as large as `rank`."""
+        whole = Sharding()
+        stage = Stage(0, range(spec.num_layers), first=True, last=True)
+        elements = 0
+        for item in stored:
+            count = stage.count(item.entry, spec)
+            if count and item.entry.section == "layers" and self._takes(spec, item.entry.tensor):
+                shape, copies = local_shape(spec, item.entry, whole)
+                elements += self._elements(spec, item.entry, shape, whole) * copies * count
+        size = elements * self.element_bytes * self.cpu_slots * workers
+        return MemoryItem(
+            name="lora.adapters",
+            category="lora",
+            size_bytes=size,
+            low_bytes=0,
+            high_bytes=size,
+            formula=f"{self.cpu_slots} adapters x {workers} workers, each of rank {self.rank} for "
+            f"every layer: {elements * self.element_bytes:,} bytes",
+            source="vLLM 0.32.0 lora/model_manager.py:capacity, lora/lora_model.py",
+        )
+
     def _takes(self, spec: ModelSpec, tensor: Tensor) -> bool:
         if tensor.group in ("embedding", "lm_head"):
             return False  # counted by `_vocabulary_elements`
         if tensor.role.startswith(_WITHOUT) or tensor.role.endswith(".bias"):
+            return False
+        if self.fully_sharded and tensor.fused in _UNSHARDED:
             return False
         if tensor.group == "router" and not _has_gates(spec):
             return False
@@ -110,14 +143,16 @@ class Lora:
         conv = tensor.role.startswith("attention.linear.conv")
         return tensor.matmul or (conv and len(tensor.shape) > 1)
 
-    def _elements(self, spec: ModelSpec, entry: Entry, shape: tuple[int, ...], rank: Rank) -> int:
+    def _elements(
+        self, spec: ModelSpec, entry: Entry, shape: tuple[int, ...], sharding: Sharding
+    ) -> int:
         """Elements of A and B of one copy of a tensor on a rank, for one adapter."""
         tensor = entry.tensor
         out, inner = shape[0], shape[-1]
         of_a = of_b = self.rank
-        ranks = rank.sharding.tensor_parallel_size
+        ranks = sharding.tensor_parallel_size
         if tensor.expert:
-            ranks = 1 if rank.sharding.expert_parallel else rank.sharding.expert_ranks
+            ranks = 1 if sharding.expert_parallel else sharding.expert_ranks
         if self.fully_sharded and tensor.shard is not None:
             if tensor.shard.dim == 0:
                 of_a //= ranks
@@ -154,6 +189,15 @@ def plan_lora(request: Request, settings: VllmSettings, layout: Layout) -> Lora 
             f"max_cpu_loras ({settings.max_cpu_loras}) is below max_loras ({slots})",
             "leave it out, or raise it",
         )
+    if layout.expert_parallel and (
+        sequence_parallel(layout, settings)
+        or settings.all2all_backend not in (None, DEFAULT_ALL2ALL)
+    ):
+        raise InvalidDeploymentError(
+            "vLLM takes LoRA of experts with expert parallelism only where tokens are not split "
+            f"over tensor-parallel ranks, and with {DEFAULT_ALL2ALL}",
+            "use --tp 1 or --dp 1, or drop --ep",
+        )
     sharded = bool(settings.fully_sharded_loras)
     if sharded and layout.expert_parallel:
         raise InvalidDeploymentError(
@@ -168,7 +212,13 @@ def plan_lora(request: Request, settings: VllmSettings, layout: Layout) -> Lora 
     for name in ("enable_tower_connector_lora", "enable_moe_shared_loras"):
         if getattr(settings, name):
             raise UnsupportedError(f"--{name.replace('_', '-')} is not planned", "leave it out")
-    return Lora(rank=rank, slots=slots, fully_sharded=sharded, targets=settings.lora_target_modules)
+    return Lora(
+        rank=rank,
+        slots=slots,
+        cpu_slots=settings.max_cpu_loras or slots,
+        fully_sharded=sharded,
+        targets=settings.lora_target_modules,
+    )
 
 
 def _slices(spec: ModelSpec, entry: Entry) -> int:

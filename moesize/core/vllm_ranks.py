@@ -6,6 +6,7 @@ ranks: the first ones hold one more. Data-parallel ranks repeat them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
@@ -89,9 +90,13 @@ _LOAD_WINDOW_STEPS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """One distinct rank; `number` is its global rank: data-parallel, then stage, then tensor."""
+    """One distinct rank; `number` is its global rank: data-parallel, then stage, then tensor.
+
+    count   GPUs that hold the same
+    """
 
     number: int
+    count: int
     stage: Stage
     sharding: Sharding
     weights: RankWeights
@@ -231,6 +236,7 @@ def distinct_ranks(
         ranks = tuple(
             Rank(
                 number=number,
+                count=count,
                 stage=stage,
                 sharding=variant,
                 weights=rank_weights(
@@ -244,18 +250,16 @@ def distinct_ranks(
                 ),
             )
             for stage in stages
-            for number, variant in _variants(spec, sharding, stage)
+            for number, count, variant in _variants(spec, sharding, stage)
         )
         kept[key] = ((stored, rules), ranks)
     return kept[key][1]
 
 
-def _variants(spec: ModelSpec, sharding: Sharding, stage: Stage) -> list[tuple[int, Sharding]]:
-    """(global rank, sharding) of the first rank of each kind of a stage."""
-    from dataclasses import replace
-
+def _variants(spec: ModelSpec, sharding: Sharding, stage: Stage) -> list[tuple[int, int, Sharding]]:
+    """(global rank, how many are alike, sharding) of the first rank of each kind of a stage."""
     tp, pp = sharding.tensor_parallel_size, sharding.pipeline_parallel_size
-    variants = [(stage.index * tp, sharding)]
+    variants = [(stage.index * tp, sharding.expert_ranks, sharding)]
     if not sharding.expert_parallel:
         return variants
     blocks = {spec.layout[layer] for layer in stage.layers}
@@ -268,7 +272,10 @@ def _variants(spec: ModelSpec, sharding: Sharding, stage: Stage) -> list[tuple[i
     if first:
         replica, rank = divmod(first, tp)
         number = (replica * pp + stage.index) * tp + rank
-        variants.append((number, replace(sharding, fullest=False)))
+        variants = [
+            (stage.index * tp, first, sharding),
+            (number, sharding.expert_ranks - first, replace(sharding, fullest=False)),
+        ]
     return variants
 
 

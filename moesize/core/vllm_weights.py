@@ -47,6 +47,21 @@ _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight"
 
 
 @dataclass(slots=True)
+class Parameter:
+    """One tensor as vLLM allocates it: what projections are joined in is one of them.
+
+    is_scale   scales of the parameter `name`, a tensor of their own
+    """
+
+    name: str
+    group: str
+    size_bytes: int
+    padding_bytes: int = 0
+    is_scale: bool = False
+    is_expert: bool = False
+
+
+@dataclass(slots=True)
 class RankWeights:
     """What one rank holds, in bytes.
 
@@ -56,6 +71,7 @@ class RankWeights:
     latent_copy    absorbed matrices; repacked: what else loading adds (scales in a kernel's order)
     largest_module_bytes   the largest group of tensors that loading re-packs at once
     expert_bytes   what of it all belongs to routed experts, scales and padding included
+    layer_parameters   parameters of one layer of each block, in the order of the inventory
     """
 
     by_group: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GROUPS, 0))
@@ -66,6 +82,7 @@ class RankWeights:
     repacked_bytes: int = 0
     largest_module_bytes: int = 0
     expert_bytes: int = 0
+    layer_parameters: dict[str, list[Parameter]] = field(default_factory=dict)
 
     @property
     def parameter_bytes(self) -> int:
@@ -410,6 +427,7 @@ def rank_weights(
             extra = weight - weight * true_rows // shape[0]
             weights.by_group[tensor.group] -= extra * count
             weights.padding_bytes += extra * count
+        _list_parameters(weights, item.entry, (weight, scale, pad), copies)
         _collect(fused, item.entry, count, weight + pad, copies)
         if scale:
             _collect(fused, item.entry, count, scale, copies, "scale")
@@ -874,6 +892,38 @@ def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | N
         return tile
     side = gcd(tile.block_rows, tile.block_cols, width, hidden)
     return replace(tile, block_rows=side, block_cols=side) if side >= _LEAST_TILE else tile
+
+
+def _list_parameters(
+    weights: RankWeights, entry: Entry, sizes: tuple[int, int, int], copies: int
+) -> None:
+    """Add a tensor, and its scales, to the parameters of its block's layer."""
+    tensor, (weight, scale, pad) = entry.tensor, sizes
+    block = entry.block if entry.section in ("layers", "mtp") else entry.section
+    listed = weights.layer_parameters.setdefault(block, [])
+    for size, padding, is_scale in ((weight, pad, False), (scale, 0, True)):
+        if is_scale and not size:
+            continue
+        found = None
+        if tensor.fused:
+            found = next(
+                (p for p in listed if p.name == tensor.fused and p.is_scale == is_scale), None
+            )
+        if found is not None:
+            found.size_bytes += (size + padding) * copies
+            found.padding_bytes += padding * copies
+            continue
+        # All local experts lie in one tensor.
+        joined = copies if tensor.expert or tensor.fused else 1
+        parameter = Parameter(
+            tensor.fused or tensor.role,
+            tensor.group,
+            (size + padding) * joined,
+            padding * joined,
+            is_scale,
+            tensor.expert,
+        )
+        listed += [replace(parameter) for _ in range(1 if joined > 1 else copies)]
 
 
 def _collect(
