@@ -209,6 +209,7 @@ class LlamaCppRules:
 
     default_slots, default_unified   what the server starts with when no -np is given
     few_outputs      the server reserves logits for a token of each slot; else for every token
+    graph            what the compute buffers of this build hold, and whether its code was read
     """
 
     engine: str
@@ -234,7 +235,7 @@ class LlamaCppRules:
     plans_mtp: bool
     loads_mtp: bool
     pipeline_copies: int
-    compute_is_read: bool
+    graph: Mapping[str, bool]
 
     def kv_rules(self, *, flash: bool, mla: int | None) -> KvRules:
         """The cache's rules with or without flash attention."""
@@ -305,7 +306,7 @@ def rules_of(profile: EngineProfile) -> LlamaCppRules:
         plans_mtp=facts["mtp_context"],
         loads_mtp=facts["loads_mtp_always"],
         pipeline_copies=facts["pipeline_copies"],
-        compute_is_read=facts["compute_graph"] == "read",
+        graph=facts["compute_graph"],
     )
 
 
@@ -765,7 +766,11 @@ class _World:
             experts_on_host=on_host,
             host_expert_tensors=self.placement.host_expert_tensors if on_host else (),
             pipeline_copies=self.copies,
+            host_tensors=() if settings.no_op_offload else self.placement.host_tensors,
             snapshots=self.kv_settings.guessed_tokens if self.caches.rolls_back else 0,
+            wide_mask=self.rules.graph["wide_mask"],
+            two_inputs=self.rules.graph["two_inputs"],
+            cache_copies=self.rules.graph["cache_copies"],
         )
         if self.placement.output_device == HOST:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
@@ -775,7 +780,7 @@ class _World:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
         if not found.exact:
             return _Compute.of(found, *_SIMILAR)
-        return _Compute.of(found, *((1.0, 1.0) if self.rules.compute_is_read else _OTHER_BUILD))
+        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""

@@ -29,8 +29,13 @@ class ComputeSettings:
     output_device    the GPU with the output matrix
     experts_on_host  layers whose routed experts lie in host memory
     host_expert_tensors  bytes of gate, up and down of every layer in experts_on_host
+    host_tensors     with some layers on no GPU: bytes of the largest weight of each kind of theirs,
+                     by GGUF's name without block and ending
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
+    wide_mask        the mask is F32 even with flash attention
+    two_inputs       room for tokens and for embeddings as input
+    cache_copies     16-bit copies of a quantized cache lie in this buffer
     """
 
     n_ubatch: int
@@ -48,7 +53,11 @@ class ComputeSettings:
     pipeline_copies: int = 1
     host_expert_bytes: int = 0
     host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
+    host_tensors: tuple[tuple[str, int], ...] = ()
     snapshots: int = 0
+    wide_mask: bool = False
+    two_inputs: bool = True
+    cache_copies: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
