@@ -423,7 +423,7 @@ def plan_llamacpp(
             // slots.slots,
         ),
         warnings=tuple(
-            _warnings(spec, request, settings, rules, slots, placement, ledgers, summary)
+            _warnings(spec, gpu, request, settings, rules, slots, placement, ledgers, summary)
         ),
         host=tuple(world.host_items(kv, buffers, slots)),
     )
@@ -1099,6 +1099,7 @@ def _defaulted(request: Request, settings: LlamaCppSettings) -> tuple[str, ...]:
 
 def _warnings(
     spec: ModelSpec,
+    gpu: GpuSpec,
     request: Request,
     settings: LlamaCppSettings,
     rules: LlamaCppRules,
@@ -1133,6 +1134,16 @@ def _warnings(
         yield Note(
             code="fit",
             message=f"planned as asked for; --fit, on by default, would {what}",
+        )
+    if gpu.vendor.lower() != "nvidia" and gpu.vendor:
+        yield Note(
+            code="backend",
+            message="buffers are planned as for CUDA and HIP; Metal and Vulkan align otherwise",
+        )
+    if gpu.one_device_is == "soc":
+        yield Note(
+            code="shared-memory",
+            message="host and GPU share one memory: what lies on the host comes out of it too",
         )
     if HOST in placement.layer_device or placement.output_device == HOST:
         on_host = sum(device == HOST for device in placement.layer_device)
