@@ -209,6 +209,7 @@ class LlamaCppRules:
 
     default_slots, default_unified   what the server starts with when no -np is given
     few_outputs      the server reserves logits for a token of each slot; else for every token
+    graph            what the compute buffers of this build hold, and whether its code was read
     """
 
     engine: str
@@ -234,7 +235,7 @@ class LlamaCppRules:
     plans_mtp: bool
     loads_mtp: bool
     pipeline_copies: int
-    compute_is_read: bool
+    graph: Mapping[str, bool]
 
     def kv_rules(self, *, flash: bool, mla: int | None) -> KvRules:
         """The cache's rules with or without flash attention."""
@@ -305,7 +306,7 @@ def rules_of(profile: EngineProfile) -> LlamaCppRules:
         plans_mtp=facts["mtp_context"],
         loads_mtp=facts["loads_mtp_always"],
         pipeline_copies=facts["pipeline_copies"],
-        compute_is_read=facts["compute_graph"] == "read",
+        graph=facts["compute_graph"],
     )
 
 
@@ -422,7 +423,7 @@ def plan_llamacpp(
             // slots.slots,
         ),
         warnings=tuple(
-            _warnings(spec, request, settings, rules, slots, placement, ledgers, summary)
+            _warnings(spec, gpu, request, settings, rules, slots, placement, ledgers, summary)
         ),
         host=tuple(world.host_items(kv, buffers, slots)),
     )
@@ -765,7 +766,11 @@ class _World:
             experts_on_host=on_host,
             host_expert_tensors=self.placement.host_expert_tensors if on_host else (),
             pipeline_copies=self.copies,
+            host_tensors=() if settings.no_op_offload else self.placement.host_tensors,
             snapshots=self.kv_settings.guessed_tokens if self.caches.rolls_back else 0,
+            wide_mask=self.rules.graph["wide_mask"],
+            two_inputs=self.rules.graph["two_inputs"],
+            cache_copies=self.rules.graph["cache_copies"],
         )
         if self.placement.output_device == HOST:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
@@ -775,7 +780,7 @@ class _World:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
         if not found.exact:
             return _Compute.of(found, *_SIMILAR)
-        return _Compute.of(found, *((1.0, 1.0) if self.rules.compute_is_read else _OTHER_BUILD))
+        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""
@@ -1094,6 +1099,7 @@ def _defaulted(request: Request, settings: LlamaCppSettings) -> tuple[str, ...]:
 
 def _warnings(
     spec: ModelSpec,
+    gpu: GpuSpec,
     request: Request,
     settings: LlamaCppSettings,
     rules: LlamaCppRules,
@@ -1128,6 +1134,16 @@ def _warnings(
         yield Note(
             code="fit",
             message=f"planned as asked for; --fit, on by default, would {what}",
+        )
+    if gpu.vendor.lower() != "nvidia" and gpu.vendor:
+        yield Note(
+            code="backend",
+            message="buffers are planned as for CUDA and HIP; Metal and Vulkan align otherwise",
+        )
+    if gpu.one_device_is == "soc":
+        yield Note(
+            code="shared-memory",
+            message="host and GPU share one memory: what lies on the host comes out of it too",
         )
     if HOST in placement.layer_device or placement.output_device == HOST:
         on_host = sum(device == HOST for device in placement.layer_device)

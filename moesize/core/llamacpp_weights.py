@@ -109,6 +109,8 @@ class Placement:
     layer_device           of each block, MTP blocks included
     experts_on_host        blocks with a routed expert tensor on the host although the block is not
     host_expert_tensors    bytes of gate, up and down of each of these blocks; 0 on the GPU
+    host_tensors           of blocks on the host: the largest tensor of each kind, by its name
+                           without block and ending
     moved                  tensors that an override moved
     """
 
@@ -118,6 +120,7 @@ class Placement:
     host: DeviceWeights
     experts_on_host: tuple[int, ...] = ()
     host_expert_tensors: tuple[tuple[int, int, int], ...] = ()
+    host_tensors: tuple[tuple[str, int], ...] = ()
     moved: int = 0
 
 
@@ -196,6 +199,7 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
             )
     held = _Held(split.num_gpus)
     on_host: dict[int, list[int]] = {}
+    kinds: dict[str, int] = {}
     moved = 0
     full_layers = _full_attention_layers(spec)
     keeps_bias = gguf_architecture(spec) in _KEEPS_MTP_BIAS
@@ -211,6 +215,10 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
                 moved += target != device
                 held.add(target, tensor, group, is_input=tensor.name in _INPUT)
             continue
+        if any(layer_device[layer] == HOST for layer in entry.layers if layer < blocks):
+            for name in _names(tensor):
+                kind = name.partition(".")[0]
+                kinds[kind] = max(kinds.get(kind, 0), tensor.size_bytes)
         counts: dict[int, int] = {}
         for layer in entry.layers:
             device = layer_device[layer] if layer < len(layer_device) else output_device
@@ -239,6 +247,7 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
         host=held.weights(HOST),
         experts_on_host=tuple(sorted(on_host)),
         host_expert_tensors=tuple((a, b, c) for _, (a, b, c) in sorted(on_host.items())),
+        host_tensors=tuple(sorted(kinds.items())),
         moved=moved,
     )
 

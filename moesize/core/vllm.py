@@ -494,6 +494,14 @@ def _cache(
     return speculation.with_draft_layers(layers, options) if speculation else layers
 
 
+_STATE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _communication_ranks(spec: ModelSpec, layout: Layout) -> int:
+    """GPUs of a pipeline stage that talk to each other: experts join data-parallel ranks."""
+    return layout.expert_ranks if _has_experts(spec) else layout.tensor_parallel_size
+
+
 def _state_dtype(options: VllmSettings) -> str:
     asked = options.mamba_ssm_cache_dtype
     if asked in (None, "auto"):

@@ -51,10 +51,8 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
         ]
         if explain:
             out += _explanation(ledger.items)
-    if plan.host:
-        out += ["", _escape(lines.host_line(plan))]
-        if explain:
-            out += _explanation(plan.host)
+    if plan.host and explain:
+        out += ["", "host memory:", *_explanation(plan.host)]
     rows = lines.suggestion_rows(plan)
     if rows:
         out += ["", "What would fit instead:", ""]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import moesize
 from moesize.api import make_plan
@@ -507,3 +509,73 @@ def test_every_catalogued_model_is_planned_or_refused() -> None:
         assert held >= plan.quantization.weight_bytes
         assert held < plan.quantization.weight_bytes * 1.6
     assert planned > 100
+
+
+TOKENS = st.integers(1, 300_000)
+SMALL = ("mixtral-8x7b", "gpt-oss-20b", "qwen3.5-35b-a3b", "deepseek-v2-lite", "gemma-3-27b")
+
+
+@given(st.sampled_from(SMALL), TOKENS, TOKENS, st.integers(1, 64), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_laws_of_caches(model: str, first: int, second: int, slots: int, unified: bool) -> None:
+    caches = model_caches(resolve_model(model)[0], KvRules())
+    short, long = sorted((first, second))
+    plans = [
+        plan_cells(caches, KvSettings(n_ctx=tokens, n_seq_max=slots, unified=unified), KvRules())
+        for tokens in (max(short, slots), max(long, slots))
+    ]
+    sizes = [sum(layer.gpu_bytes for layer in plan.layers) for plan in plans]
+    assert sizes[0] <= sizes[1]  # never less for more tokens
+    for plan, tokens in zip(plans, (short, long), strict=True):
+        assert plan.n_ctx >= tokens
+        assert plan.n_ctx_seq % 256 == 0
+        assert plan.streams == (1 if unified else slots)
+        for layer in plan.layers:
+            # Alignment and one padding row a tensor, and nothing else.
+            assert 0 <= layer.gpu_bytes - layer.logged_bytes < 2 * (128 + 512 * 4)
+
+
+@given(
+    st.integers(1, 200),
+    st.lists(st.floats(0.05, 100), min_size=1, max_size=16),
+    st.one_of(st.none(), st.integers(0, 250)),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_laws_of_layers(
+    blocks: int, fractions: list[float], layers: int | None, output_last: bool
+) -> None:
+    split = Split(
+        num_gpus=len(fractions),
+        fractions=tuple(fractions),
+        gpu_layers=layers,
+        output_last=output_last,
+    )
+    devices, output = layer_devices(blocks, split)
+    offloaded = min(blocks + 1 if layers is None else layers, blocks + 1)
+    assert sum(device != HOST for device in (*devices, output)) == offloaded
+    assert list(devices) == sorted(devices)
+    assert output in (HOST, max((*devices, output)))
+
+
+@given(
+    st.sampled_from(SMALL),
+    st.sampled_from(("Q4_K_M", "Q8_0", "IQ4_XS", "bf16")),
+    st.integers(1, 8),
+    st.one_of(st.none(), st.integers(0, 50)),
+    st.integers(0, 50),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_tensor_is_lost(
+    model: str, quant: str, gpus: int, layers: int | None, on_host: int
+) -> None:
+    """However a model is placed, host and GPUs together hold every tensor once, but for copies."""
+    spec = resolve_model(model)[0]
+    stored = gguf_entries(replace(spec, quantization=None), find_scheme(quant))
+    whole = place(spec, stored, Split(num_gpus=0))
+    pattern = "|".join(rf"blk\.{i}\.ffn_.*_exps" for i in range(on_host)) or "nothing"
+    split = Split(num_gpus=gpus, gpu_layers=layers, overrides=((pattern, HOST),))
+    parts = place(spec, stored, split)
+    tensors = sum(held.num_tensors for held in (*parts.gpus, parts.host))
+    copies = 1 + gpus  # a tied head, and rotary factors on every GPU
+    assert whole.host.num_tensors <= tensors <= whole.host.num_tensors + copies
