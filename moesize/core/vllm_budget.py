@@ -112,6 +112,7 @@ class BudgetSettings:
 
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
+    communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
 
     total_bytes: int
@@ -130,6 +131,7 @@ class BudgetSettings:
     attention_backend: str = "FLASH_ATTN"
     enforce_eager: bool = False
     is_last_stage: bool = True
+    communication_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -507,11 +509,12 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
 
 
 def _communication(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
-    ranks = settings.tensor_parallel_size
+    ranks = settings.communication_ranks or settings.tensor_parallel_size
     if ranks == 1:
         return None
     constant = constants["nccl_8_ranks" if ranks >= 8 else "nccl_2_to_7_ranks"]
     best, low, high = _band(constant, 1)
+    ranks = settings.tensor_parallel_size
     buffers = _CUSTOM_ALL_REDUCE_BYTES if ranks in _CUSTOM_ALL_REDUCE_RANKS else 0
     symmetric = _SYMMETRIC_MEMORY_BYTES.get(settings.compute_capability, {}).get(ranks, 0)
     return BudgetItem(

@@ -82,7 +82,8 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     if len(plan.gpus) > 1:
         name = f"GPUs of stage {ledger.pp_stage}"
         if len({other.pp_stage for other in plan.gpus}) < len(plan.gpus):
-            name = f"GPUs like rank {ledger.rank} (stage {ledger.pp_stage})"
+            many = f"{ledger.count} " if ledger.count else ""
+            name = f"{many}GPUs like rank {ledger.rank} (stage {ledger.pp_stage})"
     console.print(
         Text.assemble(
             (name, "bold"),
