@@ -125,10 +125,14 @@ class Item(TypedDict):
 
 
 class Gpu(TypedDict):
-    """What one distinct rank must hold. `used_bytes` is the sum of its items."""
+    """What one distinct rank must hold. `used_bytes` is the sum of its items.
+
+    `count`: GPUs that hold the same; null = not said.
+    """
 
     rank: int
     pp_stage: int
+    count: int | None
     usable_bytes: int
     budget_bytes: int
     items: list[Item]

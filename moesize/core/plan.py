@@ -242,6 +242,7 @@ def _ledger_dict(ledger: GpuLedger) -> dict[str, Any]:
     return {
         "rank": ledger.rank,
         "pp_stage": ledger.pp_stage,
+        "count": ledger.count,
         "usable_bytes": ledger.usable_bytes,
         "budget_bytes": ledger.budget_bytes,
         "items": [_item_dict(item) for item in ledger.items],

@@ -45,6 +45,8 @@ from moesize.core.vllm_lora import Lora, plan_lora
 from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
 from moesize.core.vllm_ranks import (
     Rank,
+    all2all_items,
+    all2all_notes,
     balancer_items,
     check_layout,
     distinct_ranks,
@@ -153,6 +155,7 @@ def plan_vllm(
         lora,
         plan_offload(spec, request, options),
         bool(request.num_redundant_experts or options.enable_eplb),
+        tuple(all2all_items(layout, options)),
     )
     applied = [extras.applied(spec, stored, gpu, rank) for rank in ranks]
     ranks = tuple(rank for rank, _ in applied)
@@ -206,6 +209,7 @@ def plan_vllm(
                 num_kv_groups=max(1, len(kv_layout.groups)),
                 tensor_parallel_size=layout.tensor_parallel_size,
                 data_parallel_size=layout.data_parallel_size,
+                communication_ranks=_communication_ranks(spec, layout),
                 num_spec_tokens=speculation.num_tokens if speculation else 0,
                 model_runner=runner,
                 moe_backend=moe_backend,
@@ -262,6 +266,7 @@ def plan_vllm(
         GpuLedger(
             rank=rank.number,
             pp_stage=rank.stage.index,
+            count=rank.count,
             usable_bytes=usable.best_bytes,
             budget_bytes=budgets[rank.stage.index].requested_bytes,
             items=(
@@ -337,6 +342,8 @@ def plan_vllm(
         warnings=(
             *_layout_notes(spec, layout, ledgers[limiting], concurrency),
             *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
+            *all2all_notes(layout, options),
+            *_asleep(options, ranks[limiting], ledgers[limiting]),
             *_unplanned(options),
             *(speculation.notes if speculation else ()),
             *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
@@ -354,12 +361,13 @@ class _Extras(NamedTuple):
     lora: Lora | None
     offload: Offload | None
     balances_experts: bool
+    buffers: tuple[MemoryItem, ...]
 
     def applied(
         self, spec: ModelSpec, stored: tuple[StoredEntry, ...], gpu: GpuSpec, rank: Rank
     ) -> tuple[Rank, int]:
         """The rank with all of them, and what it keeps in host memory."""
-        items = balancer_items(spec, rank, enabled=self.balances_experts)
+        items = [*self.buffers, *balancer_items(spec, rank, enabled=self.balances_experts)]
         if self.lora is not None:
             items += self.lora.items(spec, stored, rank)
         if self.speculation is not None and rank.stage.last:
@@ -668,6 +676,25 @@ def _layout_notes(
         )
         out.append(Note(code="kv-replicated", message=message))
     return out
+
+
+def _asleep(options: VllmSettings, rank: Rank, ledger: GpuLedger) -> list[Note]:
+    """What sleep leaves on a GPU: weights and cache go, contexts and graphs stay.
+
+    vLLM 0.33.0 v1/worker/gpu_worker.py:sleep.
+    """
+    if not options.enable_sleep_mode:
+        return []
+    stays = ledger.outside_bytes + sum(
+        item.size_bytes
+        for item in ledger.items
+        if item.name in ("runtime.cuda_graphs", "runtime.non_torch")
+    )
+    message = (
+        f"asleep, a GPU keeps about {format_gib(stays)}; level 1 holds its "
+        f"{format_gib(rank.weights.resident_bytes)} of weights in host memory, level 2 drops them"
+    )
+    return [Note(code="sleep", message=message)]
 
 
 def _unplanned(options: VllmSettings) -> list[Note]:

@@ -143,6 +143,7 @@ class BudgetSettings:
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
     loose_state_bytes             recurrent states of a sequence beside the paged cache
+    communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
 
     total_bytes: int
@@ -164,6 +165,7 @@ class BudgetSettings:
     loose_state_bytes: int = 0
     vendor: str = "nvidia"
     rules: BudgetRules = BudgetRules()
+    communication_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -623,11 +625,12 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
 
 
 def _communication(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
-    ranks = settings.tensor_parallel_size
+    ranks = settings.communication_ranks or settings.tensor_parallel_size
     if ranks == 1:
         return None
     constant = constants["nccl_8_ranks" if ranks >= 8 else "nccl_2_to_7_ranks"]
     best, low, high = _band(constant, 1)
+    ranks = settings.tensor_parallel_size
     buffers = _CUSTOM_ALL_REDUCE_BYTES if ranks in _CUSTOM_ALL_REDUCE_RANKS else 0
     symmetric = _SYMMETRIC_MEMORY_BYTES.get(settings.compute_capability, {}).get(ranks, 0)
     return BudgetItem(

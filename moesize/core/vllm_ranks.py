@@ -13,8 +13,9 @@ from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import MemoryItem, exact_item
+from moesize.core.plan import Note
 from moesize.core.records import dataclass
-from moesize.core.units import format_bytes
+from moesize.core.units import MIB, format_bytes
 from moesize.core.vllm_weights import (
     RankWeights,
     Sharding,
@@ -45,6 +46,8 @@ _SEQUENCE_PARALLEL_BACKENDS = frozenset(
     )
 )
 DEFAULT_ALL2ALL = "allgather_reducescatter"
+_DEEPEP_BUFFER_BYTES = 1024 * MIB
+_GPUS_PER_HOST = 8
 # Model classes of 0.32.0 that take redundant experts (`num_redundant_experts` in models/*.py).
 _BALANCED = frozenset(
     (
@@ -313,6 +316,43 @@ def balancer_items(spec: ModelSpec, rank: Rank, *, enabled: bool) -> list[Memory
             "vLLM 0.33.0 distributed/eplb/eplb_state.py",
         )
     ]
+
+
+def all2all_items(layout: Layout, settings: VllmSettings) -> list[MemoryItem]:
+    """Buffers of the kernels that send tokens to experts; the all-gather needs none of its own.
+
+    DeepEP's high-throughput kernels: VLLM_DEEPEP_BUFFER_SIZE_MB (1024) for NVLink, and as much
+    again between hosts. 0.33.0 distributed/device_communicators/all2all.py.
+    """
+    if not uses_all2all(layout) or settings.all2all_backend != "deepep_high_throughput":
+        return []
+    hosts = 2 if layout.expert_ranks > _GPUS_PER_HOST else 1
+    return [
+        exact_item(
+            "runtime.all2all",
+            "runtime",
+            hosts * _DEEPEP_BUFFER_BYTES,
+            f"{hosts} x VLLM_DEEPEP_BUFFER_SIZE_MB (1024 MiB): NVLink"
+            + (" and between hosts" if hosts > 1 else ""),
+            "vLLM 0.33.0 distributed/device_communicators/all2all.py:DeepEPHTAll2AllManager",
+        )
+    ]
+
+
+def uses_all2all(layout: Layout) -> bool:
+    """Whether tokens are sent to the ranks of their experts. fused_moe/config.py."""
+    return layout.expert_parallel_size > 1 and layout.data_parallel_size > 1
+
+
+def all2all_notes(layout: Layout, settings: VllmSettings) -> list[Note]:
+    """Kernels whose buffers are not planned."""
+    backend = settings.all2all_backend
+    if not uses_all2all(layout) or backend in (None, DEFAULT_ALL2ALL, "deepep_high_throughput"):
+        return []
+    message = (
+        f"the buffers of the all-to-all kernels {backend} are not planned: leave room for them"
+    )
+    return [Note(code="all2all", message=message)]
 
 
 def kv_copies(spec: ModelSpec, layout: Layout) -> int:

@@ -145,6 +145,7 @@ _PLANNED = frozenset(
         "enable_eplb",
         "enable_mixed_moe_lora_format",
         "enable_prefix_caching",
+        "enable_sleep_mode",
         "fully_sharded_loras",
         "language_model_only",
         "limit_mm_per_prompt",

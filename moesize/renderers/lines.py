@@ -216,7 +216,8 @@ def ledger_names(plan: Plan) -> list[str]:
         elif len(plan.gpus) == stages:
             names.append(f"GPUs of stage {ledger.pp_stage}")
         else:
-            names.append(f"GPUs like rank {ledger.rank} (stage {ledger.pp_stage})")
+            alike = f"{ledger.count} " if ledger.count else ""
+            names.append(f"{alike}GPUs like rank {ledger.rank} (stage {ledger.pp_stage})")
     return names
 
 

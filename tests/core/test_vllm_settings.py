@@ -100,6 +100,36 @@ def test_fewer_batches_in_flight_hold_fewer_blocks() -> None:
     assert one.kv_cache.max_concurrency > two.kv_cache.max_concurrency
 
 
+def test_buffers_of_all_to_all_kernels() -> None:
+    """VLLM_DEEPEP_BUFFER_SIZE_MB = 1024, once for NVLink and once between hosts of eight."""
+    name = "runtime.all2all"
+    for ranks, buffers in ((8, 1), (16, 2)):
+        request = Request(num_gpus=ranks, data_parallel_size=ranks, expert_parallel=True)
+        found = planned("qwen3-30b-a3b", request, all2all_backend="deepep_high_throughput")
+        assert sizes(found)[name] == buffers * GIB
+        assert name not in sizes(planned("qwen3-30b-a3b", request))
+    request = Request(num_gpus=8, data_parallel_size=8, expert_parallel=True)
+    other = planned("qwen3-30b-a3b", request, all2all_backend="deepep_low_latency")
+    assert "all2all" in [note.code for note in other.warnings]
+
+
+def test_what_sleep_leaves() -> None:
+    found = planned("llama-3.1-8b", Request(), enable_sleep_mode=True)
+    message = next(note.message for note in found.warnings if note.code == "sleep")
+    # 14.957 GiB of parameters.
+    assert "14.96 GiB of weights in host memory" in message
+
+
+def test_balancer_keeps_counts_and_a_layer() -> None:
+    """1000 steps x 94 layers x 160 experts x int32, and 20 experts of 3 x 1536 x 4096 x 2 bytes."""
+    request = Request(
+        num_gpus=8, tensor_parallel_size=8, expert_parallel=True, num_redundant_experts=32
+    )
+    found = planned("qwen3-235b", request, gpu="h200")
+    expected = 1000 * 94 * 160 * 4 + 20 * 3 * 1536 * 4096 * 2
+    assert sizes(found)["runtime.expert_balancer"] == expected
+
+
 def test_blocks_as_told() -> None:
     found = planned("llama-3.1-8b", Request(context_tokens=8192), num_gpu_blocks_override=2048)
     assert found.kv_cache.blocks == 2048
