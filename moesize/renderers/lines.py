@@ -121,6 +121,8 @@ def setting_line(plan: Plan) -> str:
     parts = [] if by_layers else [f"TP {settings['tp']}{star('tp')}"]
     if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
+    if settings["dp"] > 1 and not by_layers:
+        parts.append(f"DP {settings['dp']}")
     if settings["ep"]:
         parts.append("expert parallel")
     parts += [
