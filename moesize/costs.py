@@ -69,6 +69,7 @@ def costs(
     context = settings["context"]
     tp, pp = settings["tp"], settings["pp"]
     sequences = ceil_div(settings["concurrency"], pp)
+    attended = ceil_div(sequences, answer.limiting.attention_dp)
     rank = answer.limiting
     token = flops_per_token(spec, context)
     prompt = prefill_flops(spec, context)
@@ -82,12 +83,15 @@ def costs(
         sequences=sequences,
         kv_read_bytes=round(
             _read_bytes(
-                kv_read_elements(spec, context, tensor_parallel_size=tp), settings["kv_dtype"]
+                kv_read_elements(
+                    spec, context, tensor_parallel_size=tp // answer.limiting.attention_dp
+                ),
+                settings["kv_dtype"],
             )
-            * sequences
+            * attended
             * share
         ),
-        state_bytes=rank.recurrent_bytes * sequences,
+        state_bytes=rank.recurrent_bytes * attended,
         scale_bytes=rank.scale_bytes,
     )
     moe = average_distinct_experts(spec, sequences)

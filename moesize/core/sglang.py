@@ -217,7 +217,7 @@ def plan_sglang(
         )
         for plan in plans
     )
-    refusal = _refusal(plans, resolved, request)
+    refusal = _refusal(plans, resolved, request, profile.pool_rules)
     return EngineAnswer(
         deployment=_deployment(gpu, request, profile, resolved, sizes),
         defaulted=_defaulted(request),
@@ -230,6 +230,7 @@ def plan_sglang(
             parameter_bytes=worst.weights.parameter_bytes,
             num_layers=len(worst.stage.layers),
             recurrent_bytes=worst.cells.state_bytes,
+            attention_dp=resolved.attention_dp,
         ),
         warnings=(*resolved.notes, *_warnings(spec, gpu, ledgers[limiting], resolved, sizes)),
         refusal=refusal,
@@ -257,9 +258,10 @@ def _resolve(spec: ModelSpec, gpu: GpuSpec, request: Request, profile: SglangPro
     major = _capability_major(gpu)
     algorithm, draft_layers = _speculation(spec, request, settings, notes)
     topk = settings.speculative_eagle_topk or 1
+    rocm = gpu.vendor.lower() == "amd"
     hybrid = any(mixer.state() for mixer in _mixers(spec))
     backend = settings.attention_backend or _default_backend(
-        spec, facts, major, latent=latent, sparse=sparse, branching=topk > 1
+        spec, facts, major, latent=latent, sparse=sparse, branching=topk > 1, rocm=rocm
     )
     strategy = _state_strategy(spec, settings, facts) if hybrid else ""
     if hybrid and not settings.attention_backend and backend == "trtllm_mha":
@@ -582,10 +584,13 @@ def _default_backend(
     latent: bool,
     sparse: bool,
     branching: bool,
+    rocm: bool,
 ) -> str:
-    """What SGLang picks on NVIDIA, as far as it decides pages and workspaces."""
+    """What SGLang picks, as far as it decides pages and workspaces."""
     if sparse:
         return "dsa"
+    if rocm:
+        return "aiter"
     kind = spec.model_type
     if latent:
         if major == 10 and kind in facts["trtllm_mla_types"]:
@@ -1160,12 +1165,20 @@ def _activations(spec: ModelSpec, resolved: _Resolved, constants: Constants) -> 
     )
 
 
-def _refusal(plans: tuple[_StagePlan, ...], resolved: _Resolved, request: Request) -> str:
+def _refusal(
+    plans: tuple[_StagePlan, ...], resolved: _Resolved, request: Request, rules: PoolRules
+) -> str:
     """Why SGLang would not start, whatever is asked of it; empty when it starts."""
     if request.kv_cache_bytes is not None:
         return ""
+    window, held = resolved.pool_options.window_tokens + resolved.page, plans[0].sizes.window_tokens
     for plan in plans:
         rest = plan.rest[0]
+        if plan.sizes.tokens > 0 and rules.refuses_small_windows and 0 < held <= window:
+            return (
+                f"SGLang does not start: the sliding-window pool of {held:,} tokens cannot hold "
+                f"one request, which takes {window:,}"
+            )
         if plan.sizes.tokens > 0:
             continue
         free = plan.budget / resolved.fraction
