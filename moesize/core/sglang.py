@@ -434,14 +434,17 @@ def _layout(
     attention_dp = 1
     if attention:
         attention_dp = d or t
-        if request.data_parallel_size is None and d:
-            attention_dp = t
-            notes.append(
-                Note(
-                    code="dp-attention",
-                    message=f"--dp is not given: attention is data-parallel over all {t} ranks",
+        if attention_dp == 1 and t > 1:
+            if facts["dp_attention_of_one"] == "refused":
+                raise InvalidDeploymentError(
+                    "SGLang refuses --enable-dp-attention with a data-parallel size of 1",
+                    f"add --dp {t}, or a divisor of it",
                 )
+            message = (
+                "SGLang switches data-parallel attention off while --dp is 1; "
+                f"--dp {t} gives every rank sequences of its own"
             )
+            notes.append(Note(code="dp-attention", message=message))
         if t % attention_dp:
             raise InvalidDeploymentError(
                 f"SGLang refuses --dp {attention_dp} for attention: it does not divide --tp {t}",
@@ -890,9 +893,13 @@ def _draft_weights(
     capability, rocm = _capability_text(gpu), gpu.vendor.lower() == "amd"
     if request.draft is not None:
         draft = request.draft.spec
+        kept = request.draft.stored
+        if resolved.algorithm.startswith("EAGLE"):
+            # set_embed: the model's embedding serves the draft, whose own is freed.
+            kept = tuple(item for item in kept if item.entry.section != "embedding")
         found[-1] = sglang_weights(
             draft,
-            request.draft.stored,
+            kept,
             resolved.weight_ranks,
             sglang_stages(draft.num_layers, 1, rest_last=False)[0],
             compute_capability=capability,

@@ -137,6 +137,34 @@ def test_data_parallel_attention_copies_attention_and_nothing_else() -> None:
     assert split.deployment["gpu_memory_utilization"] == round((143771 - 16384 - 9216) / 143771, 3)
 
 
+def test_attention_data_parallel_of_one_is_off() -> None:
+    """0.5.2 and later switch it off, 0.4 asserts dp_size > 1 (srt/server_args.py)."""
+    answer = plan("deepseek-v3", dp_attention=True)
+    assert answer.deployment["engine_settings"]["dp_attention"] is False
+    assert items(answer) == items(plan("deepseek-v3"))
+    assert "dp-attention" in {note.code for note in answer.warnings}
+    with pytest.raises(InvalidDeploymentError, match="data-parallel size of 1"):
+        plan("deepseek-v3", dp_attention=True, engine_version="0.4.9")
+
+
+def test_sparse_attention_was_data_parallel_in_0_5_5() -> None:
+    """0.5.5 srt/server_args.py: DP attention is enabled for DeepSeek NSA; 0.5.8 leaves it."""
+    before, after = (plan("deepseek-v3.2", engine_version=v) for v in ("0.5.5", "0.5.8"))
+    assert before.deployment["dp"] == 8
+    assert after.deployment["dp"] == 1
+
+
+def test_a_larger_fraction_is_suggested_where_it_helps() -> None:
+    """Qwen3-8B on an L4: 0.5.23 takes 0.684 by itself, which is less than the weights."""
+    answer = moesize.plan("qwen3-8b", gpu="l4", engine="sglang", context=4096)
+    assert not answer.fits
+    (options,) = [s.options for s in answer.suggestions if "static fraction" in s.what]
+    share = float(options[1])
+    assert moesize.plan(
+        "qwen3-8b", gpu="l4", engine="sglang", context=4096, gpu_memory_utilization=share
+    ).fits
+
+
 def test_a_grouped_query_model_keeps_more_heads_with_data_parallel_attention() -> None:
     plain = plan("qwen3-235b-a22b-fp8", gpus=8)
     split = plan("qwen3-235b-a22b-fp8", gpus=8, dp_attention=True, dp=8)
