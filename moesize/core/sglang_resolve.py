@@ -62,7 +62,8 @@ _BACKEND_PAGES = {
     "ascend": (128,),
 }
 _FA4_PAGE = 128
-# The default MTP settings of --speculative-algorithm EAGLE (speculative_hook.py).
+# Algorithms that need no draft model, and the requests that speculation allows unless told
+# otherwise (srt/arg_groups/speculative_hook.py).
 _DRAFT_FREE = ("NGRAM",)
 _SPECULATIVE_RUNNING = 48
 # Vision configs that do not name layers and width as the heuristic reads them; it takes 24 and 1024
