@@ -64,7 +64,9 @@ def ranks(attention: int, others: int | None = None, **changes: int) -> WeightRa
     ],
 )
 def test_weights_of_logs(model: str, chosen: WeightRanks, logged_gib: float) -> None:
-    """Free memory before and after loading; it wanders by 0.15 GiB between ranks."""
+    """Free memory before and after loading. The tolerance was set after the four were seen; the
+    quantized (modelslim) checkpoints of the same logs are 0.1 to 3.3 GiB above and not modelled.
+    """
     spec, _ = resolve_model(model, online=False)
     (stage,) = sglang_stages(spec.num_layers, 1, rest_last=False)
     weights = sglang_weights(spec, published(spec), chosen, stage)
@@ -105,7 +107,10 @@ def test_stages(layers: int, stages: int, rest_last: bool, expected: list[int]) 
 
 
 def test_pool_of_a_server_on_four_h100() -> None:
-    """vllm issue 21348: Qwen3-235B-A22B-FP8, TP4, 0.93: 367404 tokens, 16.46 GiB."""
+    """vllm issue 21348: Qwen3-235B-A22B-FP8, TP4, 0.93: 367404 tokens, 16.46 GiB.
+
+    The thread names no version; 0.4.9 is that of its date. Best guess: 5.8 % too many tokens.
+    """
     answer = plan(
         "qwen3-235b-a22b-fp8", H100, 4, engine_version="0.4.9", gpu_memory_utilization=0.93
     )
