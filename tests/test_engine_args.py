@@ -481,6 +481,22 @@ def test_sizes_say_how_many_gpus() -> None:
     assert "use 4 of the 8 GPUs" in notes[0].message
 
 
+def test_a_command_without_sizes_uses_one_gpu() -> None:
+    changed, notes = apply_engine_arguments(Request(num_gpus=8), "vllm serve a/b")
+    assert changed.num_gpus == 8
+    assert "would use 1 of the 8 GPUs" in notes[0].message
+    assert apply_engine_arguments(Request(num_gpus=8), "--max-num-seqs 4")[1] == ()
+    given = Request(num_gpus=8, tensor_parallel_size=8)
+    assert apply_engine_arguments(given, "vllm serve a/b")[1] == ()
+
+
+def test_replicas_need_gpus_of_their_own() -> None:
+    changed, _ = apply_engine_arguments(Request(), "vllm serve a/b -tp 2 -dp 4")
+    assert (changed.data_parallel_size, changed.num_gpus) == (4, 8)
+    changed, _ = apply_engine_arguments(Request(), "vllm serve a/b -dp 4")
+    assert changed.num_gpus == 4
+
+
 def test_settings_of_an_engine_become_its_dataclass() -> None:
     from moesize.core.hf_transformers import TransformersSettings
 
