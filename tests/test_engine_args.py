@@ -145,7 +145,7 @@ def test_vllm_container_of_the_documentation() -> None:
 
 
 def test_sglang_launch_server() -> None:
-    # sgl-project/sglang 0.5.2 docs/basic_usage/deepseek.md (DP attention on 8 GPUs), with a size.
+    # Written for this test in the form of SGLang's documentation; flags: 0.5.23 server_args.py.
     command = parse_serve_command(
         "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3 --tp 8 --dp 8 "
         "--enable-dp-attention --trust-remote-code --mem-fraction-static 0.85 "
@@ -169,7 +169,7 @@ def test_sglang_launch_server() -> None:
 
 
 def test_text_generation_launcher_reads_its_variables() -> None:
-    # GoogleCloudPlatform/kubernetes-engine-samples tgi-7b-bitsandbytes-nf4.yaml in other words.
+    # Options and variables: TGI 3.3.7 docs/source/reference/launcher.md.
     command = parse_serve_command(
         "QUANTIZE=bitsandbytes-nf4 NUM_SHARD=2 text-generation-launcher "
         "--model-id tiiuae/falcon-7b-instruct --max-total-tokens 4096 --num-shard 1"
@@ -177,6 +177,18 @@ def test_text_generation_launcher_reads_its_variables() -> None:
     assert command.model == "tiiuae/falcon-7b-instruct"
     assert command.scheme == "nf4"
     assert values(command) == {"tensor_parallel_size": 1, "context_tokens": 4096}
+
+
+def test_variables_of_a_manifest() -> None:
+    # GoogleCloudPlatform/kubernetes-engine-samples ai-ml tgi-7b-bitsandbytes-nf4.yaml
+    command = parse_serve_command(
+        ["--model-id=$(MODEL_ID)", "--num-shard=2", "--quantize=bitsandbytes-nf4"],
+        engine="tgi",
+        env={"MODEL_ID": "google/gemma-7b", "PORT": "8000"},
+    )
+    assert (command.model, command.scheme) == ("google/gemma-7b", "nf4")
+    assert values(command) == {"tensor_parallel_size": 2}
+    assert (command.unknown, command.open_values) == ((), ())
 
 
 def test_trtllm_serve() -> None:
