@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moesize._version import __version__
 from moesize.audit_advice import Advice, advice_for
 from moesize.audit_terms import Term, measured, terms_of
-from moesize.core.errors import MoesizeError, UnknownNameError
+from moesize.core.errors import InvalidInputError, MoesizeError, UnknownNameError
 from moesize.core.gpu import GpuSpec, MemoryReading
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import Plan
@@ -40,7 +40,7 @@ class AsRun:
     """A deployment that can be planned again with a change.
 
     gpu     None when neither the log nor the command line names one
-    args    the engine's own flags: from the log, then those given
+    args    the engine's own flags from the log; `given` are those of the command line, verbatim
     """
 
     engine: str
@@ -50,11 +50,17 @@ class AsRun:
     gpu: GpuSpec | None
     gpus: int | None
     args: tuple[str, ...]
+    given: str = ""
 
     def plan(self, extra: tuple[str, ...] = (), *, kv_bytes: int | None = None) -> Plan:
         """The plan with flags added (the last one of a name counts). Raises MoesizeError."""
         from moesize.api import plan
 
+        text = shlex.join(self.args)
+        # The last flag of a name counts, but a whole command begins with its own words.
+        own = self.given.strip()
+        text = f"{text} {own}" if own.startswith("-") else f"{own} {text}"
+        text = f"{text} {shlex.join(extra)}".strip()
         return plan(
             self.spec,
             gpu=self.gpu or find_gpu(_ANY_GPU).spec,
@@ -63,7 +69,7 @@ class AsRun:
             engine=self.engine,
             engine_version=self.version,
             kv_cache_memory=kv_bytes,
-            engine_args=shlex.join((*self.args, *extra)) or None,
+            engine_args=text or None,
             suggest=False,
         )
 
@@ -238,9 +244,8 @@ def _as_run(
 ) -> tuple[AsRun | None, str]:
     """The deployment of a start, or why it cannot be planned. Bad options raise."""
     from moesize.audit_model import model_of
-    from moesize.cli import read_engine_args
 
-    given = tuple(read_engine_args(engine_args)) if engine_args else ()
+    given = _words(engine_args or "")
     device = _gpu(start, gpu, notes)
     if quant is not None:
         from moesize.core.quantization import FAMILY_WORDS, find_scheme
@@ -271,10 +276,18 @@ def _as_run(
             quant=found.quant,
             gpu=device,
             gpus=gpus or _ranks(start, given),
-            args=(*_flags(start), *given),
+            args=_flags(start),
+            given=engine_args or "",
         ),
         "",
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text, comments=True))
+    except ValueError as error:
+        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error
 
 
 def _gpu(start: Start, given: str | None, notes: list[str]) -> GpuSpec | None:

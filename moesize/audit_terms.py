@@ -136,7 +136,8 @@ def _judge(
 ) -> Term:
     ok: bool | None = None
     if band is not None:
-        slack = TOLERANCE.get(name, _OTHERWISE) * abs(band.best) if band.low == band.high else 0.0
+        share = _OTHERWISE if band.low == band.high else 0.0
+        slack = TOLERANCE.get(name, share) * abs(band.best)
         # The log rounds, and one of its digits more is no disagreement.
         slack += logged.step
         ok = band.low - slack <= logged.value <= band.high + slack
@@ -175,7 +176,7 @@ def _gap(name: str, logged: _Logged, band: _Band, unit: str = "bytes") -> str:
     text = f"{_text(abs(apart), unit)} {more} than predicted"
     if band.low != band.high and band.low - logged.step <= logged.value <= band.high + logged.step:
         return f"{text}, inside the band {_text(band.low, unit)} to {_text(band.high, unit)}"
-    if band.low != band.high:
+    if band.low != band.high and abs(apart) > TOLERANCE.get(name, 0.0) * abs(band.best):
         return f"{text}, outside the band {_text(band.low, unit)} to {_text(band.high, unit)}"
     share = TOLERANCE.get(name, _OTHERWISE)
     if abs(apart) <= share * abs(band.best) + logged.step:
@@ -489,10 +490,9 @@ def _sglang_terms(
     )
     draft = pick(lambda i: i.category == "draft" and "kv" not in i.name)
     put("draft_weights", _over_ranks(start, "draft_weights", least=False), draft, "bytes", "")
-    pool = _summed(start, "kv_pool")
-    put("kv_cache", pool, kv_band, "bytes", "")
-    state = _summed(start, "state")
-    put("state", state, pick(lambda i: _is_state(i.name)), "bytes", "")
+    pool = _summed(start, "kv_pool", "state")
+    states = start.last("state") is not None
+    put("kv_cache", pool, kv_band, "bytes", "KV pool and states together" if states else "")
     tokens = _over_ranks(start, "kv_tokens", least=True) or _over_ranks(
         start, "pool_tokens", least=True
     )
@@ -512,15 +512,16 @@ def _is_state(name: str) -> bool:
     return any(word in name for word in ("state", "mamba", "recurrent"))
 
 
-def _summed(start: Start, name: str) -> _Logged | None:
+def _summed(start: Start, *names: str) -> _Logged | None:
     """Several buffers of one rank (K and V, full and sliding) as one figure, the least rank's."""
     by_rank: dict[str, list[Seen]] = {}
-    for item in start.all(name):
-        by_rank.setdefault(item.rank, []).append(item)
+    for item in start.seen:
+        if item.name in names:
+            by_rank.setdefault(item.rank, []).append(item)
     if not by_rank:
         return None
     totals = {
-        rank: (sum(i.value for i in found), sum(i.step for i in found) / 2, found[-1].line)
+        rank: (sum(i.value for i in found), sum(i.step for i in found), found[-1].line)
         for rank, found in by_rank.items()
     }
     value, step, line = min(totals.values())
