@@ -168,12 +168,14 @@ def _gguf(start: Start, model: str | None, quant: str | None, online: bool) -> L
 def _gguf_type(stem: str, ftype: str) -> str:
     named = _GGUF_TYPE.search(stem)
     if named is not None:
-        return named[1].upper()
+        found = named[1].upper()
+        return "MXFP4_MOE" if found == "MXFP4" else found
     match = _FTYPE.match(ftype.strip())
     if match is None:
         return ""
     size = {"Small": "_S", "Medium": "_M", "Large": "_L"}.get(match[2] or "", "")
-    return match[1].upper() + size
+    found = match[1].upper() + size
+    return "MXFP4_MOE" if found == "MXFP4" else found
 
 
 def _differences(spec: ModelSpec, start: Start) -> list[str]:
