@@ -252,9 +252,8 @@ def _as_run(
 
         if quant.strip().lower() not in (*FAMILY_WORDS, "checkpoint", "auto"):
             find_scheme(quant)
-    try:
-        engine = engine_id(start.engine)
-    except UnknownNameError:
+    engine = _engine(start)
+    if not engine:
         return None, f"{start.engine} is not planned yet"
     try:
         found = model_of(start, model, quant, online)
@@ -281,6 +280,19 @@ def _as_run(
         ),
         "",
     )
+
+
+def _engine(start: Start) -> str:
+    """The engine that is planned; empty when there is none."""
+    names = [start.engine]
+    if start.settings.get("program") == "ik_llama.cpp":
+        names.insert(0, "ik_llama.cpp")  # a fork with rules of its own, where they are known
+    for name in names:
+        try:
+            return engine_id(name)
+        except UnknownNameError:
+            continue
+    return ""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -400,6 +412,12 @@ def _flags(start: Start) -> tuple[str, ...]:
             out.append("--no-" + name.replace("_", "-"))
         else:
             out += [flag, str(value)]
+    if start.engine == "llama.cpp":
+        if "parallel" not in start.flags and start.last("kv") is not None:
+            out += ["--parallel", "1"]  # builds that do not print it had one sequence
+        if start.host_experts:
+            layers = "|".join(str(layer) for layer in sorted(start.host_experts))
+            out += ["--override-tensor", rf"blk\.({layers})\.ffn_.*_exps=CPU"]
     return tuple(out)
 
 

@@ -10,7 +10,7 @@ from moesize.core.records import dataclass
 from moesize.core.units import GIB, format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from moesize.audit import AsRun
     from moesize.core.plan import Plan
@@ -22,6 +22,7 @@ _LEAST_GAIN = 0.02
 # Left on the card beside the budget, beyond what the estimates say lies outside it.
 _SPARE_BYTES = GIB // 2
 _HIGHEST_SHARE = 0.95
+_LLAMA = ("llama.cpp", "ik_llama.cpp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ class _Tries:
     def fewer_sequences(self) -> Advice | None:
         sequences = self.settings["max_num_seqs"]
         flag = {"sglang": "--max-running-requests"}.get(self.run.engine, "--max-num-seqs")
-        if not sequences or self.run.engine == "llama.cpp":
+        if not sequences or self.run.engine in _LLAMA:
             return None
         for fewer in (256, 64, 16):
             if fewer >= sequences:
@@ -214,7 +215,7 @@ class _Tries:
         return None
 
     def smaller_cache(self) -> Advice | None:
-        if self.run.engine == "llama.cpp":
+        if self.run.engine in _LLAMA:
             flags: tuple[str, ...] = (
                 "--cache-type-k",
                 "q8_0",
@@ -272,6 +273,8 @@ class _Tries:
         for advice in (
             self.free_first(),
             self.shorter_context(),
+            self.experts_on_host(),
+            self.layers_on_host(),
             self.fewer_sequences(),
             self.shorter_batches(),
             self.higher_utilization(),
@@ -312,9 +315,8 @@ class _Tries:
         longest = longest // 1024 * 1024 if longest >= 2048 else longest // 16 * 16
         if not 0 < longest < context:
             return None
-        flag = {"sglang": "--context-length", "llama.cpp": "--ctx-size"}.get(
-            self.run.engine, "--max-model-len"
-        )
+        flag = "--ctx-size" if self.run.engine in _LLAMA else "--max-model-len"
+        flag = "--context-length" if self.run.engine == "sglang" else flag
         other = self.attempt(flag, str(longest))
         if other is None or (kept is None and not other.fits):
             return None
@@ -322,6 +324,55 @@ class _Tries:
             what=f"a context of {longest:,} tokens instead of {context:,}",
             options=(flag, str(longest)),
             detail="what the KV memory of the log holds" if kept is not None else "",
+            gain_bytes=0,
+            gain_tokens=0,
+            fits=True,
+        )
+
+    def experts_on_host(self) -> Advice | None:
+        """llama.cpp: the fewest layers whose experts must stay on the host."""
+        if self.run.engine not in _LLAMA or not self.plan.model.params.by_group["routed_experts"]:
+            return None
+        return self._fewest(
+            self.plan.model.num_layers,
+            lambda n: ("--n-cpu-moe", str(n)),
+            lambda n: f"the experts of {n} layers on the host",
+        )
+
+    def layers_on_host(self) -> Advice | None:
+        """llama.cpp: the most layers that fit on the GPU."""
+        if self.run.engine not in _LLAMA:
+            return None
+        layers = self.plan.model.num_layers
+        return self._fewest(
+            layers,
+            lambda n: ("--n-gpu-layers", str(layers + 1 - n)),
+            lambda n: f"{layers + 1 - n} of {layers + 1} layers on the GPU",
+        )
+
+    def _fewest(
+        self,
+        most: int,
+        flags: Callable[[int], tuple[str, ...]],
+        what: Callable[[int], str],
+    ) -> Advice | None:
+        """The least number from 1 to `most` that fits, by halving."""
+        low, high = 0, most
+        best = self.attempt(*flags(high))
+        if best is None or not best.fits:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            plan = self.attempt(*flags(middle))
+            if plan is not None and plan.fits:
+                high, best = middle, plan
+            else:
+                low = middle
+        ledger = best.gpus[0]
+        return Advice(
+            what=what(high),
+            options=flags(high),
+            detail=f"{format_gib(ledger.used_bytes)} of {format_gib(ledger.usable_bytes)} used",
             gain_bytes=0,
             gain_tokens=0,
             fits=True,

@@ -542,7 +542,9 @@ def _llama_terms(
     devices = _llama_devices(start)
     for name, test in _LLAMA_TERMS:
         by_device: dict[str, list[Seen]] = {}
-        for item in start.all(name):
+        # A model that found no room: what was asked for stands in its place.
+        asked = start.all("asked") if name == "model" and not start.all(name) else []
+        for item in start.all(name) or asked:
             by_device.setdefault(_device_key(item.rank), []).append(item)
         for device, found in by_device.items():
             if name == "compute":  # reserved anew: the last one stands
@@ -561,6 +563,11 @@ def _llama_terms(
                 out.append(_judge(name, "bytes", logged, None, words, rank=device))
             else:
                 gap = _gap(name, logged, band)
+                if name == "model" and device == "host" and logged.value > 2 * band.best:
+                    gap += (
+                        "; were tensors kept on the host (-ot, --n-cpu-moe)? the log does not say "
+                        "which: give --engine-args"
+                    )
                 out.append(_judge(name, "bytes", logged, band, gap, rank=device))
     return tuple(out)
 
@@ -580,7 +587,7 @@ def _device_key(name: str) -> str:
 
 def _llama_devices(start: Start) -> list[str]:
     """GPUs in the order of their numbers: the ranks of the plan."""
-    names = {s.rank for s in start.seen if s.name in ("model", "kv", "state", "compute")}
+    names = {s.rank for s in start.seen if s.name in ("model", "kv", "state", "compute", "asked")}
     return sorted((n for n in names if _device_key(n) != "host"), key=lambda n: (len(n), n))
 
 
