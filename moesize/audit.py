@@ -413,7 +413,7 @@ def _flags(start: Start) -> tuple[str, ...]:
         else:
             out += [flag, str(value)]
     if start.engine == "llama.cpp":
-        if "parallel" not in start.flags and start.last("kv") is not None:
+        if "parallel" not in start.flags and (start.last("kv") or not start.version):
             out += ["--parallel", "1"]  # builds that do not print it had one sequence
         if start.host_experts:
             layers = "|".join(str(layer) for layer in sorted(start.host_experts))

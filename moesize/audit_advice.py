@@ -359,12 +359,12 @@ class _Tries:
         """The least number from 1 to `most` that fits, by halving."""
         low, high = 0, most
         best = self.attempt(*flags(high))
-        if best is None or not best.fits:
+        if best is None or not (best.fits and best.verdict.certain):
             return None
         while high - low > 1:
             middle = (low + high) // 2
             plan = self.attempt(*flags(middle))
-            if plan is not None and plan.fits:
+            if plan is not None and plan.fits and plan.verdict.certain:
                 high, best = middle, plan
             else:
                 low = middle

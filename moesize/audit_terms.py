@@ -540,6 +540,7 @@ def _llama_terms(
     del run
     out = []
     devices = _llama_devices(start)
+    mix = _other_mix(start, plan)
     for name, test in _LLAMA_TERMS:
         by_device: dict[str, list[Seen]] = {}
         # A model that found no room: what was asked for stands in its place.
@@ -568,8 +569,24 @@ def _llama_terms(
                         "; were tensors kept on the host (-ot, --n-cpu-moe)? the log does not say "
                         "which: give --engine-args"
                     )
+                if name == "model" and mix and abs(logged.value - band.best) > logged.step:
+                    gap += f"; {mix}"
                 out.append(_judge(name, "bytes", logged, band, gap, rank=device))
     return tuple(out)
+
+
+def _other_mix(start: Start, plan: Plan | None) -> str:
+    """The file is not the size that this type has today: quantizers mixed other types."""
+    file = start.last("file_size")
+    if file is None or plan is None:
+        return ""
+    ours = plan.quantization.weight_bytes
+    if abs(file.value - ours) <= max(file.step, ours / 200):
+        return ""
+    return (
+        f"the file has {format_gib(round(file.value))} of tensors, {plan.quantization.scheme} as "
+        f"it is made today {format_gib(ours)}: --model FILE.gguf plans the file itself"
+    )
 
 
 _LLAMA_TERMS: tuple[tuple[str, Callable[[MemoryItem], bool]], ...] = (

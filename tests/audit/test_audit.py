@@ -292,3 +292,40 @@ def test_the_function() -> None:
     with pytest.raises(MoesizeError):
         audit("no such file")
     json.dumps(found.to_dict())
+
+
+def test_flags_are_those_that_the_log_shows() -> None:
+    """As they would be typed: what `plan --engine-args` is given."""
+    from moesize.audit import _flags
+    from moesize.logs.detect import read_log
+
+    def flags(name: str) -> str:
+        return " ".join(_flags(read_log(str(LOGS / name)).start))
+
+    assert "--tensor-parallel-size 4" in flags("vllm-qwen2.5-14b-tp4.log")
+    assert "--max-model-len 16384" in flags("vllm-qwen2.5-14b-tp4.log")
+    v0 = flags("vllm-v0-llama-3.1-8b.log")
+    assert "--max-num-seqs 256" in v0
+    assert "--enforce-eager" in v0
+    assert "--tensor-parallel-size" not in v0
+    sglang = flags("sglang-qwen3.5-9b-tp2.log")
+    assert "--tp-size 2" in sglang
+    assert "--mem-fraction-static 0.8" in sglang
+    assert "--disable-cuda-graph" in sglang
+    llama = flags("llama-server-gpt-oss-20b.log")
+    for words in ("--ctx-size 131072", "--n-gpu-layers 25", "--parallel 1", "--cache-type-k f16"):
+        assert words in llama
+
+
+def test_speculative_settings_are_passed_on_as_json(tmp_path: Path) -> None:
+    from moesize.audit import _flags
+    from moesize.logs.detect import read_log
+
+    path = tmp_path / "log"
+    text = H100.read_text(encoding="utf-8").replace(
+        "'max_num_seqs': 64", "'speculative_config': {'method': 'mtp', 'num_speculative_tokens': 2}"
+    )
+    path.write_text(text, encoding="utf-8")
+    found = _flags(read_log(str(path)).start)
+    value = found[found.index("--speculative-config") + 1]
+    assert json.loads(value) == {"method": "mtp", "num_speculative_tokens": 2}
