@@ -438,7 +438,7 @@ _PRIVATE = ("engine_line", "pool_end", "second_model", "version_line", "server")
 
 def _outcome(start: Start, run: AsRun | None, plan: Plan | None) -> Outcome:
     failure: Failure | None = start.failure
-    if start.ready and (failure is None or failure.kind == "unknown"):
+    if start.ready:  # what failed later is no matter of the start
         logged, cause, line = "started", "", 0
     elif failure is not None:
         logged, cause, line = "failed", _cause(start, failure), failure.line

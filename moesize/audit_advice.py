@@ -21,7 +21,7 @@ _MOST = 6
 _LEAST_GAIN = 0.02
 # Left on the card beside the budget, beyond what the estimates say lies outside it.
 _SPARE_BYTES = GIB // 2
-_HIGHEST_SHARE = 0.95
+_HIGHEST_SHARE, _LOWEST_SHARE = 0.95, 0.3
 _LLAMA = ("llama.cpp", "ik_llama.cpp")
 
 
@@ -192,6 +192,8 @@ class _Tries:
         if highest < share + 0.01:
             return None
         if self.failed:
+            if self.start.failure is not None and self.start.failure.kind == "out_of_memory":
+                return None  # the card itself was full
             return self.least_utilization(share, highest)
         found = self.compare("", ("--gpu-memory-utilization", f"{highest:g}"))
         return found and _named(
@@ -272,6 +274,7 @@ class _Tries:
         """The smallest changes that fit, by kind."""
         for advice in (
             self.free_first(),
+            self.lower_utilization(),
             self.shorter_context(),
             self.experts_on_host(),
             self.layers_on_host(),
@@ -295,6 +298,28 @@ class _Tries:
         found = self.compare("", ("--gpu-memory-utilization", f"{share:g}"))
         return found and _named(
             found, f"gpu-memory-utilization {share:g}: what is free now; or end what holds the rest"
+        )
+
+    def lower_utilization(self) -> Advice | None:
+        """Out of memory beside a KV cache that is there: the cache is too large for the rest."""
+        failure, share = self.start.failure, self.settings["gpu_memory_utilization"]
+        cached = self.start.last("kv_tokens") or self.start.last("kv_cache")
+        if failure is None or failure.kind not in ("out_of_memory", "graphs_failed"):
+            return None
+        if share is None or cached is None or self.run.engine != "vllm":
+            return None
+        ledger, asked = self.plan.gpus[0], self.start.last("asked")
+        more = _SPARE_BYTES + (round(asked.value) if asked is not None else 0)
+        outside = sum(i.high_bytes for i in ledger.items if not i.in_budget)
+        room = (ledger.usable_bytes - outside) / ledger.usable_bytes
+        lower = math.floor(min(share - more / ledger.usable_bytes, room) * 100) / 100
+        if lower < _LOWEST_SHARE:
+            return None
+        found = self.compare("", ("--gpu-memory-utilization", f"{lower:g}"))
+        return found and _named(
+            found,
+            f"gpu-memory-utilization {lower:g} instead of {share:g}: the engine ran out of memory "
+            "beside its KV cache",
         )
 
     def shorter_context(self) -> Advice | None:

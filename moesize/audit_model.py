@@ -91,7 +91,10 @@ def model_of(start: Start, model: str | None, quant: str | None, online: bool) -
             base = expression.sub("", name.lower())
             found = _catalogue_spec(base) if base != name.lower() else None
             if found is not None:
-                note = f"{start.model} is planned as {found.title} in {quant or scheme}"
+                note = (
+                    f"{start.model} is planned as {found.title} in {quant or scheme}; what its "
+                    "publisher left in full precision is not in the log: --model config.json has it"
+                )
                 return LoggedModel(found, "catalogue", quant or scheme, note)
     if online:
         spec, source = resolve_model(start.model, online=False)

@@ -409,8 +409,11 @@ def _weights_why(logged: _Logged | None, band: _Band | None, plan: Plan | None) 
         if abs(ratio / factor - 1) < 0.12:
             return words
     if ratio > 1:
-        return "a draft model, adapters, or another model than the one planned"
-    return "another quantization or another model than the one planned"
+        return (
+            "is more loaded than planned (a draft model, adapters, a tower that is not quantized), "
+            "or another model?"
+        )
+    return "is less loaded than planned (no vision tower), or another model or quantization?"
 
 
 def _kv_why(

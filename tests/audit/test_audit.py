@@ -329,3 +329,37 @@ def test_speculative_settings_are_passed_on_as_json(tmp_path: Path) -> None:
     found = _flags(read_log(str(path)).start)
     value = found[found.index("--speculative-config") + 1]
     assert json.loads(value) == {"method": "mtp", "num_speculative_tokens": 2}
+
+
+def test_out_of_memory_beside_the_cache(tmp_path: Path) -> None:
+    """Lines of a log of vLLM 0.13 (github.com/kyuz0/amd-r9700-vllm-toolboxes, Qwen3-14B TP2)."""
+    path = tmp_path / "log"
+    lines = [
+        x for x in H100.read_text(encoding="utf-8").splitlines() if "startup complete" not in x
+    ]
+    lines = [x for x in lines if "init engine" not in x]
+    lines.append(
+        "(Worker_TP1 pid=75617) ERROR 12-19 17:09:52 [multiproc_executor.py:826] "
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 76.00 MiB. GPU 1 has a "
+        "total capacity of 79.19 GiB of which 20.00 MiB is free."
+    )
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = document(path, "--engine-version", "0.30", "--engine-args", "--max-num-seqs 64")
+    assert found["outcome"]["logged"] == "failed"
+    assert found["outcome"]["agrees"] is False
+    assert "after the KV cache was there" in found["outcome"]["cause"]
+    first = found["advice"][0]
+    assert first["options"][0] == "--gpu-memory-utilization"
+    assert 0.85 < float(first["options"][1]) < 0.92
+    # What fails after the start is no failed start.
+    path.write_text(H100.read_text(encoding="utf-8") + lines[-1], encoding="utf-8")
+    assert document(path, "--engine-version", "0.30")["outcome"]["logged"] == "started"
+
+
+def test_a_reason_is_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    text = H100.read_text(encoding="utf-8").replace("Qwen3-30B-A3B-Instruct-2507", "Qwen3-31B-Mine")
+    path.write_text(text, encoding="utf-8")
+    for columns in (80, 140):
+        out = call("audit", str(path), "--engine-version", "0.30", columns=columns).out
+        assert " ".join(out.split()).count("the catalogue does not know") == 1
