@@ -18,7 +18,7 @@ from moesize.core.gpu import GpuSpec, MemoryReading
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import Plan
 from moesize.core.records import dataclass
-from moesize.core.units import GIB, format_gib
+from moesize.core.units import GIB, format_bytes, format_gib
 from moesize.engines import calibration_without, engine_id
 from moesize.gpus import find_gpu
 from moesize.logs.detect import Reading, read_log
@@ -458,7 +458,7 @@ def _outcome(start: Start, run: AsRun | None, plan: Plan | None) -> Outcome:
 
 def _cause(start: Start, failure: Failure) -> str:
     asked = start.last("asked")
-    words = f"{format_gib(round(asked.value))} more was asked for; " if asked is not None else ""
+    words = f"{format_bytes(round(asked.value))} more was asked for; " if asked is not None else ""
     match failure.kind:
         case "context_too_long":
             needed, had = start.last("kv_needed"), start.last("kv_cache")
