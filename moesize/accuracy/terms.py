@@ -149,10 +149,7 @@ def figures_of(report: FieldReport, *, given_blocks: tuple[int, ...]) -> list[Fi
     `given_blocks` are block sizes that a user can give; any other one was made by the engine and
     is compared.
     """
-    if report.engine in ("vllm", "sglang", "transformers", "tgi", "tensorrt-llm"):
-        found = list(_serving_figures(report, given_blocks))
-    else:
-        found = list(_buffer_figures(report))
+    found = [*_serving_figures(report, given_blocks), *_buffer_figures(report)]
     return sorted(found, key=lambda figure: TERMS.index(figure.term))
 
 
@@ -330,7 +327,7 @@ class Plans:
 
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
-        reason = self.model.problem or self.run.problem
+        reason = self._problem()
         if not reason and (self.run.weights_moved or self.run.devices_problem):
             reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
         if not reason and self.model.weights_problem:
@@ -363,11 +360,16 @@ class Plans:
             first.value, min(p.low for p in made), max(p.high for p in made), first.exact_given
         )
 
-    def _refusal(self, figure: Figure) -> str:
-        if self.model.problem:
-            return self.model.problem
-        if self.run.problem:
+    def _problem(self) -> str:
+        """Why nothing of the report can be planned: its engine, its model, or its settings."""
+        if self.run.problem.startswith("engine not planned"):
             return self.run.problem
+        return self.model.problem or self.run.problem
+
+    def _refusal(self, figure: Figure) -> str:
+        problem = self._problem()
+        if problem:
+            return problem
         if figure.term in _NEEDS_WEIGHTS and self.model.weights_problem:
             return f"weights not known: {self.model.weights_problem}"
         if figure.term in _NEEDS_GPU and not self.run.gpu_known:
