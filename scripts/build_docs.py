@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from moesize.accuracy import Accuracy
+    from moesize.accuracy.summary import Accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(

@@ -280,3 +280,74 @@ def test_a_block_that_vllm_made_is_compared() -> None:
     assert terms == ["block_size"]
     assert not figures_of(report(block_size=16), given_blocks=GIVEN_BLOCKS)
     assert not figures_of(report("sglang", block_size=1568), given_blocks=GIVEN_BLOCKS)
+
+
+# Figures of one rank in the form in which SGLang prints them; what is expected of them follows from
+# the bytes of a token and SGLang's formula of the pool, not from a log.
+SGLANG = {
+    "mem_avail_before_load_gb": 78.6,
+    "mem_avail_after_load_gb": 63.4,
+    "weights_gib": 15.2,
+    "kv_cache_gib": 47.0,
+    "max_total_num_tokens": 385_000,
+}
+
+
+def test_an_engine_that_is_added_is_planned_without_a_change_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A planner in the table of engines is all that it takes; here it plans as vLLM does."""
+    import sys
+    from dataclasses import replace
+    from types import ModuleType
+
+    from moesize import engines
+    from moesize.accuracy import runs
+    from moesize.core import vllm
+
+    made = report(
+        "sglang",
+        engine_version="0.5.23",
+        gpu="h100",
+        gpu_total_gib=79.1,
+        tp=1,
+        max_model_len=32768,
+        other_flags=["mem_fraction_static=0.8"],
+        observed=SGLANG,
+    )
+    if "sglang" not in engines._ENGINES:
+        assert {row.not_covered for row in rows_of(made).values()} == {"engine not planned: sglang"}
+    module = ModuleType("fake_sglang")
+    module.PLANS = vllm.PLANS  # type: ignore[attr-defined]
+    module.rules_of = lambda profile: None  # type: ignore[attr-defined]
+
+    def plan(spec: Any, stored: Any, gpu: Any, request: Any, _rules: Any) -> Any:
+        request = replace(request, engine="vllm", engine_version=None)
+        return vllm.plan_vllm(spec, stored, gpu, request, engines.vllm_profile())
+
+    module.plan = plan  # type: ignore[attr-defined]
+    real = engines._data
+    known = {**real("vllm"), "oldest_version": "0.4", "facts": [], "constants": []}
+    monkeypatch.setitem(sys.modules, "fake_sglang", module)
+    monkeypatch.setitem(engines._ENGINES, "sglang", engines._Planner("fake_sglang", "plan"))
+    monkeypatch.setattr(engines, "_data", lambda name: known if name == "sglang" else real(name))
+    monkeypatch.setattr(runs, "read_flags", lambda request, words: request)
+    for cached in (engines.engine_profile, engines.engine_rules):
+        cached.cache_clear()
+    try:
+        rows = rows_of(made)
+    finally:
+        for cached in (engines.engine_profile, engines.engine_rules):
+            cached.cache_clear()
+    assert {term for term, row in rows.items() if row.predicted is not None} == {
+        "weights",
+        "kv_gib",
+        "kv_tokens",
+        "kv_tokens_given_kv",
+        "kv_tokens_given_available",
+    }
+    # 131,072 bytes of K and V a token (8 KV heads x 128 x 2 x 32 layers x 2 bytes).
+    given = rows["kv_tokens_given_kv"]
+    assert given.predicted == pytest.approx(47.0 * GIB / 131072, rel=1e-3)
+    rest = rows["kv_tokens_given_available"]
+    assert rest.predicted == pytest.approx((63.4 - 0.2 * 78.6) * GIB / 131072, rel=1e-3)
