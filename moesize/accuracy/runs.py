@@ -528,8 +528,9 @@ def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
         if flags.get(name) is not None:
             words += [f"--{name}", str(flags[name])]
     overrides = flags.get("override_tensor") or []
-    for pattern in [overrides] if isinstance(overrides, str) else overrides:
-        words += ["--override-tensor", str(pattern).strip('"')]
+    patterns = [overrides] if isinstance(overrides, str) else list(overrides)
+    if patterns:  # one flag for all: of repeated ones the last may count alone
+        words += ["--override-tensor", ",".join(str(p).strip('"') for p in patterns)]
     if flags.get("n_cpu_moe"):
         words += ["--n-cpu-moe", str(flags["n_cpu_moe"])]
     if flags.get("tensor_split"):

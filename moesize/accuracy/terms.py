@@ -301,6 +301,9 @@ class Plans:
                 made: Plan | str = plan_run(self.model, self.run.candidates[candidate], **changes)
             except MoesizeError as error:
                 made = error.message
+            except (ValueError, OverflowError) as error:
+                # A setting that no planner expects from the command line; the rest still counts.
+                made = f"{type(error).__name__}: {error}"[:200]
             self._kept[key] = made
         found = self._kept[key]
         if isinstance(found, str):

@@ -170,7 +170,7 @@ def test_flags_of_a_log_as_they_would_be_typed(monkeypatch: pytest.MonkeyPatch) 
         *("--ctx-size", "32768", "--ubatch-size", "1024"),
         *("--cache-type-k", "q8_0", "--cache-type-v", "q8_0"),
         *("--flash-attn", "on", "--n-gpu-layers", "27"),
-        *("--override-tensor", "exps=CPU", "--override-tensor", "blk\\.3.*=CUDA0"),
+        *("--override-tensor", "exps=CPU,blk\\.3.*=CUDA0"),
         *("--tensor-split", "17,13"),
     ]
     words = runs._serving_words(
