@@ -38,6 +38,18 @@ _SAME_MEMORY = 0.02
 _HALF_UNIT_GIB = 0.005
 # Block sizes that vLLM takes from the command line; others it made itself (hybrid models).
 GIVEN_BLOCKS = (16, 32, 64, 128)
+# Flags that change what is beside weights and caches (buffers of communication, graphs, the profile
+# run), but neither of these: where they are not planned, both can still be compared.
+_BESIDE_WEIGHTS_AND_CACHES = frozenset(
+    (
+        "--chunked-prefill-size",
+        "--cuda-graph-max-bs",
+        "--deepep-mode",
+        "--disaggregation-mode",
+        "--kv-transfer-config",
+        "--moe-a2a-backend",
+    )
+)
 # Flags of a log that are settings of the report anyway, or change no memory.
 _PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
 
@@ -59,6 +71,7 @@ class Run:
     problem       why nothing can be planned; no candidates then
     gpu           what is shown: the card's id, or empty when it is not known
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
+    unplanned        flags that are not planned and change what lies beside weights and caches
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
@@ -72,6 +85,7 @@ class Run:
     notes: tuple[str, ...] = ()
     devices_problem: str = ""
     weights_moved: str = ""
+    unplanned: str = ""
 
 
 def run_of(report: FieldReport, model: Resolved) -> Run:
@@ -87,7 +101,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
     notes = [versions.note] if versions.note else []
     try:
         gpus, gpu, gpu_notes = _gpus(report)
-        requests = _requests(report, engine, versions.names)
+        requests, unplanned = _requests(report, engine, versions.names)
     except (_NotCoveredError, MoesizeError) as error:
         kind = "" if isinstance(error, _NotCoveredError) else "settings refused: "
         return replace(base, problem=f"{kind}{error}", notes=tuple(notes))
@@ -100,6 +114,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu=gpu,
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
+        unplanned=unplanned,
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
@@ -227,10 +242,14 @@ def _with_total(gpu: GpuSpec, total_gib: float) -> GpuSpec:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tuple[Request, ...]:
+def _requests(
+    report: FieldReport, engine: str, versions: tuple[str, ...]
+) -> tuple[tuple[Request, ...], str]:
+    """A request for each version that is planned, and the flags that are not."""
     from moesize.engines import engine_profile
 
     made = []
+    left: dict[str, None] = {}
     for version in versions:
         try:
             engine_profile(engine, version)
@@ -240,8 +259,13 @@ def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tu
             _llamacpp_words(report) if engine in _GGUF_ENGINES else _serving_words(report, engine)
         )
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
-        made.append(_with_latent_mode(read_flags(request, words), report))
-    return tuple(made)
+        request, unplanned = read_flags(request, words)
+        left.update(dict.fromkeys(unplanned))
+        made.append(_with_latent_mode(request, report))
+    text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
+    if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
+        raise _NotCoveredError(text)
+    return tuple(made), text
 
 
 def _with_latent_mode(request: Request, report: FieldReport) -> Request:
@@ -253,10 +277,10 @@ def _with_latent_mode(request: Request, report: FieldReport) -> Request:
     return replace(request, engine_settings=replace(settings, mla=int(mode)))
 
 
-def read_flags(request: Request, words: list[str]) -> Request:
+def read_flags(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
     """The engine's own flags, as they were typed, put into a request.
 
-    Raises _NotCoveredError for a flag that may change memory and is not planned.
+    Returns the flags too that may change memory and are not planned.
     """
     from moesize import engine_args
 
@@ -267,12 +291,14 @@ def read_flags(request: Request, words: list[str]) -> Request:
             raise _NotCoveredError(f"flags not read: those of {request.engine}")
         apply = engine_args.apply_vllm_arguments
     made, notes = apply(request, text)
-    unplanned = [note.message for note in notes if "may change memory" in note.message]
-    if unplanned:
-        flags = "; ".join(unplanned).partition("memory: ")[2] or "; ".join(unplanned)
-        raise _NotCoveredError(f"flag not planned: {flags[:120]}")
     found: Request = made
-    return found
+    unplanned = [
+        flag
+        for note in notes
+        if "may change memory" in note.message
+        for flag in note.message.partition("memory: ")[2].split(", ")
+    ]
+    return found, tuple(unplanned)
 
 
 def _num_gpus(report: FieldReport, engine: str) -> int:

@@ -335,6 +335,8 @@ class Plans:
             reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
         if not reason and self.model.weights_problem:
             reason = f"weights not known: {self.model.weights_problem}"
+        if not reason and self.run.unplanned:
+            reason = self.run.unplanned
         if not reason and not self.run.gpu_known:
             reason = "gpu not known: the outcome depends on it"
         if reason:
@@ -375,6 +377,8 @@ class Plans:
             return problem
         if figure.term in _NEEDS_WEIGHTS and self.model.weights_problem:
             return f"weights not known: {self.model.weights_problem}"
+        if figure.term in _NEEDS_GPU and self.run.unplanned:
+            return self.run.unplanned
         if figure.term in _NEEDS_GPU and not self.run.gpu_known:
             return "gpu not known: the term depends on it"
         if figure.term in _NOT_OF_A_FORK and self.report.engine != self.run.engine:

@@ -331,7 +331,7 @@ def test_an_engine_that_is_added_is_planned_without_a_change_here(
     monkeypatch.setitem(sys.modules, "fake_sglang", module)
     monkeypatch.setitem(engines._ENGINES, "sglang", engines._Planner("fake_sglang", "plan"))
     monkeypatch.setattr(engines, "_data", lambda name: known if name == "sglang" else real(name))
-    monkeypatch.setattr(runs, "read_flags", lambda request, words: request)
+    monkeypatch.setattr(runs, "read_flags", lambda request, words: (request, ()))
     for cached in (engines.engine_profile, engines.engine_rules):
         cached.cache_clear()
     try:

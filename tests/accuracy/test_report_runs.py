@@ -10,6 +10,7 @@ from reporting import report
 from moesize.accuracy import runs
 from moesize.accuracy.models import Resolved, resolve_report
 from moesize.accuracy.runs import Run, run_of
+from moesize.accuracy.terms import Plans, figures_of
 from moesize.accuracy.versions import known_ranges, release_after, release_on, versions_of
 from moesize.core.deployment import Request
 
@@ -128,12 +129,40 @@ def test_a_flag_that_is_not_planned_leaves_the_report_uncovered(
     assert run(other_flags=flags).problem.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("unplanned", "problem"),
+    [(("--deepep-mode", "--kv-transfer-config X"), ""), (("--deepep-mode", "--sleep"), "--sleep")],
+)
+def test_flags_beside_weights_and_caches_leave_these_comparable(
+    monkeypatch: pytest.MonkeyPatch, unplanned: tuple[str, ...], problem: str
+) -> None:
+    monkeypatch.setattr(runs, "read_flags", lambda request, words: (request, unplanned))
+    made = report(
+        engine_version="0.33.0",
+        gpu="l40s",
+        tp=1,
+        max_model_len=8192,
+        observed={"weights_gib": 14.9889, "kv_cache_gib": 5.0, "outcome": "ok"},
+    )
+    model = resolve_report(made)
+    found = run_of(made, model)
+    assert found.problem.endswith(problem)
+    assert bool(found.problem) == bool(problem)
+    plans = Plans(made, model, found)
+    covered = {
+        figure.term: not isinstance(plans.predict(figure), str)
+        for figure in figures_of(made, given_blocks=())
+    }
+    assert covered == {"weights": not problem, "kv_gib": False}
+    assert isinstance(plans.verdict(), str)
+
+
 def test_flags_of_a_log_as_they_would_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def read(request: Request, words: list[str]) -> Request:
+    def read(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
         seen.append(words)
-        return request
+        return request, ()
 
     monkeypatch.setattr(runs, "read_flags", read)
     run(
