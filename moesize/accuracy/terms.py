@@ -106,6 +106,8 @@ _OF_PLACED_WEIGHTS = frozenset(
 )
 # Engines that keep recurrent states inside the KV buffer; others print a buffer for them.
 _STATES_IN_KV = ("ik_llama.cpp",)
+# Pools hold size + page_size slots (SGLang 0.5.23 srt/mem_cache/memory_pool.py).
+_SPARE_PAGE = ("sglang",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.001
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -225,8 +227,7 @@ def _pool_bytes(report: FieldReport) -> tuple[int, int, int] | None:
         return None
     if not 0 < share < 1:
         return None
-    # A draft model loads after the main one and takes its weights from the same rest.
-    after -= report.observed.get("draft_weights_gb", 0.0)
+    # A draft model loads after the pools are made: it takes nothing from them.
     best = after - before * (1 - share)
     slack = _HALF_UNIT * (2 - share)
     found = tuple(int(value * GIB) for value in (best, best - slack, best + slack))
@@ -413,9 +414,10 @@ def _is_weights(item: MemoryItem) -> bool:
 
 def _draft_weights(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     items = plans.plan(candidate).gpus[0].items
-    if not any(item.category == "draft" for item in items):
+    found = _sum(items, lambda item: item.category == "draft" and _is_weights(item), GIB)
+    if not found.value:
         raise _RefusedError("the plan has no draft model")
-    return _sum(items, lambda item: item.category == "draft" and _is_weights(item), GIB)
+    return found
 
 
 def kv_band(plan: Plan, gpu: GpuSpec) -> tuple[int, int, int]:
@@ -461,8 +463,15 @@ def _given_kv(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], P
 
     def predict(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
         logged = plans.report.observed["kv_cache_gib"]
-        sizes = [max(1, int((logged + x) * GIB)) for x in (0.0, -_HALF_UNIT, _HALF_UNIT)]
-        value, low, high = (read(plans.plan(candidate, kv_cache_bytes=size)) for size in sizes)
+        # What an engine shares out: where it prints recurrent states apart, both together.
+        logged += state_gib(plans.report.observed.get("mamba_cache")) or 0.0
+        made = [
+            plans.plan(candidate, kv_cache_bytes=max(1, int((logged + x) * GIB)))
+            for x in (0.0, -_HALF_UNIT, _HALF_UNIT)
+        ]
+        # What SGLang prints as allocated includes a page that no token ever uses.
+        spare = made[0].kv_cache.block_tokens if plans.run.engine in _SPARE_PAGE else 0
+        value, low, high = (max(0.0, read(plan) - spare) for plan in made)
         return Prediction(value, low, high, exact_given=True)
 
     return predict

@@ -349,5 +349,6 @@ def test_an_engine_that_is_added_is_planned_without_a_change_here(
     # 131,072 bytes of K and V a token (8 KV heads x 128 x 2 x 32 layers x 2 bytes).
     given = rows["kv_tokens_given_kv"]
     assert given.predicted == pytest.approx(47.0 * GIB / 131072, rel=1e-3)
+    assert given.error == pytest.approx(0, abs=1e-3)  # 385,000 tokens and a page of 16
     rest = rows["kv_tokens_given_available"]
     assert rest.predicted == pytest.approx((63.4 - 0.2 * 78.6) * GIB / 131072, rel=1e-3)
