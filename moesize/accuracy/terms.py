@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from moesize.accuracy.models import is_latent
 from moesize.accuracy.runs import is_accelerator, is_mapped, moves_tensors, plan_run
 from moesize.core.errors import MoesizeError
 from moesize.core.records import dataclass
@@ -465,14 +466,17 @@ def _given_kv(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], P
         logged = plans.report.observed["kv_cache_gib"]
         # What an engine shares out: where it prints recurrent states apart, both together.
         logged += state_gib(plans.report.observed.get("mamba_cache")) or 0.0
+        half = _HALF_UNIT
+        if plans.run.engine in _SPARE_PAGE and not _is_latent(plans):
+            half *= 2  # the sum of two printed figures, K and V
         made = [
             plans.plan(candidate, kv_cache_bytes=max(1, int((logged + x) * GIB)))
-            for x in (0.0, -_HALF_UNIT, _HALF_UNIT)
+            for x in (0.0, -half, half)
         ]
         # What SGLang prints as allocated includes a page that no token ever uses.
         spare = made[0].kv_cache.block_tokens if plans.run.engine in _SPARE_PAGE else 0
-        value, low, high = (max(0.0, read(plan) - spare) for plan in made)
-        return Prediction(value, low, high, exact_given=True)
+        values = [max(0.0, read(plan) - spare) for plan in made]
+        return Prediction(values[0], min(values), max(values), exact_given=True)
 
     return predict
 
@@ -480,10 +484,14 @@ def _given_kv(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], P
 def _tokens_given_available(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     sizes = _pool_bytes(plans.report)
     assert sizes is not None
-    value, low, high = (
+    values = [
         float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens) for size in sizes
-    )
-    return Prediction(value, low, high, exact_given=True)
+    ]
+    return Prediction(values[0], min(values), max(values), exact_given=True)
+
+
+def _is_latent(plans: Plans) -> bool:
+    return plans.model.spec is not None and is_latent(plans.model.spec)
 
 
 def _kv_needed(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
