@@ -2,7 +2,8 @@
 
 Ledger items are found by category and name, never by engine, so that an engine that is added
 later is compared without a change here. A report with several candidates (GPU or version not
-stated) is predicted where all of them agree within 0.1 %.
+stated) is predicted where all of them agree within 1 %: as the one in the middle, with a band over
+all of them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ _STATES_IN_KV = ("ik_llama.cpp",)
 # Pools hold size + page_size slots (SGLang 0.5.23 srt/mem_cache/memory_pool.py).
 _SPARE_PAGE = ("sglang",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
-_AGREE = 0.001
+_AGREE = 0.01
 # Engines print two decimals: the true figure lies within half of the last one.
 _HALF_UNIT = 0.005
 _STATE_SIZE = re.compile(
@@ -362,9 +363,9 @@ class Plans:
             versions = {c.request.engine_version for c in self.run.candidates}
             unknown = "version" if len(versions) > 1 else "gpu"
             return f"{unknown} not known: between {low:,.6g} and {high:,.6g}"
-        first = made[0]
+        middle = sorted(made)[(len(made) - 1) // 2]
         return Prediction(
-            first.value, min(p.low for p in made), max(p.high for p in made), first.exact_given
+            middle.value, min(p.low for p in made), max(p.high for p in made), middle.exact_given
         )
 
     def _problem(self) -> str:

@@ -8,10 +8,18 @@ import pytest
 from reporting import report
 
 from moesize.accuracy import _measure, measure
+from moesize.accuracy.models import resolve_report
 from moesize.accuracy.reports import FieldReport, ReportFile
-from moesize.accuracy.runs import GIVEN_BLOCKS
+from moesize.accuracy.runs import GIVEN_BLOCKS, run_of
 from moesize.accuracy.summary import Row, quantile, summarize, why_not_covered
-from moesize.accuracy.terms import MAIN_TERMS, TERMS, figures_of, state_gib
+from moesize.accuracy.terms import (
+    MAIN_TERMS,
+    TERMS,
+    Plans,
+    Prediction,
+    figures_of,
+    state_gib,
+)
 from moesize.core.units import GIB
 
 # vLLM 0.12.0's start-up log on an A100-40GB (kyuz0/amd-r9700-vllm-toolboxes at 18a88f1c,
@@ -71,6 +79,26 @@ def test_without_a_gpu_only_what_does_not_depend_on_it_is_predicted() -> None:
     (row,) = rows_of(report(**other, observed={"weights_gib": 13.7})).values()
     assert row.not_covered is not None
     assert row.not_covered.startswith("gpu not known: between ")
+
+
+def test_candidates_that_nearly_agree_give_the_middle_and_a_band(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from moesize.accuracy import terms
+
+    made = report(**{**LLAMA, "gpu": None}, observed={"weights_gib": 14.9889})
+    model = resolve_report(made)
+    run = run_of(made, model)
+    assert len(run.candidates) == 6
+
+    def predict(sizes: list[float]) -> Prediction | str:
+        method = {"weights": lambda _plans, i, _figure: Prediction(sizes[i], sizes[i], sizes[i])}
+        monkeypatch.setattr(terms, "_METHODS", method)
+        (figure,) = figures_of(made, given_blocks=())
+        return Plans(made, model, run).predict(figure)
+
+    assert predict([10.0, 10.0, 10.0, 10.0, 10.0, 10.09]) == (10.0, 10.0, 10.09, False)
+    assert predict([10.0, 10.0, 10.0, 10.0, 10.0, 10.2]) == "gpu not known: between 10 and 10.2"
 
 
 def test_weights_that_are_not_known_leave_the_cache_comparable() -> None:
