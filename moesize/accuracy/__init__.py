@@ -126,7 +126,7 @@ def _measure(
         missing = partly = "nothing to compare"
     summary = Covered(
         engine=report.engine,
-        public=model.public,
+        public=model.public and bool(rows or outcome is not None),
         covered=missing is None,
         fully=partly is None,
         reason=missing or "",

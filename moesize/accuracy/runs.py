@@ -554,7 +554,9 @@ def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
         if flags.get(name) is not None:
             words += [f"--{name}", str(flags[name])]
     overrides = flags.get("override_tensor") or []
-    patterns = [overrides] if isinstance(overrides, str) else list(overrides)
+    if not isinstance(overrides, (str, list)):
+        raise _NotCoveredError("setting not planned: override_tensor is no pattern")
+    patterns = [overrides] if isinstance(overrides, str) else overrides
     if patterns:  # one flag for all: of repeated ones the last may count alone
         words += ["--override-tensor", ",".join(str(p).strip('"') for p in patterns)]
     if flags.get("n_cpu_moe"):

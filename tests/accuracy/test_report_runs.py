@@ -266,6 +266,12 @@ def test_where_buffers_lie_is_known_or_not() -> None:
     )
 
 
+@pytest.mark.parametrize("flags", [{"override_tensor": 3}, {"no_such_flag": "x"}])
+def test_flags_of_llama_cpp_that_make_no_sense(flags: dict[str, Any]) -> None:
+    with pytest.raises(runs._NotCoveredError, match="not planned"):
+        runs._llamacpp_words(report("llama.cpp", flags=flags))
+
+
 def test_a_model_that_is_not_known_is_not_planned() -> None:
     made = report(model="nobody/nothing", engine_version="0.33.0")
     model = resolve_report(made)
