@@ -642,7 +642,8 @@ class Coverage(TypedDict):
     Main figures are weights and what the KV cache holds. `covered`: one of them is predicted, and
     those that are not are left open by the report itself (how a mixed file stores its weights, the
     card); `fully_covered`: all are. Both count reports of public models that have a figure or an
-    outcome to compare, as `public` does; `share` = covered / public. `reasons` counts reports that are not covered by why.
+    outcome to compare, as `public` does; `share` = covered / public. `reasons` counts reports that
+    are not covered by why.
     """
 
     engine: str
