@@ -55,6 +55,10 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
         (("show", "deepseek-v3"), (*HEAVY, *SLOW, "moesize.schemas")),
         (("models",), (*HEAVY, *SLOW, "yaml")),
         ((*AUDIT, "--format", "json"), (*HEAVY, *SLOW, "rich", "moesize.calibration")),
+        (
+            ("accuracy", "--engine", "sglang", "--format", "json"),
+            (*HEAVY, *SLOW, "rich", "moesize.schemas"),
+        ),
         (("gpus", "--format", "json"), (*HEAVY, *SLOW, "rich", "yaml")),
     ],
     ids=lambda value: " ".join(value) if "numpy" not in value else "",

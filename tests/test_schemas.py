@@ -51,6 +51,7 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
         ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
     ],
+    "accuracy": [("accuracy", "--engine", "vllm")],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),
@@ -73,7 +74,8 @@ def closed(schema: Any) -> Any:
 
 
 def test_every_document_has_an_example_here() -> None:
-    assert set(document_names()) == {*OUTPUTS, "spec"}
+    # Files that are read: tests/readers and tests/accuracy hold their examples.
+    assert set(document_names()) == {*OUTPUTS, "spec", "report"}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -83,7 +85,7 @@ def test_output_is_valid_and_has_no_field_that_the_schema_lacks(name: str) -> No
         validator.validate(call(*arguments, "--format", "json").json())
 
 
-@pytest.mark.parametrize("name", [*OUTPUTS, "spec"])
+@pytest.mark.parametrize("name", [*OUTPUTS, "spec", "report"])
 def test_schemas_are_valid_schemas(name: str) -> None:
     schema = find_schema(name)
     jsonschema.Draft202012Validator.check_schema(schema)
