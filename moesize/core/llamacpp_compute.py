@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf_view import gguf_architecture
@@ -66,8 +66,8 @@ class ComputeSettings:
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
-                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs). For a
-                     batch of 32 tokens and more they are copied to the first GPU one by one
+                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs).
+                     For 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
     fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the
@@ -147,6 +147,7 @@ _STYLES: dict[str, Style] = {
     **dict.fromkeys(
         ("orion", "nemotron", "starcoder2", "stablelm", "olmo", "jais2"), Style(layer_norm=True)
     ),
+    "deepseek4": Style(),
     "falcon": Style(layer_norm=True, parallel="falcon", fused_qkv=True),
     "command-r": Style(layer_norm=True, parallel="command-r"),
     "cohere2": Style(layer_norm=True, parallel="command-r", window_cache=True),
@@ -347,6 +348,8 @@ def _cast_masks(g: Graph, shared: Shared) -> Shared:
 
 
 def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Graph:
+    if arch == "deepseek4":
+        return _build_deepseek4(spec, s)
     hidden = spec.hidden_size
     tokens = -(-s.n_ubatch // s.sequences) * s.sequences
     outputs = min(s.n_outputs, s.n_ubatch)
@@ -439,6 +442,66 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
     x.is_output = True
     vocab = spec.embedding.head_vocab_size or spec.embedding.vocab_size
     logits = g.op((vocab, outputs), x)
+    logits.is_output = True
+    g.expand(logits)
+    return g
+
+
+def _build_deepseek4(spec: ModelSpec, s: ComputeSettings) -> Graph:
+    from moesize.core import llamacpp_deepseek4 as v4
+
+    hidden, style = spec.hidden_size, Style()
+    tokens = -(-s.n_ubatch // s.sequences) * s.sequences
+    device_of = {
+        layer: device
+        for device, layers in enumerate(s.layers_by_device, start=1)
+        for layer in layers
+    }
+    blocks = [spec.block(name) for name in spec.layout]
+    first = blocks[0].mixers[0]
+    width = next(each.shape[1] for each in blocks[0].extra if each.role == "other.hc_attn_fn")
+    if not isinstance(first, CompressedAttention) or width % hidden:
+        raise UnsupportedError(f"{spec.id} is no DeepSeek-V4 as llama.cpp knows it", "")
+    g = Graph(HOST)
+    ids, given = g.input(tokens, dtype="i32"), g.input(hidden, tokens)
+    inputs = v4.inputs_of(
+        g,
+        first,
+        ids,
+        tokens=tokens,
+        sequences=s.sequences,
+        cells=s.cells_full,
+        raw_cells=s.cells_swa,
+        flash=s.flash_attn,
+        quantized=s.type_k not in _NOT_QUANTIZED,
+        cuda=bool(s.layers_by_device),
+        bits=_BITS_OF_64.get(s.type_k, 1024),
+        streams=width // hidden,
+    )
+    g.expand(ids)
+    g.expand(given)
+    x = g.op((hidden, tokens), ids)
+    g.expand(x)
+    g.expand(inputs.raw_mask)
+    g.device = device_of.get(0, HOST)
+    x = g.op((hidden, inputs.streams, tokens), g.view(x, hidden, 1, tokens))
+    sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
+    on_host = dict(zip(s.experts_on_host, sizes, strict=True))
+    for index, block in enumerate(blocks):
+        g.device = device_of.get(index, HOST)
+        mixer, moe = block.mixers[0], block.feed_forwards[0]
+        if not isinstance(mixer, CompressedAttention) or not isinstance(moe, MoeMlp):
+            raise UnsupportedError(f"{spec.id} is no DeepSeek-V4 as llama.cpp knows it", "")
+        host = None
+        if index in on_host and g.device != HOST:
+            host = HostExperts(bytes=on_host[index])
+        x = v4.layer(g, x, mixer, moe, style, inputs, hidden, host)
+    g.device = s.output_device + 1 if s.layers_by_device else HOST
+    outputs = min(s.n_outputs, s.n_ubatch)
+    picked = g.input(outputs, dtype="i32")
+    x = norm(g, v4.head(g, x, picked, inputs.streams, hidden), style)
+    x.is_output = True
+    logits = g.op((spec.embedding.vocab_size, outputs), x)
     logits.is_output = True
     g.expand(logits)
     return g
@@ -561,7 +624,7 @@ def _both(
     host: HostExperts | None,
 ) -> Node:
     """A dense MLP and experts side by side (Gemma 4)."""
-    from moesize.core.llamacpp_layers import dense, experts
+    from moesize.core.llamacpp_layers import dense, experts_of
 
     moe = next(each for each in block.feed_forwards if isinstance(each, MoeMlp))
     mlp = next(each for each in block.feed_forwards if not isinstance(each, MoeMlp))
@@ -569,5 +632,5 @@ def _both(
     small = rms_norm(g, dense(g, rms_norm(g, x), hidden, mlp.intermediate_size, gated=True))
     inner = rms_norm(g, x)
     logits = g.op((moe.num_experts, t), g.map(g.map(g.map(x))))
-    large = experts(g, inner, moe, style, hidden, logits=logits, host=host)
+    large = experts_of(g, inner, moe, style, hidden, logits=logits, host=host)
     return g.map(rms_norm(g, g.map(small, rms_norm(g, large))), x)

@@ -527,9 +527,7 @@ def _pick(g: Graph, mask: Node, chosen: Node, shared: Shared) -> Node:
     everything = g.view(everything, 1, cells, t // s, s)
     zeros = g.map(g.leaf(1, best, t // s, s))
     rows = g.view(chosen, best, t // s, s)
-    # Written into the filled mask: a view of it.
-    written = Node((1, cells, t // s, s), mask.dtype, 0, (zeros, rows, everything), g.device)
-    written.root = everything.root
+    written = g.overwrite(everything, zeros, rows)
     window = g.view(written, cells, t // s, 1, s)
     return g.op(mask.shape, window, mask, dtype=mask.dtype, inplace=True)
 
@@ -708,7 +706,7 @@ def _padded(nbytes: int, shape: tuple[int, int, int]) -> int:
     return nbytes + (512 - shape[0] % 512) * nbytes // elements
 
 
-def experts(
+def experts_of(
     g: Graph,
     x: Node,
     moe: MoeMlp,
@@ -717,8 +715,9 @@ def experts(
     *,
     logits: Node | None = None,
     host: HostExperts | None = None,
+    chosen: Node | None = None,
 ) -> Node:
-    """Router and routed experts; (width, T)."""
+    """Router and routed experts; (width, T). chosen: experts that a table gives, not the router."""
     t = x.shape[1] if len(x.shape) > 1 else 1
     e, k, f = moe.num_experts, moe.experts_per_token, moe.intermediate_size
     if logits is None:
@@ -726,13 +725,15 @@ def experts(
     # Softmax and sigmoid overwrite the scores; Llama 4 sorts the scores themselves.
     softmax_last = moe.router_bias == "bias"
     probs = logits if softmax_last else g.map(logits)
-    if style.weight_first:
+    if chosen is not None:
+        order = chosen
+    elif style.weight_first:
         order = g.op((e, t), logits, dtype="i32")
     elif moe.router_bias == "correction":
         order = g.op((e, t), g.map(probs), dtype="i32")
     else:
         order = g.op((e, t), probs, dtype="i32")
-    ids = g.view(order, k, t, packed=False)
+    ids = order if chosen is not None else g.view(order, k, t, packed=False)
     weights = g.op((1, k, t), g.view(probs, 1, e, t), ids)
     if softmax_last:
         weights = g.view(g.map(g.view(weights, k, t)), 1, k, t)
@@ -810,7 +811,7 @@ def mixture(
         logits = g.op((moe.num_experts, t), x)
     elif not moe.gated:
         logits = g.op((moe.num_experts, t), x)
-    out = experts(g, inner, moe, style, width, logits=logits, host=host)
+    out = experts_of(g, inner, moe, style, width, logits=logits, host=host)
     if moe.latent_size is not None:
         out = g.op((hidden, t), out)
     shared = moe.shared

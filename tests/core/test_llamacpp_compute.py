@@ -192,6 +192,6 @@ def test_device_never_shrinks_with_the_context(
 
 
 def test_unknown_layers_are_refused() -> None:
-    spec, _ = resolve_model("deepseek-v4-flash")
-    with pytest.raises(UnsupportedError, match="compressed"):
+    spec, _ = resolve_model("kimi-linear-48b-a3b")
+    with pytest.raises(UnsupportedError, match="kimi_delta"):
         compute_buffers(spec, ComputeSettings(n_ubatch=512, cells_full=4096, n_outputs=1))
