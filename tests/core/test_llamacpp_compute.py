@@ -103,6 +103,18 @@ def test_small_model_as_llama_cpp_plans_it(row: dict[str, Any]) -> None:
     assert buffers(answer) == row["buffers"]
 
 
+@pytest.mark.parametrize("row", GOLDEN["partial"], ids=lambda row: str(row["host_layers"]))
+def test_layers_on_the_host_as_llama_cpp_plans_them(row: dict[str, Any]) -> None:
+    """Weights and caches of host layers are copied to the GPU, one after another."""
+    on_gpu = tuple(range(row["host_layers"], GOLDEN["layers"]))
+    asked = ComputeSettings(
+        **row["settings"],
+        layers_by_device=(on_gpu,),
+        host_tensors=tuple(row["host_tensors"].items()),
+    )
+    assert buffers(compute_buffers(small_model(row), asked)) == row["buffers"]
+
+
 def test_logged_buffers_of_released_builds() -> None:
     # gpt-oss-20b, build 6699 of October 2025: CUDA_Host compute buffer size = 263.15 MiB.
     spec, _ = resolve_model("gpt-oss-20b")
