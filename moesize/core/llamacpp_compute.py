@@ -30,9 +30,10 @@ from moesize.core.llamacpp_layers import (
     mamba2,
     norm,
     rms_norm,
+    short_conv,
 )
 from moesize.core.records import dataclass
-from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2, ShortConv
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -172,6 +173,12 @@ _STYLES: dict[str, Style] = {
     "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "lfm2": Style(residual_first=True),
+    "lfm2moe": Style(residual_first=True),
+    "falcon-h1": Style(),
+    "mamba": Style(no_positions=True),
+    "mamba2": Style(no_positions=True),
+    "granitehybrid": Style(scaled_input=True, no_positions=True),
     "jamba": Style(no_positions=True, residual_first=True, renormalizes=False),
     **dict.fromkeys(
         ("nemotron_h", "nemotron_h_moe"),
@@ -181,9 +188,13 @@ _STYLES: dict[str, Style] = {
         ("qwen3next", "qwen35", "qwen35moe"), Style(late_outputs=True, keeps_hidden=True)
     ),
 }
-_STATES_FIRST = frozenset({"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid"})
+_STATES_FIRST = frozenset(
+    {"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba", "mamba2"}
+)
 # Rotary embeddings in layers with a sliding window only.
 _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
+# The residual is the first summand behind the mixer as well.
+_RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
 _NEARLY = frozenset({"jamba", "smollm3", "laguna", "step35", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
@@ -268,7 +279,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
     per_stream = tokens // s.streams
     mask_type = "f16" if s.flash_attn and not s.wide_mask else "f32"
     mixers = [mixer for block in spec.blocks for mixer in block.mixers]
-    recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2) for m in mixers)
+    recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2 | ShortConv) for m in mixers)
     grouped = [m for m in mixers if isinstance(m, GroupedQueryAttention)]
     sparse = any(isinstance(m, LatentAttention) and m.indexer is not None for m in mixers)
     quantized_k = s.type_k not in _NOT_QUANTIZED
@@ -337,6 +348,20 @@ def _host_experts(tensors: Mapping[str, int]) -> HostExperts:
     return HostExperts(bytes=(gate, up, tensors.get("ffn_down_exps", 0)))
 
 
+def _per_layer_inputs(g: Graph, x: Node, spec: ModelSpec, tokens: int) -> Node:
+    """A second look-up that every layer gets a part of (Gemma 4)."""
+    size, count = spec.embedding.per_layer_size, spec.num_layers
+    where, g.device = g.device, HOST
+    rows = g.op((size * count, tokens), g.input(tokens, dtype="i32"))
+    g.device = where
+    rows = g.map(g.view(rows, size, count, tokens))
+    g.expand(rows)
+    projected = g.map(g.op((size * count, tokens), x))
+    projected = rms_norm(g, g.view(projected, size, count, tokens))
+    joined = g.map(g.map(projected, rows))
+    return g.op((size, tokens, count), g.view(joined, size, tokens, count, packed=False))
+
+
 def _cast_masks(g: Graph, shared: Shared) -> Shared:
     """The masks as 16-bit tensors on the device."""
     wide = shared.window_mask
@@ -378,6 +403,9 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         rows = g.op((hidden, tokens), g.input(tokens, dtype="i32"))
         g.device = where
         x = g.map(x, rows)
+    per_layer = None
+    if spec.embedding.per_layer_size:
+        per_layer = _per_layer_inputs(g, x, spec, tokens)
     if spec.embedding.norm:
         x = norm(g, x, style)
     if s.wide_mask and s.flash_attn:
@@ -400,11 +428,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
-        if (
-            index
-            and arch in _STATES_FIRST
-            and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers)
-        ):
+        if index and arch in _STATES_FIRST and _is_mamba(block):
             # States are read before the sum that ends the layer before: it runs here.
             x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
@@ -424,6 +448,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
             host,
             chosen,
             arch,
+            per_layer,
             before if s.fit_estimate else g.device,
         )
         before = g.device
@@ -511,6 +536,10 @@ _MAX_PERIOD = 8
 _KEPT_PERIODS = 6
 
 
+def _is_mamba(block: Block) -> bool:
+    return any(isinstance(mixer, Mamba1 | Mamba2) for mixer in block.mixers)
+
+
 def _representative(kinds: Sequence[Hashable]) -> list[int]:
     """Layers that stand for all: of every stretch that repeats, its first periods, and the last.
 
@@ -548,9 +577,19 @@ def _layer(
     host: HostExperts | None,
     chosen: Node | None,
     arch: str,
+    per_layer: Node | None,
     norm_device: int,
 ) -> tuple[Node, Node | None]:
     """One layer: (D, T) to (D, T), or (D, outputs) where rows are picked."""
+    if per_layer is not None:
+        bare = _layer(
+            g, x, block, style, shared, hidden, picked, host, chosen, arch, None, norm_device
+        )[0]
+        width = per_layer.shape[0]
+        inner = g.map(g.matmul("inp_gate", (width, shared.tokens), bare))
+        inner = g.map(inner, g.view(per_layer, width, shared.tokens))
+        inner = rms_norm(g, g.matmul("proj", (hidden, shared.tokens), inner))
+        return g.map(bare, inner), chosen
     residual = x
     normed = norm(g, x, style, norm_device)
     after = normed
@@ -561,6 +600,8 @@ def _layer(
     if arch in ("qwen3next", "qwen35", "qwen35moe"):
         g.expand(normed)
     current = normed
+    if arch == "falcon-h1":
+        return _side_by_side(g, x, block, style, shared, hidden, picked), chosen
     for mixer in block.mixers:
         if isinstance(mixer, GroupedQueryAttention):
             used = style
@@ -576,6 +617,8 @@ def _layer(
             current = mamba2(g, normed, mixer, shared, hidden)
         elif isinstance(mixer, Mamba1):
             current = mamba1(g, normed, mixer, shared, hidden)
+        elif isinstance(mixer, ShortConv):
+            current = short_conv(g, normed, mixer, shared, hidden)
         else:
             raise UnsupportedError(
                 f"the compute buffers of llama.cpp for layers of kind {mixer.kind!r} "
@@ -603,7 +646,8 @@ def _layer(
         return g.map(g.map(out, residual), current), chosen
     if style.post_norm_only or arch.startswith("gemma"):
         current = rms_norm(g, current)
-    current = g.map(residual, current) if arch == "jamba" else g.map(current, residual)
+    first = arch in _RESIDUAL_BEFORE
+    current = g.map(residual, current) if first else g.map(current, residual)
     if not layers:
         return current, chosen
     if len(layers) == 2:
@@ -613,6 +657,27 @@ def _layer(
     if style.residual_first:
         return g.map(current, out), chosen
     return g.map(out, current), chosen
+
+
+def _side_by_side(
+    g: Graph,
+    x: Node,
+    block: Block,
+    style: Style,
+    shared: Shared,
+    hidden: int,
+    picked: Node | None,
+) -> Node:
+    """Attention and Mamba-2 on the same input, each with a norm of its own (Falcon-H1)."""
+    attention = next(m for m in block.mixers if isinstance(m, GroupedQueryAttention))
+    mamba = next(m for m in block.mixers if isinstance(m, Mamba2))
+    current = grouped_query(g, norm(g, x, style), attention, style, shared, hidden)
+    current = g.map(current, mamba2(g, norm(g, x, style), mamba, shared, hidden))
+    residual = g.map(current, x)
+    if picked is not None:
+        residual = g.op((hidden, picked.shape[0]), residual, picked)
+    inner = norm(g, residual, style)
+    return g.map(feed_forward(g, inner, block.feed_forwards[0], style, hidden), residual)
 
 
 def _both(

@@ -19,7 +19,7 @@ from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from moesize.core.attention import GroupedQueryAttention, LatentAttention
-    from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+    from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2, ShortConv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -671,6 +671,21 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
         y = g.view(y, inner // mixer.num_groups, mixer.num_groups, t // s, s)
         y = rms_norm(g, y)
     return g.matmul("ssm_out", (hidden, t), g.view(y, inner, t))
+
+
+def short_conv(g: Graph, x: Node, mixer: ShortConv, shared: Shared, hidden: int) -> Node:
+    """Gated short convolution (LFM2)."""
+    t, s = shared.tokens, shared.sequences
+    parts = g.matmul("shortconv.in_proj", (3 * hidden, t // s, s), g.view(x, hidden, t // s, s))
+    b, c, wide = (g.view(parts, hidden, t // s, s, packed=False) for _ in range(3))
+    product = g.view(g.map(b, wide), t // s, hidden, s, packed=False)
+    rows = mixer.kernel - 1
+    state = g.view(_states(g, rows * hidden, shared), rows, hidden, s)
+    joined = g.op((rows + t // s, hidden, s), state, product)
+    g.expand(g.store(g.view(joined, rows, hidden, s, packed=False)))
+    out = g.map(c, g.op((hidden, t // s, s), joined))
+    out = g.matmul("shortconv.out_proj", (hidden, t // s, s), out)
+    return g.view(out, hidden, t)
 
 
 # --- Feed-forward -------------------------------------------------------------------------------
