@@ -19,6 +19,7 @@ from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf_view import gguf_architecture
 from moesize.core.llamacpp_graph import HOST, Graph, Node, plan_buffers
 from moesize.core.llamacpp_layers import (
+    BlockSparse,
     HostExperts,
     Shared,
     Style,
@@ -173,6 +174,7 @@ _STYLES: dict[str, Style] = {
     "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "minimax-m3": Style(),
     "lfm2": Style(residual_first=True),
     "lfm2moe": Style(residual_first=True),
     "falcon-h1": Style(),
@@ -348,6 +350,23 @@ def _host_experts(tensors: Mapping[str, int]) -> HostExperts:
     return HostExperts(bytes=(gate, up, tensors.get("ffn_down_exps", 0)))
 
 
+def _block_sparse_inputs(g: Graph, shared: Shared) -> Shared:
+    positions = 256
+    blocks = positions // 128
+    streams, tokens = shared.streams, shared.tokens
+    sparse = BlockSparse(
+        positions=positions,
+        blocks=blocks,
+        bias=g.input(blocks, tokens),
+        position_mask=g.input(positions, tokens),
+        slots=g.input(positions, streams, dtype="i32"),
+        block_of=g.input(shared.cells, streams, dtype="i32"),
+        rows=g.input(tokens, dtype="i64"),
+        wide_mask=g.op(shared.mask.shape, shared.mask),
+    )
+    return replace(shared, block_sparse=sparse)
+
+
 def _per_layer_inputs(g: Graph, x: Node, spec: ModelSpec, tokens: int) -> Node:
     """A second look-up that every layer gets a part of (Gemma 4)."""
     size, count = spec.embedding.per_layer_size, spec.num_layers
@@ -410,6 +429,8 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         x = norm(g, x, style)
     if s.wide_mask and s.flash_attn:
         shared = _cast_masks(g, shared)
+    if arch == "minimax-m3" and s.flash_attn and (s.sequences == 1 or s.streams > 1):
+        shared = _block_sparse_inputs(g, shared)
     picked = g.input(outputs, dtype="i32")
     last = spec.num_layers - 1
     chosen: Node | None = None

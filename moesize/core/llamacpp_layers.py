@@ -64,6 +64,26 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSparse:
+    """Inputs of block-sparse attention (MiniMax-M3).
+
+    positions    positions that the plan is made for: 256 whatever the context, as the planned cache
+                 is empty (llama-kv-cache-msa.cpp, get_n_pos); blocks: of 128 positions
+    bias, position_mask   (blocks, T) and (positions, T); slots, block_of: rows of the cache
+    wide_mask    the mask as F32, made once for all layers
+    """
+
+    positions: int
+    blocks: int
+    bias: Node
+    position_mask: Node
+    slots: Node
+    block_of: Node
+    rows: Node
+    wide_mask: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What all layers of one graph read.
 
@@ -103,6 +123,7 @@ class Shared:
     state_rows: Node | None = None
     state_others: Node | None = None
     temperature: Node | None = None
+    block_sparse: BlockSparse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +376,11 @@ def grouped_query(
         key = None if key is None else _rope(g, key, shared)
     elif shared.temperature is not None:
         q = g.map(q, shared.temperature)
+    if attention.index_heads and shared.block_sparse is not None:
+        assert key is not None
+        assert value is not None
+        out = _block_sparse(g, x, q, key, value, attention, shared)
+        return g.matmul("attn_output", (hidden, t), out)
     gate = None
     if attention.gate == "projection":
         gate = g.matmul("attn_gate", (n * dv, t), x)
@@ -366,6 +392,87 @@ def grouped_query(
     if gate is not None:
         out = g.map(out, g.map(gate))
     return g.matmul("attn_output", (hidden, t), out)
+
+
+def _block_sparse(
+    g: Graph,
+    x: Node,
+    q: Node,
+    key: Node,
+    value: Node,
+    attention: GroupedQueryAttention,
+    shared: Shared,
+) -> Node:
+    """Attention to the blocks that an indexer picks for each KV head (MiniMax-M3); (N*d, T)."""
+    sparse = shared.block_sparse
+    assert sparse is not None
+    assert shared.v_rows is not None
+    t, n_streams, cells = shared.tokens, shared.streams, shared.cells
+    n, k, d = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    heads, size = attention.index_heads, attention.index_head_dim
+    index_q = rms_norm(g, g.view(g.matmul("index_q_proj", (heads * size, t), x), size, heads, t))
+    index_k = rms_norm(g, g.view(g.matmul("index_k_proj", (size, t), x), size, 1, t))
+    index_q, index_k = _rope(g, index_q, shared), _rope(g, index_k, shared)
+    g.expand(g.store(g.view(index_k, size, t), sparse.rows))
+    q = _rotate(g, q, shared.k_rotation)
+    key = _rotate(g, key, shared.k_rotation)
+    value = _rotate(g, value, shared.v_rotation)
+    for part in (q, key, value):
+        g.expand(part)
+    g.expand(g.store(g.view(key, k * d, t), shared.k_rows))
+    g.expand(g.store(g.view(value, k * d, t), shared.v_rows))
+    each = t // n_streams
+    best = min(attention.index_top_k, sparse.blocks)
+    outs = []
+    for _ in range(n_streams):
+        keys = g.op((size, sparse.positions), g.view(sparse.slots, sparse.positions, packed=False))
+        picked_q = g.view(
+            g.view(index_q, size, heads, each, packed=False), size, heads * each, packed=False
+        )
+        score = g.op((sparse.positions, heads * each), keys, picked_q)
+        score = g.view(score, sparse.positions, heads, each)
+        allowed = g.view(sparse.position_mask, sparse.positions, 1, each, packed=False)
+        score = _add_in_place(g, score, allowed)
+        bias = g.view(sparse.bias, sparse.blocks, 1, each, packed=False)
+        block = g.map(g.op((sparse.blocks, heads, each), score), bias)
+        chosen = g.op((best, heads, each), block, dtype="i32")
+        never = g.op((sparse.blocks, 1, each), g.op((sparse.blocks, 1, each), bias), dtype="f16")
+        never = g.op((sparse.blocks, heads, each), never, dtype="f16")
+        zero = g.map(g.op((best, heads, each), chosen))
+        mask = g.overwrite(
+            g.view(never, 1, sparse.blocks, heads * each),
+            g.view(zero, 1, best, heads * each),
+            g.view(chosen, best, heads * each),
+        )
+        mask = g.view(mask, sparse.blocks, each, heads, packed=False)
+        mask = g.op((sparse.blocks, each, heads), mask, dtype="f16")
+        mask = g.view(g.view(mask, sparse.blocks, each * heads), each * heads, sparse.blocks)
+        mask = g.op((each * heads, sparse.blocks), mask, dtype="f16")
+        mask = g.op((each * heads, cells), mask, g.view(sparse.block_of, cells, packed=False))
+        mask = g.op((cells, each * heads), g.view(mask, cells, each * heads, packed=False))
+        own = g.view(sparse.wide_mask, cells, each, 1, packed=False)
+        mask = _add_in_place(g, g.view(mask, cells, each, heads), own)
+        mask = g.op((cells, each, 1, heads), g.view(mask, cells, each, 1, heads), dtype="f16")
+        part = g.view(q, d, n, each, packed=n_streams == 1)
+        part = g.view(g.view(part, d, n // k, k, each), d, each, n // k, k, packed=False)
+        out_bytes, extra = 4 * d * n * each, 0
+        if shared.cuda and shared.quantized_k:
+            extra = -(-out_bytes // 128) * 128 - out_bytes + 2 * cells * k * d
+        if shared.cuda and shared.quantized_v:
+            extra = -(-(out_bytes + extra) // 128) * 128 - out_bytes + 2 * cells * k * d
+        out = g.op((d, n // k, each, k), part, mask, extra=extra)
+        out = g.op((d, n // k, k, each), g.view(out, d, n // k, k, each, packed=False))
+        outs.append(g.view(out, d * n, each))
+    total = outs[0]
+    for count, part in enumerate(outs[1:], start=2):
+        total = g.op((d * n, each * count), total, part)
+    return _rotate(g, total, shared.v_rotation)
+
+
+def _add_in_place(g: Graph, target: Node, other: Node) -> Node:
+    node = Node(target.shape, target.dtype, 0, (target, other), g.device)
+    node.root = target.root or target
+    return node
 
 
 def _gated_query(
