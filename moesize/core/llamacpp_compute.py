@@ -26,6 +26,7 @@ from moesize.core.llamacpp_layers import (
     feed_forward,
     gated_delta_net,
     grouped_query,
+    kimi_delta,
     latent,
     mamba1,
     mamba2,
@@ -34,13 +35,20 @@ from moesize.core.llamacpp_layers import (
     short_conv,
 )
 from moesize.core.records import dataclass
-from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2, ShortConv
+from moesize.core.recurrent import (
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    Mamba1,
+    Mamba2,
+    ShortConv,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from moesize.core.model_spec import Block, ModelSpec
 
+_RECURRENT = (GatedDeltaNet, KimiDeltaAttention, Mamba1, Mamba2, ShortConv)
 # Weights in host memory are copied to a GPU for batches of this many tokens (ggml-cuda.cu).
 _OFFLOAD_BATCH = 32
 _16_BIT = ("f16", "bf16")
@@ -175,6 +183,7 @@ _STYLES: dict[str, Style] = {
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "minimax-m3": Style(),
+    "kimi-linear": Style(no_positions=True),
     "lfm2": Style(residual_first=True),
     "lfm2moe": Style(residual_first=True),
     "falcon-h1": Style(),
@@ -281,7 +290,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
     per_stream = tokens // s.streams
     mask_type = "f16" if s.flash_attn and not s.wide_mask else "f32"
     mixers = [mixer for block in spec.blocks for mixer in block.mixers]
-    recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2 | ShortConv) for m in mixers)
+    recurrent = any(isinstance(m, _RECURRENT) for m in mixers)
     grouped = [m for m in mixers if isinstance(m, GroupedQueryAttention)]
     sparse = any(isinstance(m, LatentAttention) and m.indexer is not None for m in mixers)
     quantized_k = s.type_k not in _NOT_QUANTIZED
@@ -618,7 +627,7 @@ def _layer(
         normed = after = x
     if arch == "falcon" and block.num_norms == 2:
         after = norm(g, x, style)
-    if arch in ("qwen3next", "qwen35", "qwen35moe"):
+    if arch in ("qwen3next", "qwen35", "qwen35moe", "kimi-linear"):
         g.expand(normed)
     current = normed
     if arch == "falcon-h1":
@@ -638,6 +647,8 @@ def _layer(
             current = mamba2(g, normed, mixer, shared, hidden)
         elif isinstance(mixer, Mamba1):
             current = mamba1(g, normed, mixer, shared, hidden)
+        elif isinstance(mixer, KimiDeltaAttention):
+            current = kimi_delta(g, normed, mixer, shared, hidden)
         elif isinstance(mixer, ShortConv):
             current = short_conv(g, normed, mixer, shared, hidden)
         else:

@@ -19,7 +19,13 @@ from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from moesize.core.attention import GroupedQueryAttention, LatentAttention
-    from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2, ShortConv
+    from moesize.core.recurrent import (
+        GatedDeltaNet,
+        KimiDeltaAttention,
+        Mamba1,
+        Mamba2,
+        ShortConv,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +161,7 @@ def rms_norm(g: Graph, x: Node) -> Node:
 def _rope(g: Graph, x: Node, shared: Shared) -> Node:
     """Rotary embedding; its factors are a weight in some files (rope_freqs)."""
     if shared.positions is None:
-        return g.map(x)
+        return x
     factors = 0 if g.host_tensors is None else g.host_tensors.get("rope_freqs", 0)
     return g.map(x, shared.positions, host_weights=(factors,) if factors else ())
 
@@ -708,6 +714,43 @@ def gated_delta_net(
     z = g.map(g.view(z, mixer.v_head_dim, heads, t // s, s))
     out = g.view(g.map(out, z), value, t // s, s)
     return g.view(g.matmul("ssm_out", (hidden, t // s, s), out), hidden, t)
+
+
+def kimi_delta(g: Graph, x: Node, mixer: KimiDeltaAttention, shared: Shared, hidden: int) -> Node:
+    """Kimi delta attention (Kimi-Linear): three convolutions, a gate per channel."""
+    t, s = shared.tokens, shared.sequences
+    n, d = mixer.num_heads, mixer.head_dim
+    wide, rows = n * d, mixer.conv_kernel - 1
+    states = _states(g, 3 * rows * wide, shared)
+    parts = []
+    for name in ("attn_q", "attn_k", "attn_v"):
+        state = g.view(states, rows, wide, s, packed=False)
+        projected = g.view(g.matmul(name, (wide, t), x), wide, t // s, s)
+        turned = g.view(projected, t // s, wide, s, packed=False)
+        joined = g.op((rows + t // s, wide, s), state, turned)
+        g.expand(g.store(g.view(joined, rows, wide, s, packed=False)))
+        mixed = g.map(g.view(g.op((wide, t // s, s), joined), wide, t))
+        parts.append(g.view(mixed, d, n, t // s, s))
+    if mixer.full_rank_decay:
+        decay = g.matmul("ssm_f", (wide, t), x)
+    else:
+        decay = g.matmul("ssm_f_b", (wide, t), g.matmul("ssm_f_a", (d, t), x))
+    decay = g.map(g.view(g.map(g.map(decay)), d, n, t))
+    decay = g.view(decay, d, n, t // s, s)
+    beta = g.map(g.view(g.matmul("ssm_beta", (n, t), x), 1, n, t // s, s))
+    state = g.view(_states(g, d * d * n, shared), d, d, n, s)
+    q, k = (g.map(g.map(part)) for part in parts[:2])
+    scanned = g.op((wide, t + d * s * (1 + shared.snapshots)), q, k, parts[2], decay, beta, state)
+    out = g.op((d, n, t // s, s), g.view(scanned, d, n, t // s, s, packed=False))
+    # The new state is written first: both are views of one result.
+    g.expand(g.store(g.view(scanned, d, d, n, s, packed=False)))
+    if mixer.full_rank_gate:
+        gate = g.matmul("ssm_g", (wide, t), x)
+    else:
+        gate = g.matmul("ssm_g_b", (wide, t), g.matmul("ssm_g_a", (d, t), x))
+    gate = g.map(g.view(gate, d, n, t))
+    out = g.map(rms_norm(g, g.view(out, d, n, t)), gate)
+    return g.matmul("attn_output", (hidden, t), g.op((wide, t), out))
 
 
 def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Node:
