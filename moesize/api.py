@@ -205,6 +205,7 @@ def make_plan(
         verdict=judge(answer, device),
         warnings=(*warnings, *answer.warnings),
         host=answer.host,
+        engine_title=profile.title,
         version=__version__,
     )
 

@@ -32,6 +32,9 @@ class _Planner(NamedTuple):
 
 _ENGINES = {
     "vllm": _Planner("moesize.core.vllm", "plan_vllm"),
+    "transformers": _Planner("moesize.core.hf_transformers", "plan_transformers"),
+    "tensorrt-llm": _Planner("moesize.core.documented_pools", "plan_pool"),
+    "tgi": _Planner("moesize.core.documented_pools", "plan_pool"),
 }
 _ALIASES: dict[str, str] = {
     "llamacpp": "llama.cpp",

@@ -27,6 +27,8 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "16", "--pp", "2"),
         ("plan", "gpt-oss-120b", "--gpu", "h100", "--kv-cache-memory", "8GiB"),
         ("plan", "llama-3.1-8b", "--gpu", "24GiB"),
+        ("plan", "mixtral-8x7b", "--gpu", "rtx-4090", "--gpus", "2", "--engine", "transformers"),
+        ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "2", "--engine", "tensorrt-llm"),
     ],
     "model": [("show", "deepseek-v3", "--tensors"), ("show", "qwen3-0.6b")],
     "models": [("models",)],

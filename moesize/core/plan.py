@@ -189,6 +189,7 @@ class Plan:
     warnings: tuple[Note, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
     host: tuple[MemoryItem, ...] = ()
+    engine_title: str = ""
     version: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
 

@@ -75,7 +75,7 @@ def title(plan: Plan) -> str:
     settings = plan.deployment
     return (
         f"{plan.model.title} on {settings['gpu_count']} x {settings['gpu_name']}, "
-        f"vLLM {settings['engine_version']}"
+        f"{plan.engine_title} {settings['engine_version']}"
     )
 
 
@@ -115,8 +115,11 @@ def setting_line(plan: Plan) -> str:
     def star(name: str) -> str:
         return "*" if name in defaulted else ""
 
-    parts = [f"TP {settings['tp']}{star('tp')}"]
-    if settings["pp"] > 1:
+    # Engines without a budget (llama.cpp, transformers) share whole layers out over GPUs.
+    share = settings["gpu_memory_utilization"]
+    by_layers = share is None
+    parts = [] if by_layers else [f"TP {settings['tp']}{star('tp')}"]
+    if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
     if settings["ep"]:
         parts.append("expert parallel")
@@ -124,8 +127,9 @@ def setting_line(plan: Plan) -> str:
         f"context {settings['context']:,}{star('context')}",
         _plural(settings["concurrency"], "sequence") + star("concurrency"),
         f"KV {settings['kv_dtype']}{star('kv_dtype')}",
-        f"utilization {settings['gpu_memory_utilization']:g}{star('gpu_memory_utilization')}",
     ]
+    if share is not None:
+        parts.append(f"utilization {share:g}{star('gpu_memory_utilization')}")
     return ", ".join(parts) + ("  (* default)" if defaulted else "")
 
 
@@ -145,6 +149,31 @@ def kv_line(plan: Plan) -> str:
         f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of "
         f"{settings['context']:,}"
     )
+
+
+def ledger_names(plan: Plan) -> list[str]:
+    """What each ledger stands for: one GPU, all of them, a stage, or a device of its own."""
+    many, pp = plan.deployment["gpu_count"], plan.deployment["pp"]
+    names = []
+    for ledger in plan.gpus:
+        if len(plan.gpus) == 1:
+            names.append(f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs")
+        elif len(plan.gpus) == many:
+            names.append(f"GPU {ledger.rank}")
+        elif len(plan.gpus) == pp:
+            names.append(f"GPUs of stage {ledger.pp_stage}")
+        else:
+            names.append(f"stage {ledger.pp_stage}, rank {ledger.rank}")
+    return names
+
+
+def host_line(plan: Plan) -> str:
+    """What lies in host memory; empty if nothing does."""
+    size = sum(item.size_bytes for item in plan.host)
+    if not size:
+        return ""
+    largest = max(plan.host, key=lambda item: item.size_bytes)
+    return f"{format_gib(size)} of host memory, most of it {largest.name.replace('_', ' ')}"
 
 
 def longest_line(plan: Plan) -> str:

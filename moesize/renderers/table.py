@@ -25,6 +25,10 @@ _NARROWEST = 16
 _NARROW = 76
 
 
+# With more distinct GPUs than this only the limiting one is shown in full.
+_MOST_WHOLE = 2
+
+
 def print_plan(plan: Plan, *, explain: bool = False) -> None:
     """Verdict first, then what fills the GPU, then what would fit instead."""
     with _page() as console:
@@ -47,10 +51,29 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     ]
     console.print()
     console.print(_facts(facts))
-    for ledger in plan.gpus:
+    whole = [
+        ledger
+        for ledger in plan.gpus
+        if len(plan.gpus) <= _MOST_WHOLE or ledger.rank == plan.verdict.limiting_rank
+    ]
+    names = dict(zip([ledger.rank for ledger in plan.gpus], lines.ledger_names(plan), strict=True))
+    for ledger in whole:
         console.print()
-        _print_ledger(console, plan, ledger)
-    facts = [("KV cache", lines.kv_line(plan)), ("", lines.longest_line(plan))]
+        _print_ledger(console, names[ledger.rank], ledger)
+    if len(whole) < len(plan.gpus):
+        console.print()
+        grid = _grid()
+        grid.add_column(justify="right")
+        for ledger in plan.gpus:
+            if ledger not in whole:
+                left = f"{ledger.headroom_bytes / 2**30:,.2f} left"
+                grid.add_row(names[ledger.rank], format_gib(ledger.used_bytes), left)
+        console.print(grid)
+    facts = [
+        ("KV cache", lines.kv_line(plan)),
+        ("", lines.longest_line(plan)),
+        ("host", lines.host_line(plan)),
+    ]
     costs = lines.cost_lines(plan)
     facts += [("a token" if not i else "", text) for i, text in enumerate(costs)]
     facts += [("note" if not i else "", note.message) for i, note in enumerate(plan.warnings)]
@@ -72,19 +95,15 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
             _print_explanation(console, ledger)
 
 
-def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
+def _print_ledger(console: Console, name: str, ledger: GpuLedger) -> None:
     from rich.text import Text
 
     parts = lines.shares(ledger)
-    many = plan.deployment["gpu_count"]
-    name = f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs"
-    if len(plan.gpus) > 1:
-        name = f"GPUs of stage {ledger.pp_stage}"
+    budget = ""
+    if ledger.budget_bytes != ledger.usable_bytes:
+        budget = f", budget {format_gib(ledger.budget_bytes)}"
     console.print(
-        Text.assemble(
-            (name, "bold"),
-            f": {format_gib(ledger.usable_bytes)} usable, budget {format_gib(ledger.budget_bytes)}",
-        )
+        Text.assemble((name, "bold"), f": {format_gib(ledger.usable_bytes)} usable{budget}")
     )
     console.print(_bar(parts, ledger, min(_BAR_WIDTH, console.width - 4)))
     grid = _grid()
@@ -110,7 +129,7 @@ def _print_ledger(console: Console, plan: Plan, ledger: GpuLedger) -> None:
     if over > 0:
         rest, style = "short by", "bold red"
     else:
-        rest, style, over = "left in the budget", "bold green", -over
+        rest, style, over = ("left in the budget" if budget else "left"), "bold green", -over
     grid.add_row(Text("    " + rest, style=style), Text(f"{over / 2**30:,.2f} GiB", style=style))
     console.print(grid)
 
