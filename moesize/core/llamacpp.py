@@ -72,6 +72,8 @@ _FLASH_HEADS = frozenset(
 )
 # common/common.h: what --fit keeps free on every device.
 _FIT_MARGIN = 1024 * MIB
+# fit_params_min_ctx
+_FIT_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,9 +333,32 @@ def plan_llamacpp(
 ) -> EngineAnswer:
     """Plan one llama-server on equal GPUs.
 
-    Raises InvalidDeploymentError for settings that llama.cpp refuses, UnsupportedError for what is
-    not planned.
+    Where no context is given the server lowers its own until a margin stays free on every GPU
+    (common/fit.cpp, step 2); what it would move to the host after that is not planned. Raises
+    InvalidDeploymentError for settings that llama.cpp refuses, UnsupportedError for what is not
+    planned.
     """
+    settings = _settings(request)
+    answer, world = _plan(spec, stored, gpu, request, rules, None)
+    open_choice = request.context_tokens is None and settings.ctx_size is None
+    if not open_choice or not world.fits_itself() or world.left() >= settings.fit_margin_bytes:
+        return answer
+    full: int = answer.deployment["context"]
+    shorter = max(world.longest(settings.fit_margin_bytes), min(full, _FIT_CONTEXT))
+    if shorter >= full:
+        return answer
+    fitted, _ = _plan(spec, stored, gpu, replace(request, context_tokens=shorter), rules, full)
+    return replace(fitted, defaulted=answer.defaulted)
+
+
+def _plan(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    gpu: GpuSpec,
+    request: Request,
+    rules: LlamaCppRules,
+    lowered_from: int | None,
+) -> tuple[EngineAnswer, _World]:
     settings = _settings(request)
     ranks = _ranks(settings, request.num_gpus)
     flash = _flash(spec, settings, rules)
@@ -349,10 +374,19 @@ def plan_llamacpp(
     placement = place(spec, stored, split)
     copies = _copies(placement, split, settings, rules)
     world = _World(
-        spec, rules, settings, request, caches, kv_settings, kv_rules, placement, copies, flash
+        spec,
+        rules,
+        settings,
+        request,
+        caches,
+        kv_settings,
+        kv_rules,
+        placement,
+        copies,
+        flash,
+        slots,
     )
     buffers = world.compute(kv)
-    needs = world.cache_bytes(kv)
     context_item = _context_item(rules)
     ledgers = []
     for device, rank in enumerate(ranks):
@@ -374,8 +408,9 @@ def plan_llamacpp(
                 items=tuple(item for item in items if item.high_bytes),
             )
         )
+    world.ledgers, world.kv = ledgers, kv
     limiting = min(range(len(ledgers)), key=lambda i: ledgers[i].headroom_bytes)
-    summary = world.summary(kv, ledgers, limiting, needs, slots)
+    summary = world.summary(limiting)
     type_text = kv_settings.type_k
     if kv_settings.type_v != kv_settings.type_k:
         type_text += "/" + kv_settings.type_v
@@ -404,7 +439,7 @@ def plan_llamacpp(
     }
     held = placement.gpus[limiting]
     layers = sum(device == limiting for device in placement.layer_device[: spec.num_layers])
-    return EngineAnswer(
+    answer = EngineAnswer(
         deployment=deployment,
         defaulted=_defaulted(request, settings),
         ledgers=tuple(ledgers),
@@ -423,10 +458,11 @@ def plan_llamacpp(
             // slots.slots,
         ),
         warnings=tuple(
-            _warnings(spec, gpu, request, settings, rules, slots, placement, ledgers, summary)
+            _warnings(spec, gpu, settings, slots, placement, world, summary, request, lowered_from)
         ),
         host=tuple(world.host_items(kv, buffers, slots)),
     )
+    return answer, world
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -713,11 +749,14 @@ class _World:
         placement: Placement,
         copies: int,
         flash: bool,
+        slots: _Slots,
     ) -> None:
         self.spec, self.rules, self.settings, self.request = spec, rules, settings, request
         self.caches, self.kv_settings, self.kv_rules = caches, kv_settings, kv_rules
         self.placement, self.copies, self.flash = placement, copies, flash
-        self.num_gpus = len(placement.gpus)
+        self.num_gpus, self.slots = len(placement.gpus), slots
+        self.ledgers: list[GpuLedger] = []
+        self.kv = KvPlan(n_ctx=0, n_ctx_seq=0, streams=1, sizes={}, layers=())
 
     def home(self, layer: int) -> int:
         """The device of a layer's cache."""
@@ -900,16 +939,18 @@ class _World:
             )
         yield buffers.item("host.compute_buffer", buffers.host, buffers.host_formula)
 
-    def summary(
-        self,
-        kv: KvPlan,
-        ledgers: list[GpuLedger],
-        limiting: int,
-        needs: list[int],
-        slots: _Slots,
-    ) -> KvSummary:
+    def fits_itself(self) -> bool:
+        """Whether --fit is on."""
+        return self.rules.fits_itself and self.settings.fit not in ("off", "0")
+
+    def left(self) -> int:
+        """Free memory of the GPU that has least of it."""
+        return min(ledger.headroom_bytes for ledger in self.ledgers)
+
+    def summary(self, limiting: int) -> KvSummary:
         """Capacity: what is allocated, and what there would be room for."""
-        ledger, needed = ledgers[limiting], needs[limiting]
+        kv, slots = self.kv, self.slots
+        ledger, needed = self.ledgers[limiting], self.cache_bytes(kv)[limiting]
         others = [item for item in ledger.items if item.category != "kv_cache"]
         available = ledger.usable_bytes - sum(item.size_bytes for item in others)
         low = ledger.usable_bytes - sum(item.high_bytes for item in others)
@@ -926,7 +967,7 @@ class _World:
             needed_bytes=needed,
             capacity_tokens=kv.n_ctx,
             max_concurrency=min(float(slots.slots), kv.n_ctx / slots.context),
-            max_context=self._longest(kv, ledgers, needs, slots),
+            max_context=self.longest(),
             dtype=self.kv_settings.type_k,
             backend="flash attention" if self.flash else "no flash attention",
             groups=tuple(
@@ -960,16 +1001,15 @@ class _World:
                 per_sequence += item.logged_bytes // slots.slots
         return per_token, per_sequence
 
-    def _longest(
-        self, kv: KvPlan, ledgers: list[GpuLedger], needs: list[int], slots: _Slots
-    ) -> int:
-        """The longest context of which as many sequences fit on every GPU.
+    def longest(self, margin_bytes: int = 0) -> int:
+        """The longest context of which as many sequences fit on every GPU, with a margin left.
 
         Compute buffers are taken to grow by the mask alone: 2 bytes x n_ubatch for each cell.
         """
+        kv, slots, ledgers = self.kv, self.slots, self.ledgers
         rest = [
-            ledger.usable_bytes - (ledger.used_bytes - need)
-            for ledger, need in zip(ledgers, needs, strict=True)
+            ledger.usable_bytes - margin_bytes - (ledger.used_bytes - need)
+            for ledger, need in zip(ledgers, self.cache_bytes(kv), strict=True)
         ]
         draft = sum(
             item.size_bytes
@@ -1100,13 +1140,13 @@ def _defaulted(request: Request, settings: LlamaCppSettings) -> tuple[str, ...]:
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
-    request: Request,
     settings: LlamaCppSettings,
-    rules: LlamaCppRules,
     slots: _Slots,
     placement: Placement,
-    ledgers: list[GpuLedger],
+    world: _World,
     summary: KvSummary,
+    request: Request,
+    lowered_from: int | None,
 ) -> Iterator[Note]:
     if slots.slots > 1 or request.concurrency is not None:
         yield Note(code="slots", message=f"{slots.why}; {slots.n_ctx:,} tokens in all (-c)")
@@ -1118,22 +1158,26 @@ def _warnings(
                 f"{spec.title} was trained for; the server caps a slot at that"
             ),
         )
-    open_choice = request.context_tokens is None and settings.n_ctx is None
-    left = min(ledger.headroom_bytes for ledger in ledgers)
-    if (
-        rules.fits_itself
-        and settings.fit not in ("off", "0", False)
-        and left < settings.fit_margin_bytes
-    ):
-        margin = format_gib(settings.fit_margin_bytes)
-        if open_choice:
-            what = "lower the context (to no less than 4,096), then move experts or layers to the"
-        else:
-            what = "move experts or layers to the"
-        what += f" host, until {margin} stay free on every GPU"
+    margin = format_gib(settings.fit_margin_bytes)
+    if lowered_from is not None:
+        why = f"so that {margin} stay free on every GPU"
+        if slots.context <= _FIT_CONTEXT:
+            why = "the least it takes"
         yield Note(
             code="fit",
-            message=f"planned as asked for; --fit, on by default, would {what}",
+            message=(
+                f"no context was given: --fit, on by default, lowers it from {lowered_from:,} to "
+                f"{slots.context:,} tokens, {why}"
+            ),
+        )
+    lowered = lowered_from is not None and slots.context > _FIT_CONTEXT
+    if world.fits_itself() and world.left() < settings.fit_margin_bytes and not lowered:
+        yield Note(
+            code="fit",
+            message=(
+                "planned with the layers and experts as asked for; --fit, on by default, would "
+                f"move some to the host, until {margin} stay free on every GPU"
+            ),
         )
     if gpu.vendor.lower() != "nvidia" and gpu.vendor:
         yield Note(
