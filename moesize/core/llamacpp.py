@@ -17,7 +17,7 @@ from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
-from moesize.core.llamacpp_estimate import estimate_buffers
+from moesize.core.llamacpp_estimate import estimate_buffers, growth_bytes
 from moesize.core.llamacpp_kv import (
     KvPlan,
     KvRules,
@@ -773,6 +773,18 @@ class _World:
 
     def compute(self, kv: KvPlan) -> _Compute:
         """The compute buffers of a context: the one place that asks for them."""
+        asked = self._asked(kv)
+        if self.placement.output_device == HOST:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        try:
+            found = compute_buffers(self.spec, asked)
+        except UnsupportedError:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        if not found.exact:
+            return _Compute.of(found, *_SIMILAR)
+        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
+
+    def _asked(self, kv: KvPlan) -> ComputeSettings:
         full, window = kv.sizes.get("full"), kv.sizes.get("window")
         compressed = kv.sizes.get("compressed_4")
         cells_full = full.cells if full else compressed.cells if compressed else 0
@@ -790,7 +802,7 @@ class _World:
             for device in range(self.num_gpus)
         )
         on_host = () if settings.no_op_offload else self.placement.experts_on_host
-        asked = ComputeSettings(
+        return ComputeSettings(
             n_ubatch=self.kv_settings.n_ubatch,
             cells_full=cells_full,
             cells_swa=window.cells if window else 0,
@@ -811,15 +823,6 @@ class _World:
             two_inputs=self.rules.graph["two_inputs"],
             cache_copies=self.rules.graph["cache_copies"],
         )
-        if self.placement.output_device == HOST:
-            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
-        try:
-            found = compute_buffers(self.spec, asked)
-        except UnsupportedError:
-            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
-        if not found.exact:
-            return _Compute.of(found, *_SIMILAR)
-        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""
@@ -897,6 +900,27 @@ class _World:
             source="planned by llama.cpp 0c1e57098 for Qwen3.5-27B, GLM-4.5, GLM-4.7-Flash",
         )
 
+    def host_weights(self) -> Iterator[MemoryItem]:
+        """Weights of layers that the host holds, beside the input embedding."""
+        held = self.placement.host
+        rest = held.buffer_bytes - held.input_bytes
+        if not rest:
+            return
+        experts = len(self.placement.experts_on_host)
+        layers = sum(device == HOST for device in self.placement.layer_device)
+        what = [f"routed experts of {experts} layers"] * bool(experts)
+        what += [f"{layers} whole layers"] * bool(layers)
+        mapped = "; mapped from the file, in the page cache"
+        if self.settings.load_mode == "none":
+            mapped = ""
+        yield exact_item(
+            "host.weights.layers",
+            "weights",
+            rest,
+            (" and ".join(what) or "tensors moved by overrides") + mapped,
+            _CODE + "src/llama-model.cpp:load_tensors",
+        )
+
     def host_items(self, kv: KvPlan, buffers: _Compute, slots: _Slots) -> Iterator[MemoryItem]:
         """What lies in the host's memory."""
         held = self.placement.host
@@ -909,24 +933,7 @@ class _World:
                 "look-up tables of the input stay on the host, whatever is offloaded",
                 source,
             )
-        rest = held.buffer_bytes - held.input_bytes
-        if rest:
-            experts = len(self.placement.experts_on_host)
-            layers = sum(device == HOST for device in self.placement.layer_device)
-            what = [f"routed experts of {experts} layers"] * bool(experts)
-            what += [f"{layers} whole layers"] * bool(layers)
-            mapped = (
-                ""
-                if self.settings.load_mode == "none"
-                else "; mapped from the file, in the page cache"
-            )
-            yield exact_item(
-                "host.weights.layers",
-                "weights",
-                rest,
-                (" and ".join(what) or "tensors moved by overrides") + mapped,
-                source,
-            )
+        yield from self.host_weights()
         yield from self.cache_items(kv, HOST)
         logits = 4 * self.spec.embedding.vocab_size * slots.slots
         if self.spec.embedding.has_head:
@@ -1004,7 +1011,7 @@ class _World:
     def longest(self, margin_bytes: int = 0) -> int:
         """The longest context of which as many sequences fit on every GPU, with a margin left.
 
-        Compute buffers are taken to grow by the mask alone: 2 bytes x n_ubatch for each cell.
+        Compute buffers are taken to grow with every cell by what they can grow at most.
         """
         kv, slots, ledgers = self.kv, self.slots, self.ledgers
         rest = [
@@ -1017,13 +1024,13 @@ class _World:
             for item in ledger.items
             if item.name == "draft.mtp_kv_cache"
         )
-        mask = 2 * self.kv_settings.n_ubatch * (1 if self.copies == 1 else 1 + self.copies)
+        growth = growth_bytes(self.spec, self._asked(kv))
         sequences = slots.concurrency if slots.unified else slots.slots
 
         def fits(context: int) -> bool:
             settings = replace(self.kv_settings, n_ctx=context * sequences)
             longer = plan_cells(self.caches, settings, self.kv_rules)
-            more = mask * (longer.n_ctx_seq - kv.n_ctx_seq)
+            more = growth * (longer.n_ctx_seq - kv.n_ctx_seq)
             more += draft * (longer.n_ctx - kv.n_ctx) // kv.n_ctx
             sizes = self.cache_bytes(longer)
             return all(size + more <= left for size, left in zip(sizes, rest, strict=True))
@@ -1194,6 +1201,15 @@ def _warnings(
         yield Note(
             code="layers-on-host",
             message=f"{on_host} of {len(placement.layer_device)} layers run on the CPU",
+        )
+    on_host = sum(item.size_bytes for item in world.host_weights())
+    if on_host:
+        yield Note(
+            code="host-memory",
+            message=(
+                f"the host must hold {format_gib(on_host)} of weights; whether it has that much "
+                "memory is not known"
+            ),
         )
     if not summary.needed_bytes and settings.no_kv_offload:
         yield Note(code="kv-on-host", message="the KV cache lies in the memory of the host")
