@@ -774,7 +774,7 @@ class _World:
     def compute(self, kv: KvPlan) -> _Compute:
         """The compute buffers of a context: the one place that asks for them."""
         asked = self._asked(kv)
-        if self.placement.output_device == HOST:
+        if self.placement.output_device == HOST or not self.spec.num_layers:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
         try:
             found = compute_buffers(self.spec, asked)
