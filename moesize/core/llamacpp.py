@@ -24,6 +24,8 @@ from moesize.core.llamacpp_kv import (
     KvSettings,
     LatentCache,
     LayerBytes,
+    LayerCache,
+    LayerState,
     ModelCaches,
     cache_type,
     check_types,
@@ -992,6 +994,28 @@ class _World:
             ),
         )
 
+    def _kinds(self) -> tuple[ModelCaches, list[list[int]]]:
+        """One layer of each kind, and how many of them every GPU has."""
+        caches: dict[object, LayerCache] = {}
+        states: dict[object, LayerState] = {}
+        counts: dict[object, list[int]] = {}
+
+        def count(key: object, layer: int) -> None:
+            homes = counts.setdefault(key, [0] * self.num_gpus)
+            device = self.home(layer)
+            if device != HOST:
+                homes[device] += 1
+
+        for cache in self.caches.caches:
+            shape = (cache.name, cache.key_size, cache.value_size, cache.key_head)
+            caches.setdefault(shape, cache)
+            count(shape, cache.layer)
+        for state in self.caches.states:
+            states.setdefault(state.tensors, state)
+            count(state.tensors, state.layer)
+        kinds = replace(self.caches, caches=tuple(caches.values()), states=tuple(states.values()))
+        return kinds, [counts[key] for key in (*caches, *states)]
+
     def _steady_state(self, kv: KvPlan, device: int, slots: _Slots) -> tuple[int, int]:
         """(bytes of one more token, bytes of a sequence that do not grow) on a device."""
         per_token = per_sequence = 0
@@ -1027,12 +1051,17 @@ class _World:
         growth = growth_bytes(self.spec, self._asked(kv))
         sequences = slots.concurrency if slots.unified else slots.slots
 
+        kinds, counts = self._kinds()
+
         def fits(context: int) -> bool:
             settings = replace(self.kv_settings, n_ctx=context * sequences)
-            longer = plan_cells(self.caches, settings, self.kv_rules)
+            longer = plan_cells(kinds, settings, self.kv_rules)
             more = growth * (longer.n_ctx_seq - kv.n_ctx_seq)
             more += draft * (longer.n_ctx - kv.n_ctx) // kv.n_ctx
-            sizes = self.cache_bytes(longer)
+            sizes = [0] * self.num_gpus
+            for item, homes in zip(longer.layers, counts, strict=True):
+                for device, count in enumerate(homes):
+                    sizes[device] += item.gpu_bytes * count
             return all(size + more <= left for size, left in zip(sizes, rest, strict=True))
 
         most = self.spec.max_context
