@@ -156,7 +156,7 @@ class _Planner:
 
     def experts_on_host(self) -> Suggestion | None:
         """All routed experts in the host's memory, where the engine can leave them there."""
-        if self.request.offload_experts is not None or not _offloads_experts(self.request.engine):
+        if self.request.offload_experts == "all" or not _offloads_experts(self.request.engine):
             return None
         if not any(moe_of(block) is not None for block in self.spec.blocks):
             return None
