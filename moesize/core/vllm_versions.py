@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from moesize.core.engine import Constants
+from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.records import dataclass
 from moesize.core.units import GIB
@@ -171,9 +172,18 @@ class VllmProfile:
 
     def mamba_cache_mode(self, spec: ModelSpec, settings: VllmSettings) -> MambaCacheMode:
         """How recurrent states are kept: one for a request, or more so that prefixes are found."""
+        kinds = {m.kind for block in spec.blocks for m in block.mixers if m.state()}
         match settings.mamba_cache_mode:
-            case "none" | "align" | "all":
+            case "none" | "align":
                 return settings.mamba_cache_mode
+            case "all":
+                if kinds and not kinds <= set(self.mamba_all_kinds):
+                    raise UnsupportedError(
+                        f"mamba cache mode all is not known for {spec.title} in vLLM "
+                        f"{self.version}",
+                        "use align, or none",
+                    )
+                return "all"
             case _:
                 pass
         caching = settings.enable_prefix_caching
@@ -181,7 +191,6 @@ class VllmProfile:
             caching = self.hybrid_prefix_caching
         if not caching:
             return "none"
-        kinds = {m.kind for block in spec.blocks for m in block.mixers if m.state()}
         if kinds and kinds <= set(self.mamba_all_kinds):
             return "all"
         return "align" if self.mamba_align_mode else "none"
