@@ -23,15 +23,19 @@ from moesize.core.llamacpp_layers import (
     HostExperts,
     Shared,
     Style,
+    dense,
+    experts_of,
     feed_forward,
-    gated_delta_net,
     grouped_query,
-    kimi_delta,
     latent,
-    mamba1,
-    mamba2,
     norm,
     rms_norm,
+)
+from moesize.core.llamacpp_recurrent import (
+    gated_delta_net,
+    kimi_delta,
+    mamba1,
+    mamba2,
     short_conv,
 )
 from moesize.core.records import dataclass
@@ -459,8 +463,12 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
         if index and arch in _STATES_FIRST and _is_mamba(block):
-            # States are read before the sum that ends the layer before: it runs here.
-            x.device = g.device
+            # States are read before the sum that ends the layer before. The sum runs where the
+            # operation before it does: here, unless a matrix of that layer still comes between.
+            before_it = spec.block(spec.layout[index - 1]).feed_forwards
+            last_of = before_it[-1] if before_it else None
+            if isinstance(last_of, MoeMlp) and last_of.shared is None:
+                x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
         host = None
         if g.host_tensors is not None:
@@ -721,8 +729,6 @@ def _both(
     host: HostExperts | None,
 ) -> Node:
     """A dense MLP and experts side by side (Gemma 4)."""
-    from moesize.core.llamacpp_layers import dense, experts_of
-
     moe = next(each for each in block.feed_forwards if isinstance(each, MoeMlp))
     mlp = next(each for each in block.feed_forwards if not isinstance(each, MoeMlp))
     t = x.shape[1]
