@@ -211,7 +211,7 @@ _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
 # The residual is the first summand behind the mixer as well.
 _RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
-_NEARLY = frozenset({"jamba", "smollm3", "laguna", "step35", "cohere2moe"})
+_NEARLY = frozenset({"smollm3", "laguna", "step35", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -462,13 +462,15 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
-        if index and arch in _STATES_FIRST and _is_mamba(block):
-            # States are read before the sum that ends the layer before. The sum runs where the
-            # operation before it does: here, unless a matrix of that layer still comes between.
-            before_it = spec.block(spec.layout[index - 1]).feed_forwards
-            last_of = before_it[-1] if before_it else None
-            if isinstance(last_of, MoeMlp) and last_of.shared is None:
-                x.device = g.device
+        if index and _reads_states_first(arch, block) and _is_early(spec.layout[index - 1], spec):
+            # States are read before the sum that ends the layer before, which runs where the
+            # operation before it does: here.
+            x.device = g.device
+        g.late_device = None
+        if index < last and not _is_early(name, spec):
+            following = spec.block(spec.layout[index + 1])
+            if _reads_states_first(arch, following):
+                g.late_device = device_of.get(index + 1, HOST)
         picks = picked if index == last and not style.late_outputs else None
         host = None
         if g.host_tensors is not None:
@@ -574,8 +576,15 @@ _MAX_PERIOD = 8
 _KEPT_PERIODS = 6
 
 
-def _is_mamba(block: Block) -> bool:
-    return any(isinstance(mixer, Mamba1 | Mamba2) for mixer in block.mixers)
+def _reads_states_first(arch: str, block: Block) -> bool:
+    """Whether a layer reads its states before anything that the layer before left for later."""
+    return arch in _STATES_FIRST and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers)
+
+
+def _is_early(name: str, spec: ModelSpec) -> bool:
+    """Whether all of a layer but its last sum is in the graph when the next one begins."""
+    layers = spec.block(name).feed_forwards
+    return bool(layers) and isinstance(layers[-1], MoeMlp) and layers[-1].shared is None
 
 
 def _representative(kinds: Sequence[Hashable]) -> list[int]:

@@ -128,6 +128,15 @@ def kimi_delta(g: Graph, x: Node, mixer: KimiDeltaAttention, shared: Shared, hid
     return g.matmul("attn_output", (hidden, t), g.op((wide, t), out))
 
 
+def _late(g: Graph, gate: Node) -> Node:
+    """The gate made contiguous: by the next GPU, if that has read its first states by then."""
+    own = g.device
+    g.device = own if g.late_device is None else g.late_device
+    out = g.op(gate.shape, gate)
+    g.device = own
+    return out
+
+
 def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Node:
     """Mamba (Jamba)."""
     t, s = shared.tokens, shared.sequences
@@ -158,7 +167,8 @@ def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Nod
     g.expand(g.store(g.view(scanned, mixer.state_size * inner * s, packed=False)))
     y = g.view(scanned, inner, t // s, s, packed=False)
     y = g.map(y, g.op(current.shape, current, inplace=True))
-    y = g.op((inner, t // s, s), g.op((inner, t // s, s), z), y)
+    z.nbytes = 4 * ((t - 1) * 2 * inner + inner)
+    y = g.op((inner, t // s, s), _late(g, z), y)
     return g.view(g.matmul("ssm_out", (hidden, t // s, s), y), hidden, t)
 
 
@@ -191,7 +201,8 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     g.expand(g.store(g.view(scanned, mixer.state_size * inner, s, packed=False)))
     y = g.view(scanned, head, heads, t // s, s, packed=False)
     y = g.map(y, g.map(xs))
-    y = g.op((head, heads, t // s, s), g.op((head, heads, t // s, s), z), y)
+    z.nbytes = 4 * ((t - 1) * (inner + wide + heads) + inner)
+    y = g.op((head, heads, t // s, s), _late(g, z), y)
     if mixer.gate_norm:
         y = g.view(y, inner // mixer.num_groups, mixer.num_groups, t // s, s)
         y = rms_norm(g, y)
