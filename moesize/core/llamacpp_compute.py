@@ -185,7 +185,9 @@ _STYLES: dict[str, Style] = {
     "mimo2": Style(window_cache=True),
     "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
-    "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "cohere2moe": Style(
+        parallel="command-r", window_cache=True, late_outputs=True, keeps_hidden=True
+    ),
     "minimax-m3": Style(),
     "kimi-linear": Style(no_positions=True),
     "lfm2": Style(residual_first=True),
@@ -211,7 +213,7 @@ _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
 # The residual is the first summand behind the mixer as well.
 _RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
-_NEARLY = frozenset({"smollm3", "laguna", "step35", "cohere2moe"})
+_NEARLY = frozenset({"smollm3", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 

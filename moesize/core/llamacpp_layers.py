@@ -388,7 +388,10 @@ def grouped_query(
     out = attend(
         g, q, key, value, attention, shared, windowed=windowed, split_cache=style.window_cache
     )
-    if gate is not None:
+    if gate is not None and attention.gate == "per_head":
+        out = g.map(g.view(out, dv, n, t), g.view(g.map(gate), 1, n, t))
+        out = g.view(out, n * dv, t)
+    elif gate is not None:
         out = g.map(out, g.map(gate))
     return g.matmul("attn_output", (hidden, t), out)
 
