@@ -456,8 +456,10 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         (name, device_of.get(index, HOST), on_host.get(index))
         for index, name in enumerate(spec.layout)
     ]
-    # Sparse attention takes room for every layer from the start, so that all of them count.
-    for index in range(last + 1) if shared.index_rows is not None else _representative(kinds):
+    before_index = -1
+    for index in _representative(kinds):
+        _pass_over(g, spec, range(before_index + 1, index), shared)
+        before_index = index
         name, where, _ = kinds[index]
         g.host_tensors = None
         g.device = where
@@ -554,7 +556,18 @@ def _build_deepseek4(spec: ModelSpec, s: ComputeSettings) -> Graph:
     x = g.op((hidden, inputs.streams, tokens), g.view(x, hidden, 1, tokens))
     sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
     on_host = dict(zip(s.experts_on_host, sizes, strict=True))
-    for index, block in enumerate(blocks):
+    kinds = [
+        (name, device_of.get(index, HOST), on_host.get(index))
+        for index, name in enumerate(spec.layout)
+    ]
+    before_index = -1
+    # Over several GPUs the pattern of ratios is cut, and all layers are planned.
+    alone = len(s.layers_by_device) < 2
+    for index in _representative(kinds) if alone else range(len(kinds)):
+        passed = [blocks[each].mixers[0] for each in range(before_index + 1, index)]
+        v4.pass_over(g, passed, inputs)
+        before_index = index
+        block = blocks[index]
         g.device = device_of.get(index, HOST)
         mixer, moe = block.mixers[0], block.feed_forwards[0]
         if not isinstance(mixer, CompressedAttention) or not isinstance(moe, MoeMlp):
@@ -576,6 +589,28 @@ def _build_deepseek4(spec: ModelSpec, s: ComputeSettings) -> Graph:
 
 _MAX_PERIOD = 8
 _KEPT_PERIODS = 6
+
+
+def _pass_over(g: Graph, spec: ModelSpec, layers: range, shared: Shared) -> None:
+    """What layers that are not planned still need: room of sparse attention's zeros.
+
+    It is taken at the beginning of the graph for every layer, and free behind the layer.
+    """
+    best = 0
+    zeros = []
+    for index in layers:
+        for mixer in spec.block(spec.layout[index]).mixers:
+            if isinstance(mixer, LatentAttention) and (mixer.indexer or mixer.index_shared):
+                best = best or _top_k(spec, shared.cells)
+                zeros.append(g.leaf(1, best, shared.tokens // shared.streams, shared.streams))
+    if zeros:
+        g.expand(g.store(*zeros))
+
+
+def _top_k(spec: ModelSpec, cells: int) -> int:
+    mixers = (mixer for block in spec.blocks for mixer in block.mixers)
+    sizes = (m.indexer.top_k for m in mixers if isinstance(m, LatentAttention) and m.indexer)
+    return min(cells, next(sizes, 0))
 
 
 def _reads_states_first(arch: str, block: Block) -> bool:
