@@ -90,7 +90,7 @@ class ComputeSettings:
                      two tensors instead of one cross to the next GPU. A server allocates less
     The rest tells builds apart; the defaults are those of 2026:
     wide_mask        the mask is F32 even with flash attention, and cast on the device (2025)
-    two_inputs       room for tokens and for embeddings as input (from build 7700 or so on)
+    two_inputs       room for tokens and for embeddings as input (2026, pull request 18550)
     cache_copies     CUDA's 16-bit copies of a quantized cache lie in this buffer (2026; before in
                      the hidden pool)
     """
@@ -116,6 +116,11 @@ class ComputeSettings:
     wide_mask: bool = False
     two_inputs: bool = True
     cache_copies: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n_ubatch", "cells_full", "streams", "sequences", "n_outputs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
