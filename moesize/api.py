@@ -430,12 +430,15 @@ def _apply_command(
     own_tokens = request.num_spec_tokens
     request, found = apply_command(request, command)
     notes = list(found)
-    if command.model and not _same_model(command.model, model, spec):
+    same = bool(command.model) and _same_model(str(command.model), model, spec)
+    if command.model and not same:
         message = (
             f"--engine-args: the pasted command serves {command.model[:120]}; planned is {spec.id}"
         )
         notes.append(Note(code="engine-args-model", message=message))
     published = spec.quantization
+    if same and quant == "checkpoint" and published is None and not command.quant:
+        quant = _quant_of_name(str(command.model), notes)
     if command.quant and quant == "checkpoint" and (published is None or command.is_gguf):
         if command.scheme is not None:
             quant = command.scheme
@@ -482,7 +485,31 @@ def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:
     wanted = {normal_form(bare_model(name)) for name in names if name}
     if typed in names or normal_form(bare_model(typed)) in wanted:
         return True
-    return catalogue_id(typed) == spec.id
+    if catalogue_id(typed) == spec.id:
+        return True
+    from moesize.model_names import resolve_name
+
+    named = resolve_name(typed, bare_model(typed))
+    return named is not None and named.id == spec.id
+
+
+def _quant_of_name(typed: str, notes: list[Note]) -> str:
+    """The scheme that a pasted quantized copy's name states, such as X-FP8-dynamic."""
+    from moesize.model_names import resolve_name, scheme_name
+
+    named = resolve_name(typed)
+    scheme = scheme_name(named.words, owner=named.owner) if named is not None else ""
+    if not named or scheme == "":
+        return "checkpoint"
+    if scheme is None:
+        message = (
+            f"--engine-args: how {typed[:120]} stores its weights is not known: planned as "
+            "published; name a scheme with --quant"
+        )
+    else:
+        message = f"--engine-args: {typed[:120]} is planned as {named.id} in {scheme}"
+    notes.append(Note(code="engine-args", message=message))
+    return scheme or "checkpoint"
 
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from moesize.catalog import catalogue_id, index, load_spec, spec_folder
+from moesize.catalog import index
 from moesize.core.errors import MoesizeError, UnsupportedError
 from moesize.core.inventory import count_parameters, moe_of
+from moesize.model_names import is_published, nearest, resolve_name, scheme_name, spec_of
 
 if TYPE_CHECKING:
     from moesize.core.model_spec import ModelSpec
@@ -28,23 +29,6 @@ class LoggedModel(NamedTuple):
     note: str
 
 
-# What quantized copies are called -> scheme. Longest first.
-_SUFFIXES = tuple(
-    (re.compile(rf"[-.](?:{pattern})$"), scheme)
-    for pattern, scheme in (
-        (r"gptq-int4|gptq-4bit|gptq-w4a16|int4-gptq|4bit-gptq", "gptq-4bit"),
-        (r"gptq-int8|gptq-8bit", "gptq-8bit"),
-        (r"awq-int4|awq-4bit|int4-awq|awq-w4a16|awq-sym|awq", "awq-4bit"),
-        (r"quantized\.w4a16|w4a16(?:-g128)?", "w4a16"),
-        (r"quantized\.w8a8|w8a8|int8", "w8a8"),
-        (r"fp8-block", "fp8-block"),
-        (r"fp8-dynamic|fp8-kv|fp8", "fp8"),
-        (r"nvfp4", "nvfp4"),
-        (r"mxfp4", "mxfp4"),
-        (r"bnb-4bit|nf4", "nf4"),
-        (r"gptq", "gptq-4bit"),
-    )
-)
 # vLLM's and SGLang's names of methods, for a model whose published checkpoint is not quantized.
 _METHODS = {
     "fp8": "fp8",
@@ -56,7 +40,6 @@ _METHODS = {
     "mxfp4": "mxfp4",
     "w8a8_int8": "w8a8",
 }
-_HUB_CACHE = re.compile(r"models--([\w.-]{1,90}?)--([\w.-]{1,120})")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 _GGUF_TYPE = re.compile(
     r"[-._](?:UD-)?((?:I?Q\d_(?:K(?:_(?:S|M|L|XL|XXL))?|[01]|NL|XS|XXS|S|M)|TQ[12]_0|MXFP4(?:_MOE)?|"
@@ -79,54 +62,43 @@ def model_of(start: Start, model: str | None, quant: str | None, online: bool) -
         return _gguf(start, model, quant, online)
     if model is not None:
         spec, source = resolve_model(model, online=online)
-        return LoggedModel(spec, source, quant or _scheme(spec, start, ""), "")
+        return LoggedModel(spec, source, quant or _scheme(spec, start), "")
     if not start.model:
         raise UnsupportedError("the log does not name the model", "give --model")
-    for name in _names(start.model):
-        found = _catalogue_spec(name)
-        if found is not None:
-            return LoggedModel(found, "catalogue", quant or _scheme(found, start, ""), "")
-    for name in _names(start.model):
-        for expression, scheme in _SUFFIXES:
-            base = expression.sub("", name.lower())
-            found = _catalogue_spec(base) if base != name.lower() else None
-            if found is not None:
-                note = (
-                    f"{start.model} is planned as {found.title} in {quant or scheme}; what its "
-                    "publisher left in full precision is not in the log: --model config.json has it"
-                )
-                return LoggedModel(found, "catalogue", quant or scheme, note)
+    named = resolve_name(start.model)
+    if named is not None:
+        spec = spec_of(named.id)
+        if quant is None and is_published(spec, named.words):
+            return LoggedModel(spec, "catalogue", _scheme(spec, start), "")
+        stated = start.quantization if spec.quantization is None else ""
+        scheme = quant or scheme_name(named.words, stated=stated, owner=named.owner)
+        if scheme is None:
+            raise UnsupportedError(
+                f"how {start.model[:120]!r} stores its weights is not known",
+                "give --quant, for example fp8, w4a16 or awq-4bit",
+            )
+        if not named.words or not scheme:
+            return LoggedModel(spec, "catalogue", scheme or "checkpoint", "")
+        note = (
+            f"{start.model} is planned as {spec.title} in {scheme}; what its "
+            "publisher left in full precision is not in the log: --model config.json has it"
+        )
+        return LoggedModel(spec, "catalogue", scheme, note)
     if online:
         spec, source = resolve_model(start.model, online=False)
         return LoggedModel(spec, source, quant or "checkpoint", "")
+    near = nearest(start.model)
     raise UnsupportedError(
         f"the catalogue does not know {start.model[:120]!r}, which the log names",
-        "give --model (a catalogue name or a config.json) or --online",
+        "give --model (a catalogue name or a config.json) or --online"
+        + (f"; names like it: {', '.join(near)}" if near else ""),
     )
 
 
-def _catalogue_spec(name: str) -> ModelSpec | None:
-    """Never a file, never the network."""
-    known = catalogue_id(name)
-    return None if known is None else load_spec(spec_folder() / f"{known}.yaml")
-
-
-def _names(logged: str) -> list[str]:
-    """Names that a printed model may stand for: the id, the last folder, the hub cache's id."""
-    text = logged.rstrip("/")
-    names = [text]
-    cached = _HUB_CACHE.search(text)
-    if cached is not None:
-        names = [f"{cached[1]}/{cached[2]}", cached[2]]
-    elif text.count("/") >= 1:
-        names += ["/".join(text.split("/")[-2:]), text.rsplit("/", 1)[1]]
-    return [name for name in dict.fromkeys(names) if 0 < len(name) < 200]
-
-
-def _scheme(spec: ModelSpec, start: Start, default: str) -> str:
+def _scheme(spec: ModelSpec, start: Start) -> str:
     method = start.quantization.lower()
     if not method or spec.quantization is not None:
-        return default or "checkpoint"
+        return "checkpoint"
     if method in _METHODS:
         return _METHODS[method]
     raise UnsupportedError(
@@ -152,8 +124,9 @@ def _gguf(start: Start, model: str | None, quant: str | None, online: bool) -> L
             "the log does not name the GGUF type", "give --quant, such as Q4_K_M"
         )
     base = _GGUF_TYPE.sub("", stem)
-    for name in (start.model, start.model.replace(" ", "-"), base):
-        found = _catalogue_spec(name) if name else None
+    for name in (start.model, base):
+        named = resolve_name(name)
+        found = None if named is None else spec_of(named.id)
         if found is not None and not _differences(found, start):
             return LoggedModel(found, "catalogue", kind, "")
     for spec in _by_sizes(start):
@@ -218,7 +191,7 @@ def _by_sizes(start: Start) -> list[ModelSpec]:
     params, layers = start.checks["params"], start.checks["n_layer"]
     for row in index()["models"]:
         if row["layers"] in (layers, layers - 1) and abs(row["total"] - params) <= params // 50:
-            spec = load_spec(spec_folder() / f"{row['id']}.yaml")
+            spec = spec_of(row["id"])
             try:
                 if not _differences(spec, start):
                     found.append(spec)

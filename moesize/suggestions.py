@@ -39,6 +39,7 @@ _COMMON_GPUS = (
 _SHARES = (0.75, 0.8, 0.85, 0.88, 0.9)
 _COUNTS = (2, 3, 4, 8, 16)
 _SMALLER = ("fp8", "awq-4bit")
+_EIGHT_BIT = ("fp8", "fp8-block", "fp8-dynamic", "int8", "w8a8")
 # llama.cpp's, large to small; those that people publish most.
 _SMALLER_GGUF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ2_M")
 _MOST = 4
@@ -142,7 +143,7 @@ class _Planner:
         quantized = self.spec.quantization is not None if own is None else True
         if own is not None and isinstance(own.weight_format, Plain):
             quantized = False
-        if quantized and (own is None or own.name not in ("fp8", "fp8-block", "int8", "w8a8")):
+        if quantized and (own is None or own.name not in _EIGHT_BIT):
             return
         for name in _SMALLER[1:] if quantized else _SMALLER:
             yield find_scheme(name)

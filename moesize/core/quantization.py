@@ -17,6 +17,7 @@ from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
     Fp8Block,
+    Fp8PerChannel,
     Fp8PerTensor,
     Gguf,
     GroupInt,
@@ -161,6 +162,16 @@ _OWN_SCHEMES = (
         leaves_out=_LEAVES_LINEAR + ", the small parts of sparse attention",
         min_compute_capability=(7, 5),
         capability_source=_V32 + "fp8.py; FP8 arithmetic from 8.9 on, weight-only below",
+    ),
+    Scheme(
+        name="fp8-dynamic",
+        title="compressed-tensors FP8 (E4M3), one scale for each row, activations scaled per token",
+        weight_format=Fp8PerChannel(),
+        leaves_out=_LEAVES_LINEAR + ", sparse-attention indexer, vision and audio towers",
+        min_compute_capability=(7, 5),
+        capability_source=_V32 + "compressed_tensors/schemes/compressed_tensors_w8a16_fp8.py; "
+        "FP8 arithmetic from 8.9 on (compressed_tensors_w8a8_fp8.py)",
+        kept_roles=(*_ALWAYS_KEPT, "attention.indexer"),
     ),
     Scheme(
         name="int8",

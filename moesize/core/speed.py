@@ -108,6 +108,7 @@ def performance_constants(document: Mapping[str, Any]) -> PerformanceConstants:
 _NARROW = {
     "fp8": "fp8",
     "fp8-block": "fp8",
+    "fp8-dynamic": "fp8",
     "mxfp8": "fp8",
     "w8a8": "int8",
     "nvfp4": "fp4",

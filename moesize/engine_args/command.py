@@ -52,9 +52,9 @@ _SETTINGS = {
 _SCHEMES = {
     "fp8": "fp8",
     "fp8_per_tensor": "fp8",
-    "ptpc_fp8": "fp8",
-    "fbgemm_fp8": "fp8",
-    "w8a8_fp8": "fp8",
+    "ptpc_fp8": "fp8-dynamic",
+    "fbgemm_fp8": "fp8-dynamic",
+    "w8a8_fp8": "fp8-dynamic",
     "modelopt": "fp8",
     "modelopt_fp8": "fp8",
     "fp8_per_block": "fp8-block",

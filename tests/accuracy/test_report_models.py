@@ -38,7 +38,7 @@ from moesize.accuracy.models import resolve_report
             "someone/Qwen3-30B-A3B-FP8-dynamic",
             {"quantization": "compressed-tensors"},
             "qwen3-30b-a3b",
-            "w8a8",
+            "fp8-dynamic",
         ),
     ],
 )
