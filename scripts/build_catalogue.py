@@ -1,6 +1,6 @@
 """Make model_specs/*.yaml and moesize/data/models.json from real config.json files.
 
-    python scripts/build_catalogue.py --configs FOLDER [--configs FOLDER ...] --totals CSV
+    python scripts/build_catalogue.py --configs FOLDER [--configs FOLDER ...] --totals CSV [--totals CSV ...]
     python scripts/build_catalogue.py --index-only
 
 FOLDER holds `owner__name.json` files and a sources.csv (model_id, file, source). CSV holds
@@ -50,13 +50,15 @@ def main() -> int:
     )
     parser.add_argument("--configs", action="append", default=[], type=Path)
     parser.add_argument("--reconstructed", action="append", default=[], type=Path)
-    parser.add_argument("--totals", type=Path)
+    parser.add_argument("--totals", action="append", default=[], type=Path)
     parser.add_argument("--index-only", action="store_true")
     options = parser.parse_args()
     if not options.index_only:
         sources = _sources([STATED, *options.configs])
         rebuilt = _sources(options.reconstructed)
-        totals = _totals(options.totals) if options.totals else {}
+        totals: dict[str, tuple[int, str]] = {}
+        for path in reversed(options.totals):
+            totals |= _totals(path)
         for row in _rows(LIST):
             _build(row, sources, rebuilt, totals)
     write_index()
