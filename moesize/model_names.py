@@ -3,14 +3,16 @@
 A name counts only whole: a catalogue name, an alias, a hub id, the last part of a hub id or of a
 path, each with or without words at its end that say how weights are stored (-FP8, -AWQ-4bit,
 -Q4_K_M, -GGUF). A name with any other word (a fine-tune, a merge, a date that no alias vouches
-for) is nobody's: no model is guessed. A GGUF file's own numbers are evidence of another kind:
+for) is nobody's unless `data/derived_names.json` has it: no model is guessed. A GGUF file's own numbers are evidence of another kind:
 `by_hparams` knows the one catalogue model that they describe.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.catalog import index, load_spec, nearest_names, normal_form, spec_folder
@@ -79,12 +81,29 @@ def _names() -> dict[str, str]:
     for part, keys in parts.items():
         if len(keys) == 1:
             names.setdefault(part, keys.copy().pop())
+    for name, key in _derived().items():
+        names.setdefault(name, key)
+        names.setdefault(name.rpartition("/")[2], key)
+    # Meta calls some of its models Meta-Llama, everybody else Llama.
+    for name in [name for name in names if "meta-llama-" in name]:
+        names.setdefault(name.replace("meta-llama-", "llama-"), names[name])
     # "-hf" is how some publishers call the copy that transformers reads.
     for name in [name for name in names if name.endswith("-hf")]:
         names.setdefault(name.removesuffix("-hf"), names[name])
     for name in list(names):
         names.setdefault(f"{name}-hf", names[name])
     return {_squash(name): key for name, key in names.items()}
+
+
+def _derived() -> dict[str, str]:
+    """Public fine-tunes -> the catalogue model whose shape they have.
+
+    Not guesses: architecture, layers, width, heads, vocabulary and the exact element count that
+    the hub states of each are the catalogue model's (the file says where that is from).
+    """
+    path = Path(__file__).parent / "data" / "derived_names.json"
+    names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["names"]
+    return names
 
 
 def _squash(name: str) -> str:
