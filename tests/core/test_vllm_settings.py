@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from moesize.api import make_plan
+from moesize.api import make_plan, stored_entries
 from moesize.catalog import resolve_model
-from moesize.core.deployment import Request
+from moesize.core.deployment import Layout, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import Plan
 from moesize.core.units import GIB, ceil_div
 from moesize.core.vllm import VllmSettings
 from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
+from moesize.core.vllm_ranks import distinct_ranks
 from moesize.gpus import find_gpu
 
 
@@ -152,6 +153,41 @@ def test_whole_towers_and_no_towers() -> None:
     skipped = sizes(planned("qwen3-vl-30b-a3b", request, skip_mm_profiling=True))
     assert skipped["weights.towers"] == split
     assert "activations.encoder" not in skipped
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "parameter_bytes"),
+    [
+        # vLLM 0.32.0's model classes on the meta device, one of two tensor-parallel ranks.
+        ("gemma-3-27b", {"limit_mm_per_prompt": (("image", 0),)}, 27010700800),
+        ("gemma-3-27b", {"mm_encoder_tp_mode": "data"}, 27445541488),
+        ("qwen3.5-27b", {"limit_mm_per_prompt": (("image", 0),)}, 27362024560),
+        ("qwen3.5-27b", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 26896675584),
+        ("qwen3.5-27b", {"mm_encoder_tp_mode": "data"}, 27818135776),
+        ("kimi-k2.5", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 298723539312),
+        ("kimi-k2.5", {"language_model_only": True}, 298192531456),
+        ("qwen2.5-vl-7b", {"language_model_only": True}, 7615820800),
+        ("qwen2.5-vl-7b", {"mm_encoder_tp_mode": "data"}, 8968921088),
+        ("gemma-4-26b-a4b", {"language_model_only": True}, 25259073536),
+        ("gemma-4-12b", {"language_model_only": True}, 12033519872),
+        ("glm-4.5v", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 106923428352),
+        ("glm-4.5v", {"mm_encoder_tp_mode": "data"}, 108640792064),
+    ],
+)
+def test_towers_as_vllm_builds_them(
+    model: str, options: dict[str, Any], parameter_bytes: int
+) -> None:
+    spec = spec_of(model)
+    (rank,) = distinct_ranks(
+        spec,
+        stored_entries(spec, None, "vllm"),
+        Request(num_gpus=2),
+        Layout(tensor_parallel_size=2),
+        VllmSettings(**options),
+        compute_capability="9.0",
+        rocm=False,
+    )
+    assert rank.weights.parameter_bytes == parameter_bytes
 
 
 def test_encoder_shapes() -> None:
