@@ -27,6 +27,7 @@ from moesize.core.speed import (
 )
 from moesize.core.units import ceil_div
 from moesize.core.weight_formats import (
+    BLOCK_TYPES,
     BitsAndBytes4Bit,
     Fp8Block,
     Fp8PerChannel,
@@ -149,6 +150,11 @@ def costs(
         "dense_equivalent": dense_equivalent(spec, context).to_dict(),
     }
     performance = speed.performance_dict()
+    elsewhere = sum(item.size_bytes for item in answer.host if item.name == "host.weights.layers")
+    if elsewhere or any(item.category == "kv_cache" for item in answer.host):
+        performance = dict.fromkeys(performance) | {
+            "unknown": ["part of every step is done in the host's memory, whose speed is not known"]
+        }
     if not spec.num_layers:
         performance = dict.fromkeys(performance) | {
             "unknown": ["an encoder decodes no tokens; its speed is not estimated"]
@@ -181,6 +187,12 @@ def _busiest(step: StepBytes, held: Mapping[str, int], balance: ExpertBalance) -
 
 
 def _read_bytes(elements: dict[str, int], kv_dtype: str) -> int:
+    block = BLOCK_TYPES.get(kv_dtype.partition("/")[0].upper())
+    if block is not None:  # llama.cpp's types; K's type stands for both
+        return sum(
+            ceil_div(count, block.elements_per_block) * block.bytes_per_block
+            for count in elements.values()
+        )
     width = 1 if kv_dtype.startswith(("fp8", "int8")) else 4 if kv_dtype == "float32" else 2
     total = 0
     for part, count in elements.items():

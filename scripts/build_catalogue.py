@@ -123,7 +123,8 @@ def _build(
         return
     total = next((totals[name.lower()] for name in names if name.lower() in totals), None)
     spec, problem = _checked(spec, total)
-    if same_as and total is None:
+    vouched = row["vouched_by"]
+    if same_as and total is None and not vouched:
         problem = f"nothing published shows that it is built like {same_as}"
     if reconstructed and total is None:
         problem = "its config is a reconstruction and no published count vouches for it"
@@ -132,7 +133,8 @@ def _build(
         return
     notes = spec.notes
     if same_as:
-        notes += (f"read from the config of {same_as}; the published element count agrees",)
+        why = vouched if total is None else "the published element count agrees"
+        notes += (f"read from the config of {same_as}; {why}",)
     if row["changes"]:
         # A count cannot vouch for every key (a context length has no weights): say what was set.
         notes += (f"set by hand, not read from a file: {row['changes']}",)

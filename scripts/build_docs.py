@@ -65,6 +65,15 @@ def verdict_examples() -> str:
     )
 
 
+def audit_example() -> str:
+    """A log beside its plan."""
+    log = Path("tests/fixtures/logs/vllm-qwen3-30b-fp8-h100.log")
+    os.environ["MOESIZE_CALIBRATION"] = "off"
+    shown = output_of("audit", str(ROOT / log), "--engine-version", "0.30.0", columns=120)
+    command = f"moesize audit {log.name} --engine-version 0.30.0"
+    return f"```console\n$ {command}\n{shown}\n```\n"
+
+
 def catalogue_size() -> str:
     """How many models, and how many of them are checked against a published count."""
     models = index()["models"]
@@ -160,6 +169,7 @@ def _kind(field: dict[str, Any], root: dict[str, Any]) -> tuple[str, dict[str, A
 BLOCKS: dict[str, Callable[[], str]] = {
     "plan-example": plan_example,
     "verdict-example": verdict_examples,
+    "audit-example": audit_example,
     "catalogue-size": catalogue_size,
     "cli-reference": cli_reference,
     "catalogue-table": catalogue_table,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _CAPABILITIES = {"l4": "8.9", "a100": "8.0", "h100": "9.0", "b200": "10.0"}
 _CLOSE = 0.001
+_UNQUANTISED = "weights as if unquantised"
 
 
 @dataclass(slots=True)
@@ -72,22 +73,26 @@ class Configs:
 
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
-        self._specs: dict[str, ModelSpec | None] = {}
+        self._specs: dict[tuple[str, bool], ModelSpec | None] = {}
         self.refused: dict[str, str] = {}
 
-    def spec(self, name: str) -> ModelSpec | None:
-        """The spec of OWNER__NAME; None without a config, or when it cannot be read."""
-        if name not in self._specs:
-            self._specs[name] = self._read(name)
-        return self._specs[name]
+    def spec(self, name: str, *, quantized: bool = True) -> ModelSpec | None:
+        """The spec of OWNER__NAME; None without a config, or when it cannot be read.
 
-    def _read(self, name: str) -> ModelSpec | None:
+        `quantized` False leaves hf_quant_config.json out.
+        """
+        key = name, quantized
+        if key not in self._specs:
+            self._specs[key] = self._read(name, quantized)
+        return self._specs[key]
+
+    def _read(self, name: str, quantized: bool) -> ModelSpec | None:
         for folder in self._folders:
             path = folder / f"{name}.json"
             if not path.is_file():
                 continue
             beside = folder / "hf_quant_config" / path.name
-            quant = _load(beside) if beside.is_file() else None
+            quant = _load(beside) if quantized and beside.is_file() else None
             try:
                 spec = spec_from_config(
                     _load(path), file=path.name, hub_id=name.replace("__", "/"), quant_config=quant
@@ -195,7 +200,8 @@ def check_vllm_weights(configs: Configs, facts: Path) -> list[Tally]:
         if (key, gpu) in done or not row["param_bytes"]:
             continue
         done.add((key, gpu))
-        spec = configs.spec(row["config"])
+        # Where the engine was not given hf_quant_config.json, it saw a model that is not quantized.
+        spec = configs.spec(row["config"], quantized=_UNQUANTISED not in row["note"])
         if spec is None:
             continue
         tp, pp, experts = int(row["tp"]), int(row["pp"]), row["ep"] == "true"
@@ -224,7 +230,8 @@ def check_vllm_cache(configs: Configs, facts: Path) -> list[Tally]:
     blocks, tokens = Tally("vLLM KV blocks"), Tally("vLLM KV tokens as logged")
     profile = vllm_profile("0.32.0")
     for row in _rows(facts / "vllm_oracle.csv"):
-        spec = configs.spec(row["config"]) if row["num_blocks"] else None
+        quantized = _UNQUANTISED not in row["note"]
+        spec = configs.spec(row["config"], quantized=quantized) if row["num_blocks"] else None
         if spec is None:
             continue
         note = dict(re.findall(r"(gpu|in_flight|max_num_batched_tokens)=(\w+)", row["note"]))

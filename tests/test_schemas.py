@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pydantic
 import pytest
-from running import call
+from running import ROOT, call
 
 from moesize.catalog import spec_folder
 from moesize.core.errors import UnknownNameError
@@ -21,18 +21,33 @@ from moesize.files import read_yaml
 from moesize.schemas import document_names, find_schema, spec_model
 from moesize.structure import StructureError, build
 
+LOGS = ROOT / "tests" / "fixtures" / "logs"
 OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "plan": [
         ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit"),
         ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "16", "--pp", "2"),
         ("plan", "gpt-oss-120b", "--gpu", "h100", "--kv-cache-memory", "8GiB"),
         ("plan", "llama-3.1-8b", "--gpu", "24GiB"),
+        ("plan", "mixtral-8x7b", "--gpu", "rtx-4090", "--gpus", "2", "--engine", "transformers"),
+        ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "2", "--engine", "tensorrt-llm"),
     ],
     "model": [("show", "deepseek-v3", "--tensors"), ("show", "qwen3-0.6b")],
     "models": [("models",)],
     "gpus": [("gpus",)],
     "quants": [("quants",)],
     "engines": [("engines",)],
+    "audit": [
+        (
+            "audit",
+            str(LOGS / "vllm-qwen3-30b-fp8-h100.log"),
+            "--engine-version",
+            "0.30.0",
+            "--save",
+        ),
+        ("audit", str(LOGS / "vllm-minimax-too-long.log"), "--gpu", "gb10"),
+        ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
+        ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
+    ],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),

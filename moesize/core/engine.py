@@ -78,6 +78,7 @@ class EngineAnswer:
                         its budget; empty where it makes no such check
     host                what lies in the host's memory, all ranks together
     expert_parallel     how experts and tokens are shared out; None without expert parallelism
+    refusal             why the engine would not start, in words; empty when it does
     """
 
     deployment: dict[str, Any]
@@ -90,3 +91,4 @@ class EngineAnswer:
     held_before_start: tuple[str, ...] = ()
     host: tuple[MemoryItem, ...] = ()
     expert_parallel: ExpertBalance | None = None
+    refusal: str = ""

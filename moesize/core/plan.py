@@ -193,6 +193,7 @@ class Plan:
     warnings: tuple[Note, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
     host: tuple[MemoryItem, ...] = ()
+    engine_title: str = ""
     expert_parallel: dict[str, Any] | None = None
     version: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)

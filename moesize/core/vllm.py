@@ -11,25 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
-from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
+from moesize.core.engine import EngineAnswer, RankCost
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.expert_parallel import expert_balance
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem
 from moesize.core.plan import Note
-from moesize.core.records import dataclass
 from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
     BatchDefaults,
     BudgetSettings,
     BudgetShape,
     LatentShape,
-    ModelRunner,
     MoeBackend,
     MoeShape,
     VllmBudget,
-    default_batch,
     max_concurrent_batches,
     vllm_budget,
 )
@@ -42,7 +39,7 @@ from moesize.core.vllm_items import (
     rotary_bytes,
     weight_items,
 )
-from moesize.core.vllm_kv import KvRules, KvSettings, MambaCacheMode, group_layers, plan_kv
+from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_lora import Lora, plan_lora
 from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
@@ -57,7 +54,9 @@ from moesize.core.vllm_ranks import (
 )
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
 from moesize.core.vllm_speculation import Speculation, plan_speculation
-from moesize.core.vllm_weights import Stage, valid_tensor_parallel_sizes
+from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
+from moesize.core.vllm_versions import rules_of as rules_of
+from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
     Fp8Block,
     Mxfp4,
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
+    from moesize.core.vllm_versions import EngineCore
 
 # Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
 # Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
@@ -76,29 +76,6 @@ _ASSUMED_CAPABILITY = {"amd": "9.0"}
 _ASSUMED_OTHERWISE = "8.0"
 # v1/attention/backends/*: get_supported_kernel_block_sizes are multiples of this.
 _BLOCK_MULTIPLE = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmProfile:
-    """What is known about one vLLM version; `rules_of` makes it from the data files.
-
-    v2_dense_only     model runner V2 serves dense models and the listed MoE types only
-    """
-
-    version: str
-    constants: Constants
-    kv_rules: KvRules
-    checkpoint_kinds: tuple[str, ...]
-    default_utilization: float
-    v2_dense_only: bool
-    v2_moe_model_types: tuple[str, ...] = ()
-
-    def model_runner(self, spec: ModelSpec) -> ModelRunner:
-        """Model runner of this version for this model; it decides what sampling costs."""
-        if not self.v2_dense_only or spec.model_type in self.v2_moe_model_types:
-            return "v2"
-        hybrid = any(mixer.state() for block in spec.blocks for mixer in block.mixers)
-        return "v1" if hybrid or _has_experts(spec) else "v2"
 
 
 # Fields of a Request that this engine plans; others are refused, never ignored.
@@ -136,24 +113,6 @@ PLANS = frozenset(
 )
 
 
-def rules_of(profile: EngineProfile) -> VllmProfile:
-    """The planner's view of what the data files say about a version."""
-    facts = profile.facts
-    return VllmProfile(
-        version=profile.version,
-        constants=profile.constants,
-        kv_rules=KvRules(
-            widen_below_percent=facts["kv_widen_below_percent"],
-            packs_mixed_pages=facts["kv_packs_mixed_pages"],
-            reserves_null_block=facts["kv_reserves_null_block"],
-        ),
-        checkpoint_kinds=tuple(facts["checkpoint_kinds"]),
-        default_utilization=facts["gpu_memory_utilization"],
-        v2_dense_only=facts["model_runner"] != "v2",
-        v2_moe_model_types=tuple(facts.get("v2_moe_model_types", ())),
-    )
-
-
 def plan_vllm(
     spec: ModelSpec,
     stored: tuple[StoredEntry, ...],
@@ -170,6 +129,15 @@ def plan_vllm(
     check_layout(spec, request, layout, options)
     _check_dtype(options)
     capability = _capability(gpu)
+    core = profile.core_for(
+        spec,
+        vendor=gpu.vendor,
+        compute_capability=capability,
+        kv_dtype=request.kv_dtype or "auto",
+        pipeline_parallel_size=layout.pipeline_parallel_size,
+        use_v1=options.use_v1,
+    )
+    profile = profile.for_core(core)
     speculation = plan_speculation(spec, stored, request, options, layout)
     lora = plan_lora(request, options, layout)
     ranks = distinct_ranks(
@@ -180,6 +148,7 @@ def plan_vllm(
         options,
         compute_capability=_capability_text(gpu),
         rocm=gpu.vendor.lower() == "amd",
+        rules=profile.weight_rules,
     )
     extras = _Extras(
         speculation,
@@ -194,23 +163,35 @@ def plan_vllm(
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = _batch(gpu, usable.best_bytes, context, request)
-    cache = _cache(spec, request, options, profile, layout, capability, stages, speculation)
+    batch = _batch(spec, gpu, context, request, options, profile, core)
+    states = profile.mamba_cache_mode(spec, options)
+    cache = _cache(
+        spec,
+        request,
+        options,
+        profile,
+        layout,
+        capability,
+        stages,
+        speculation,
+        aligned_states=states == "align",
+    )
     runner = profile.model_runner(spec)
+    in_flight = max_concurrent_batches(
+        len(stages), runner, async_scheduling=options.async_scheduling is not False
+    )
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
-        max_concurrent_batches=max_concurrent_batches(
-            len(stages), runner, async_scheduling=options.async_scheduling is not False
-        ),
-        mamba_cache_mode=_mamba_cache_mode(options),
+        max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
+        mamba_cache_mode=states,
         decode_context_parallel_size=layout.decode_context_parallel_size,
         block_outermost=cache.block_outermost,
         hybrid_manager=not options.disable_hybrid_kv_cache_manager,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
-    moe_backend = _moe_backend(stored, capability)
+    moe_backend = _moe_backend(stored, capability, profile)
     if lora is not None and moe_backend == "triton_gpt_oss":
         moe_backend = "marlin"
     shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
@@ -235,6 +216,9 @@ def plan_vllm(
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
+                loose_state_bytes=cache.loose_state_bytes[stage.index],
+                vendor=gpu.vendor,
+                rules=profile.budget_rules,
             ),
             profile.constants,
         )
@@ -243,7 +227,7 @@ def plan_vllm(
     concurrency = request.concurrency or 1
     # The sequences are spread over data-parallel ranks.
     sequences = ceil_div(concurrency, layout.data_parallel_size)
-    rotary = rotary_bytes(spec)
+    rotary = rotary_bytes(spec, profile.fourfold_position_types)
     fixed = [request.kv_cache_bytes] * len(stages)
     if options.num_gpu_blocks_override is not None:
         blocks = options.num_gpu_blocks_override
@@ -364,7 +348,7 @@ def plan_vllm(
             *(speculation.notes if speculation else ()),
             *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
         ),
-        held_before_start=("runtime.cuda_context", "runtime.communication"),
+        held_before_start=_held_before_start(profile),
         host=host,
         expert_parallel=balance,
     )
@@ -412,14 +396,36 @@ def _host(
     return tuple(items), most
 
 
-def _batch(gpu: GpuSpec, usable_bytes: int, context: int, request: Request) -> BatchDefaults:
+def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
+    """What the device holds when vLLM compares its free memory with the budget (from 0.9 on)."""
+    match profile.budget_rules.budget_basis:
+        case "all_in_use":
+            return ()
+        case "before_distributed":
+            return ("runtime.cuda_context",)
+        case _:
+            return ("runtime.cuda_context", "runtime.communication")
+
+
+def _batch(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    context: int,
+    request: Request,
+    options: VllmSettings,
+    profile: VllmProfile,
+    core: EngineCore,
+) -> BatchDefaults:
     """Limits of the scheduler, as given or as vLLM chooses them for this GPU."""
-    batch = default_batch(
-        usable_bytes,
-        gpu.name,
+    batch = profile.batch(
+        core,
+        spec,
         context,
+        gpu_total_bytes=gpu.usable_memory().best_bytes,
+        gpu_name=gpu.name,
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
+        settings=options,
     )
     if batch.max_num_batched_tokens < batch.max_num_seqs:
         raise InvalidDeploymentError(
@@ -476,6 +482,8 @@ def _cache(
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
     speculation: Speculation | None,
+    *,
+    aligned_states: bool,
 ) -> VllmLayers:
     options = CacheOptions(
         tensor_parallel_size=layout.tensor_parallel_size,
@@ -486,25 +494,12 @@ def _cache(
         num_spec_tokens=speculation.num_tokens if speculation else 0,
         num_mtp_layers=speculation.num_mtp_layers if speculation else 0,
         checkpoint_kinds=profile.checkpoint_kinds,
+        aligned_states=aligned_states,
+        rules=profile.cache_rules,
         state_dtype=_state_dtype(own),
     )
     layers = vllm_layers(spec, options, [stage.layers for stage in stages])
     return speculation.with_draft_layers(layers, options) if speculation else layers
-
-
-def _mamba_cache_mode(options: VllmSettings) -> MambaCacheMode:
-    """`align` with prefix caching, else `none`. 0.33.0 models/config.py:MambaModelConfig."""
-    if options.enable_prefix_caching is False:
-        return "none"
-    match options.mamba_cache_mode:
-        case None | "align":
-            return "align"
-        case "none":
-            return "none"
-        case other:
-            raise UnsupportedError(
-                f"mamba cache mode {other!r} is not planned", "use align or none"
-            )
 
 
 _STATE_DTYPES = ("float32", "bfloat16", "float16")
@@ -563,20 +558,26 @@ def _has_experts(spec: ModelSpec) -> bool:
     return any(moe_of(block) is not None for block in spec.blocks)
 
 
-def _moe_backend(stored: tuple[StoredEntry, ...], capability: tuple[int, int]) -> MoeBackend:
+def _moe_backend(
+    stored: tuple[StoredEntry, ...], capability: tuple[int, int], profile: VllmProfile
+) -> MoeBackend:
     """Kernel that runs the routed experts, by their format and the GPU generation."""
     formats = [item.weight_format for item in stored if item.entry.tensor.expert]
     expert = next((f for f in formats if f is not None), None)
     if expert is None or isinstance(expert, Plain):
         return "triton"
     if isinstance(expert, Mxfp4):
-        if capability[0] >= 10:
-            return "flashinfer"
-        return "triton_gpt_oss" if capability[0] == 9 else "marlin"
+        match mxfp4_backend(capability[0], profile.weight_rules):
+            case "flashinfer":
+                return "flashinfer"
+            case "triton":
+                return "triton_gpt_oss"
+            case _:
+                return "marlin"
     if isinstance(expert, Nvfp4):
         return "flashinfer" if capability[0] >= 10 else "marlin"
     if isinstance(expert, Fp8Block):
-        return "deep_gemm" if capability[0] >= 9 else "triton"
+        return "deep_gemm" if capability[0] >= 9 and profile.deep_gemm else "triton"
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 

@@ -29,9 +29,6 @@ MoeBackend = Literal[
     "triton", "marlin", "cutlass", "deep_gemm", "flashinfer", "triton_gpt_oss", "batched"
 ]
 
-# engine/arg_utils.py: defaults depend on the memory of the card.
-_LARGE_GPU_BYTES = 160 * GIB
-_MIDDLE_GPU_BYTES = 70 * GIB
 # attention/mla_attention.py: context that is projected up at a time while prefilling.
 _MLA_MAX_CONTEXT_TOKENS = 64 * 1024
 # distributed/device_communicators/custom_all_reduce.py: two shared buffers and the rank data.
@@ -43,12 +40,20 @@ _SYMMETRIC_MEMORY_BYTES = {
     (10, 0): {2: 8 * MIB, 4: 32 * MIB, 6: 128 * MIB, 8: 128 * MIB},
     (10, 3): {2: 4 * MIB, 4: 32 * MIB, 6: 32 * MIB, 8: 64 * MIB},
 }
-# envs.py VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE; v1/attention/backends/mla/flashinfer_mla.py.
-_FLASHINFER_WORKSPACE_BYTES = 394 * MIB
+# v1/attention/backends/mla/flashinfer_mla.py.
 _FLASHINFER_MLA_WORKSPACE_BYTES = 128 * MIB
 # DeepGEMM packs the tokens of an expert in rows of this many.
 _DEEP_GEMM_ROWS = 128
 _ACTIVATION_BYTES = 2
+
+
+# What the engine subtracts from its budget, besides weights.
+#   before_distributed   growth since before the ranks connect: NCCL counts
+#   after_distributed    the same after they have: NCCL is outside
+#   all_in_use           whatever is in use on the device: the CUDA context and other processes too
+#   consumed             what free memory has shrunk by since the ranks connected
+GraphModes = Literal["full", "piecewise", "both"]
+BudgetBasis = Literal["before_distributed", "after_distributed", "all_in_use", "consumed"]
 
 
 class BudgetItem(NamedTuple):
@@ -107,11 +112,37 @@ class BudgetShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRules:
+    """What differs between vLLM releases; the defaults are those of 0.28 to 0.33.
+
+    graphs_charged      an estimate of the CUDA graphs is taken off the budget
+    moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
+    moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    latent_workspace    latent attention projects the context up in chunks, with a workspace
+    graph_modes         graphs of whole decode steps, of the pieces between attention, or both
+    graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
+    graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
+    """
+
+    budget_basis: BudgetBasis = "consumed"
+    graphs_charged: bool = True
+    moe_chunk_tokens: int = 0
+    moe_workspace_kept: bool = True
+    flashinfer_workspace_bytes: int = 394 * MIB
+    latent_workspace: bool = True
+    graph_modes: GraphModes = "both"
+    graph_step_above_256: int = 16
+    graph_ceiling_by_sequences: bool = True
+    graph_ceiling_blackwell: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSettings:
     """Engine settings and GPU facts that the budget depends on, defaults resolved.
 
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
+    loose_state_bytes             recurrent states of a sequence beside the paged cache
     communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
 
@@ -131,6 +162,9 @@ class BudgetSettings:
     attention_backend: str = "FLASH_ATTN"
     enforce_eager: bool = False
     is_last_stage: bool = True
+    loose_state_bytes: int = 0
+    vendor: str = "nvidia"
+    rules: BudgetRules = BudgetRules()
     communication_ranks: int = 0
 
 
@@ -165,6 +199,24 @@ def requested_bytes(total_bytes: int, utilization: float) -> int:
     return math.ceil(total_bytes * utilization)
 
 
+class BatchRow(NamedTuple):
+    """Scheduler limits of GPUs with at least so much memory whose name lacks a word."""
+
+    least_bytes: int
+    not_named: str
+    tokens_llm: int
+    tokens_api: int
+    sequences: int
+
+
+# vLLM 0.28.0 to 0.33.0; rows of other versions are facts in data/engines/vllm.json.
+_BATCH_ROWS = (
+    BatchRow(160 * GIB, "", 16384, 16384, 1024),
+    BatchRow(70 * GIB, "a100", 16384, 8192, 1024),
+    BatchRow(0, "", 8192, 2048, 256),
+)
+
+
 def default_batch(
     gpu_total_bytes: int,
     gpu_name: str,
@@ -173,19 +225,23 @@ def default_batch(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     chunked_prefill: bool = True,
+    usage_context: Literal["api", "llm"] = "api",
+    rows: tuple[BatchRow, ...] = (),
 ) -> BatchDefaults:
     """T and S of `vllm serve`: 16384/1024, 8192/1024 or 2048/256 by memory and name of the GPU.
 
-    A value that was not given is capped: `T <= S * max_model_len`, `S <= T`.
-    vLLM 0.28.0 to 0.32.0, `engine/arg_utils.py:get_batch_defaults`.
+    The LLM class takes more tokens ("llm"). A value that was not given is capped:
+    `T <= S * max_model_len`, `S <= T`. vLLM 0.28.0 to 0.32.0,
+    `engine/arg_utils.py:get_batch_defaults`; `rows` are those of another version.
     """
-    if gpu_total_bytes >= _LARGE_GPU_BYTES:
-        tokens, sequences = 16384, 1024
-    elif gpu_total_bytes >= _MIDDLE_GPU_BYTES and "a100" not in gpu_name.lower():
-        tokens, sequences = 8192, 1024
-    else:
-        tokens, sequences = 2048, 256
-    sequences = sequences if max_num_seqs is None else max_num_seqs
+    row = next(
+        row
+        for row in rows or _BATCH_ROWS
+        if gpu_total_bytes >= row.least_bytes
+        and not (row.not_named and row.not_named in gpu_name.lower())
+    )
+    tokens = row.tokens_llm if usage_context == "llm" else row.tokens_api
+    sequences = row.sequences if max_num_seqs is None else max_num_seqs
     if max_num_batched_tokens is not None:
         tokens = max_num_batched_tokens
     else:
@@ -214,17 +270,26 @@ def capture_sizes(
     max_num_batched_tokens: int,
     compute_capability: tuple[int, int],
     num_spec_tokens: int = 0,
+    rules: BudgetRules | None = None,
 ) -> tuple[int, ...]:
     """Batch sizes with a CUDA graph: 1, 2, 4, then steps of 8 below 256 and of 16 above.
 
     Largest: `min(2 * S * (1 + guessed tokens), 512)`, 1024 on compute capability 10, at most T.
     vLLM 0.32.0, `config/vllm.py:_set_cudagraph_sizes`; sizes added for speculation are left out.
+    Up to 0.10 all steps are of 8; the V0 engine goes to `max_num_seqs` and captures whole steps.
     """
-    ceiling = 1024 if compute_capability[0] == 10 else 512
-    largest = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling, max_num_batched_tokens)
+    rules = rules or BudgetRules()
+    ceiling = rules.graph_ceiling_blackwell if compute_capability[0] == 10 else 512
+    if rules.graph_modes == "full":
+        ceiling = round_up(max_num_seqs, 8) if max_num_seqs > 4 else max_num_seqs
+    elif rules.graph_ceiling_by_sequences:
+        ceiling = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling)
+    largest = min(ceiling, max_num_batched_tokens)
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += range(8, min(largest + 1, 256), 8)
-    sizes += range(256, largest + 1, 16)
+    sizes += range(256, largest + 1, rules.graph_step_above_256)
+    if rules.graph_modes == "full":
+        return tuple(sizes)
     if max_num_batched_tokens <= largest and max_num_batched_tokens not in sizes:
         sizes.append(max_num_batched_tokens)
     return tuple(sizes)
@@ -236,6 +301,13 @@ _COMPUTED = ("activations.peak", "runtime.moe_workspace", "runtime.sampler_state
 
 def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> VllmBudget:
     """Every item of one GPU. Raises KeyError if `constants` lacks one of its names."""
+    constants = _of_vendor(constants, settings.vendor)
+    basis = settings.rules.budget_basis
+    slack = None
+    if basis == "consumed":
+        slack = _constant_item(
+            "runtime.allocator_slack", constants["allocator_slack"], in_budget=True
+        )
     items = [
         _forward_peak(shape, settings, constants),
         _moe_workspace(shape, settings, constants),
@@ -244,11 +316,14 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
         _sampler_state(shape, settings),
         _cuda_graphs(settings, constants),
         _constant_item("runtime.non_torch", constants["non_torch_growth"], in_budget=True),
-        _constant_item("runtime.allocator_slack", constants["allocator_slack"], in_budget=True),
-        _constant_item("runtime.cuda_context", constants["cuda_context"], in_budget=False),
+        slack,
+        _constant_item(
+            "runtime.cuda_context", constants["cuda_context"], in_budget=basis == "all_in_use"
+        ),
         _communication(settings, constants),
         _attention_workspace(settings),
         _block_tables(settings),
+        _loose_states(settings),
     ]
     numbers = (
         f"T = {settings.max_num_batched_tokens:,}, S = {settings.max_num_seqs:,}, "
@@ -272,6 +347,19 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
     )
 
 
+def _of_vendor(constants: Constants, vendor: str) -> Constants:
+    """Constants of a maker's GPUs take the place of those of NVIDIA's: `name_amd` for `name`."""
+    if vendor.lower() == "nvidia":
+        return constants
+    suffix = f"_{vendor.lower()}"
+    own = {
+        name.removesuffix(suffix): constant
+        for name, constant in constants.items()
+        if name.endswith(suffix)
+    }
+    return {**constants, **own} if own else constants
+
+
 def sampler_bytes(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> int:
     """Transient peak of the sampler's dummy run: `c * S * V`, c in bytes per logit."""
     return _sampler_band(shape, settings, constants)[0]
@@ -290,6 +378,7 @@ def moe_workspace_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
     hidden, inner = shape.hidden_size, moe.intermediate_size
     # All tokens of the data-parallel group meet on every rank before the experts run.
     tokens = settings.max_num_batched_tokens * settings.data_parallel_size
+    tokens = min(tokens, settings.rules.moe_chunk_tokens or tokens)
     rows = tokens * moe.experts_per_token
     wide, narrow = max(2 * inner, hidden), max(inner, hidden)
     match settings.moe_backend:
@@ -336,12 +425,15 @@ def _constant_item(name: str, constant: Constant, *, in_budget: bool) -> BudgetI
 def _sampler_band(
     shape: BudgetShape, settings: BudgetSettings, constants: Constants
 ) -> tuple[int, int, int]:
-    if not settings.is_last_stage:
-        return (0, 0, 0)
     name = f"sampler_bytes_per_logit_{settings.model_runner}"
-    # With guessed tokens every one of them has its row of logits.
-    rows = settings.max_num_seqs * (1 + settings.num_spec_tokens)
-    return _band(constants[name], rows * shape.vocab_size)
+    return _band(constants[name], _sampled_rows(settings) * shape.vocab_size)
+
+
+def _sampled_rows(settings: BudgetSettings) -> int:
+    """Rows of logits in the sampler's dummy run: every guessed token has one of its own."""
+    if not settings.is_last_stage:
+        return 0
+    return settings.max_num_seqs * (1 + settings.num_spec_tokens)
 
 
 def _forward_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
@@ -359,8 +451,12 @@ def _forward_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
 def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Constants) -> BudgetItem:
     """The largest of what the profile run holds at a time: forward pass, MLA prefill, sampler."""
     forward = _band(constants["forward_activation_factor"], _forward_bytes(shape, settings))
+    if not settings.rules.moe_workspace_kept:
+        # The experts' scratch comes and goes within the forward pass.
+        scratch = _moe_workspace_band(shape, settings, constants)
+        forward = (forward[0] + scratch[0], forward[1] + scratch[1], forward[2] + scratch[2])
     prefill = 0
-    if shape.latent is not None and not shape.latent.sparse:
+    if shape.latent is not None and not shape.latent.sparse and settings.rules.latent_workspace:
         heads = ceil_div(shape.latent.num_heads, settings.tensor_parallel_size)
         width = heads * shape.latent.up_projected_size
         prefill = mla_context_tokens(settings) * width * _ACTIVATION_BYTES
@@ -371,6 +467,8 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         max(of_forward, prefill, kept + of_sampler)
         for of_forward, of_sampler in zip(forward, sampler, strict=True)
     )
+    scratch_bytes = 0 if settings.rules.moe_workspace_kept else moe_workspace_bytes(shape, settings)
+    logits = _sampled_rows(settings) * shape.vocab_size
     return BudgetItem(
         "activations.peak",
         "activations",
@@ -379,30 +477,41 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         high,
         "largest of: T * 2 * (3 F/t + 3 H) of the forward pass (4 H with experts);"
         " context * N/t * (nope + v) * 2 of a latent-attention prefill;"
-        " c * S * V + T * H * 2 of the sampler",
+        " c * S * V + T * H * 2 of the sampler;"
+        f" forward = {_forward_bytes(shape, settings):,}, scratch = {scratch_bytes:,},"
+        f" logits = {logits:,}, kept = {kept:,}",
         constants["forward_activation_factor"].source,
         in_budget=True,
     )
 
 
+def _moe_workspace_band(
+    shape: BudgetShape, settings: BudgetSettings, constants: Constants
+) -> tuple[int, int, int]:
+    best = moe_workspace_bytes(shape, settings)
+    high = best
+    if shape.moe is not None and settings.moe_backend in ("flashinfer", "triton_gpt_oss"):
+        # The kernels allocate for themselves; the plain formula bounds it.
+        tokens = settings.max_num_batched_tokens
+        rows = min(tokens, settings.rules.moe_chunk_tokens or tokens) * shape.moe.experts_per_token
+        inner, hidden = shape.moe.intermediate_size, shape.hidden_size
+        high += rows * (2 * inner + hidden) * _ACTIVATION_BYTES
+    factor = constants["moe_workspace_factor"]
+    return best, round(best * factor.low), round(high * factor.high)
+
+
 def _moe_workspace(
     shape: BudgetShape, settings: BudgetSettings, constants: Constants
 ) -> BudgetItem | None:
-    if shape.moe is None:
+    if shape.moe is None or not settings.rules.moe_workspace_kept:
         return None
-    best = moe_workspace_bytes(shape, settings)
-    high = best
-    if settings.moe_backend in ("flashinfer", "triton_gpt_oss"):
-        # The kernels allocate for themselves; the plain formula bounds it.
-        rows = settings.max_num_batched_tokens * shape.moe.experts_per_token
-        inner, hidden = shape.moe.intermediate_size, shape.hidden_size
-        high += rows * (2 * inner + hidden) * _ACTIVATION_BYTES
+    best, low, high = _moe_workspace_band(shape, settings, constants)
     return BudgetItem(
         "runtime.moe_workspace",
         "runtime",
         best,
-        round(best * constants["moe_workspace_factor"].low),
-        round(high * constants["moe_workspace_factor"].high),
+        low,
+        high,
         f"T*k rows of two buffers as wide as hidden or intermediate size ({settings.moe_backend})",
         "vLLM 0.32.0 model_executor/layers/fused_moe/experts/*:workspace_shapes",
         in_budget=True,
@@ -410,7 +519,7 @@ def _moe_workspace(
 
 
 def _latent_workspace(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem | None:
-    if shape.latent is None or shape.latent.sparse:
+    if shape.latent is None or shape.latent.sparse or not settings.rules.latent_workspace:
         return None
     size = mla_context_tokens(settings) * shape.latent.latent_size * _ACTIVATION_BYTES
     return BudgetItem(
@@ -490,9 +599,16 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
         settings.max_num_batched_tokens,
         settings.compute_capability,
         settings.num_spec_tokens,
+        settings.rules,
     )
     decode = settings.max_num_seqs * (1 + settings.num_spec_tokens)
-    num_graphs = len(sizes) + sum(size <= decode for size in sizes)
+    piecewise = len(sizes) if settings.rules.graph_modes != "full" else 0
+    full = 0
+    if settings.rules.graph_modes == "both":
+        full = sum(size <= decode for size in sizes)
+    elif settings.rules.graph_modes == "full":
+        full = len(sizes)
+    num_graphs = piecewise + full
     constant = constants["cuda_graph_bytes_per_graph"]
     best, low, high = _band(constant, num_graphs)
     return BudgetItem(
@@ -501,10 +617,10 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
         best,
         low,
         high,
-        f"{num_graphs} graphs ({len(sizes)} piecewise, the rest full) * "
+        f"{num_graphs} graphs ({piecewise} piecewise, {full} full) * "
         f"{format_bytes(round(constant.value))} per graph",
         constant.source,
-        in_budget=True,
+        in_budget=settings.rules.graphs_charged,
     )
 
 
@@ -525,7 +641,7 @@ def _communication(settings: BudgetSettings, constants: Constants) -> BudgetItem
         high + buffers + symmetric,
         "NCCL channels + 3 * 8 MiB of custom all-reduce + symmetric-memory buffer",
         constant.source,
-        in_budget=False,
+        in_budget=settings.rules.budget_basis in ("before_distributed", "all_in_use"),
     )
 
 
@@ -533,7 +649,9 @@ def _attention_workspace(settings: BudgetSettings) -> BudgetItem | None:
     if "FLASHINFER" not in settings.attention_backend:
         return None
     latent = "MLA" in settings.attention_backend
-    size = _FLASHINFER_MLA_WORKSPACE_BYTES if latent else _FLASHINFER_WORKSPACE_BYTES
+    size = settings.rules.flashinfer_workspace_bytes
+    if latent:
+        size = _FLASHINFER_MLA_WORKSPACE_BYTES
     return BudgetItem(
         "runtime.attention_workspace",
         "runtime",
@@ -559,4 +677,20 @@ def _block_tables(settings: BudgetSettings) -> BudgetItem:
         "groups * S * ceil(max_model_len / block) * 4, twice with model runner V2",
         "vLLM 0.32.0 v1/worker/gpu/block_table.py",
         in_budget=False,
+    )
+
+
+def _loose_states(settings: BudgetSettings) -> BudgetItem | None:
+    """Recurrent states of all sequences, which the V0 engine makes in the first forward pass."""
+    size = settings.max_num_seqs * settings.loose_state_bytes
+    return BudgetItem(
+        "runtime.recurrent_states",
+        "runtime",
+        size,
+        size,
+        # With graphs the number of sequences is rounded up to a captured size.
+        size + 8 * settings.loose_state_bytes,
+        "S x states of one sequence",
+        "vLLM 0.9.2 model_executor/models/mamba_cache.py:MambaCacheManager",
+        in_budget=True,
     )

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from moesize.core.vllm_weights import RankWeights
 
 
-def rotary_bytes(spec: ModelSpec) -> int:
-    """cos/sin tables that stay on every rank."""
+def rotary_bytes(spec: ModelSpec, fourfold_types: tuple[str, ...] = ()) -> int:
+    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
     element = {"float32": 4, "bfloat16": 2, "float16": 2}
     model = "bfloat16" if spec.dtype == "float32" else spec.dtype
-    return sum(
+    sizes = [
         table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
         for table in spec.rotary
-    )
+    ]
+    if sizes and spec.model_type in fourfold_types:
+        sizes[0] *= 4
+    return sum(sizes)
 
 
 def weight_items(weights: RankWeights, rotary_size: int, layout: Layout) -> list[MemoryItem]:
@@ -53,6 +56,11 @@ def weight_items(weights: RankWeights, rotary_size: int, layout: Layout) -> list
             "weights.latent_copies",
             weights.latent_copy_bytes,
             "absorbed MLA matrices, de-quantized beside a quantized kv_b",
+        ),
+        (
+            "weights.repacked",
+            weights.repacked_bytes,
+            "what loading adds for a kernel: biases in float32, scales in another order",
         ),
         (
             "weights.allocator_rounding",

@@ -4,7 +4,8 @@
 
 The layout depends on the model and the parallel sizes alone, so a sweep over memory or context
 makes it once. Formulas follow `vllm/v1/core/kv_cache_utils.py` and `vllm/v1/kv_cache_interface.py`
-of vLLM 0.32.0; what other releases do differently is a value of KvRules.
+of vLLM 0.32.0; what other releases do differently is a value of KvRules. The V0 engine (up to 0.10)
+has one group, the same block in every layer, and no windows.
 
 Words: a *state* is what one token (or one group of compressed tokens, or one recurrent layer)
 stores; a *page* is one block of one layer; a *block* is one page in every layer of a group, and
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LayerKind = Literal["full", "mla", "sliding", "sliding_mla", "chunked", "ring", "mamba"]
-MambaCacheMode = Literal["align", "none"]
+MambaCacheMode = Literal["align", "none", "all"]
+PageUnification = Literal["never", "multiples", "pads"]
+TokensLogged = Literal["per_request", "per_group"]
 
 _FULL: frozenset[LayerKind] = frozenset(("full", "mla"))
 _LOCAL: frozenset[LayerKind] = frozenset(("sliding", "sliding_mla", "chunked"))
@@ -109,8 +112,11 @@ class LayerPages:
             case "ring":
                 return 1
             case "mamba":
-                aligned = settings.mamba_cache_mode == "align" and self.caches_prefixes
-                resident = 2 + self.num_checkpoint_states if aligned else 1
+                resident = 1
+                if self.caches_prefixes and settings.mamba_cache_mode == "align":
+                    resident = 2 + self.num_checkpoint_states
+                elif self.caches_prefixes and settings.mamba_cache_mode == "all":
+                    resident = ceil_div(context_tokens, self.block_tokens)
                 return resident + self.num_spec_states
             case _:  # pragma: no cover
                 assert_never(self.kind)
@@ -118,7 +124,7 @@ class LayerPages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvRules:
-    """What differs between vLLM releases; the defaults are those of 0.28 to 0.33."""
+    """What differs between vLLM releases; the defaults are those of 0.29 to 0.33."""
 
     # Groups grow to the largest bucket of layers if that is less than this share of the smallest.
     widen_below_percent: int = 150
@@ -126,6 +132,16 @@ class KvRules:
     packs_mixed_pages: bool = True
     # The block that no request can use is left out when a context is said to fit.
     reserves_null_block: bool = True
+    # Layers keep a window of tokens only; else all of them, as full attention does.
+    hybrid_manager: bool = True
+    # The same for layers that attend in chunks (Llama 4).
+    chunked_windows: bool = True
+    # Pages of several sizes are made equal: not at all, by longer blocks, or by padding too.
+    unifies_pages: PageUnification = "pads"
+    # What the log calls tokens: blocks of one group, or what requests of full length can hold.
+    tokens_logged: TokensLogged = "per_request"
+    # Tokens scheduled and not settled count in windows for one batch, or for all in flight.
+    counts_all_in_flight: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +266,8 @@ def plan_kv(
     """Blocks, tokens and concurrency for the cache memory of one rank per pipeline stage.
 
     `num_blocks = min over stages of floor(available / bytes per block)`; tokens as logged are
-    `int(num_blocks / blocks_per_request * max_model_len)`. vLLM 0.32.0, `get_kv_cache_configs`.
+    `int(num_blocks / blocks_per_request * max_model_len)`, vLLM 0.32.0, `get_kv_cache_configs`; up
+    to 0.19 they are `num_blocks // groups * block`.
     """
     rules = rules or KvRules()
     stages = layout.stage_block_bytes
@@ -268,12 +285,18 @@ def plan_kv(
     per_request = layout.blocks_per_request(settings.max_model_len, settings)
     null_blocks = 1 if rules.reserves_null_block else 0
     concurrency = num_blocks / per_request if per_request else 0.0
+    if rules.tokens_logged == "per_group" and layout.groups:
+        smallest = min(group.block_tokens for group in layout.groups)
+        tokens = num_blocks // len(layout.groups) * smallest
+        tokens *= settings.decode_context_parallel_size
+    else:
+        tokens = int(concurrency * settings.max_model_len)
     return KvPlan(
         layout=layout,
         settings=settings,
         num_blocks=num_blocks,
         blocks_per_request=per_request,
-        tokens_logged=int(concurrency * settings.max_model_len),
+        tokens_logged=tokens,
         max_concurrency=concurrency,
         request_bytes=(per_request + null_blocks) * max(stages, default=0),
         max_context=max_context_tokens(layout, settings, num_blocks - null_blocks),
@@ -315,8 +338,10 @@ def group_layers(
             "vLLM cannot use decode context parallelism with sliding-window layers",
             "drop --decode-context-parallel-size",
         )
-    if not settings.hybrid_manager:
+    if not (settings.hybrid_manager and rules.hybrid_manager):
         kinds = _promote_local(kinds)
+    elif not rules.chunked_windows:
+        kinds = _promote_chunked(kinds)
     groups = _make_groups(kinds, settings, rules)
     return KvLayout(
         groups=groups,
@@ -349,7 +374,7 @@ def _make_groups(kinds: list[_Kind], settings: KvSettings, rules: KvRules) -> tu
     if rules.packs_mixed_pages and settings.block_outermost and len(page_sizes) > 1:
         return _packed_groups(kinds)
     try:
-        unified = _unify_pages(kinds)
+        unified = _unify_pages(kinds, rules.unifies_pages)
     except UnsupportedError:
         promoted = _full_allocation_fallback(kinds)
         if promoted is None:
@@ -395,9 +420,17 @@ def _same_slots(first: LayerPages, other: LayerPages) -> bool:
             assert_never(first.kind)
 
 
-def _unify_pages(kinds: list[_Kind]) -> list[_Kind]:
+def _unify_pages(kinds: list[_Kind], how: PageUnification) -> list[_Kind]:
     """Give all layers the largest page: more tokens per block if that divides, else padding."""
     largest = max(pages.page_bytes for pages, _ in kinds)
+    for pages, _ in kinds:
+        differs = pages.page_bytes != largest
+        if differs and (how == "never" or (how == "multiples" and largest % pages.page_bytes)):
+            raise UnsupportedError(
+                f"this vLLM cannot give a page of {pages.page_bytes} bytes the size of another "
+                f"layer's, {largest} bytes",
+                "use a later version",
+            )
     return [(_with_page_bytes(pages, largest), counts) for pages, counts in kinds]
 
 
@@ -572,6 +605,15 @@ def _promote_local(kinds: list[_Kind]) -> list[_Kind]:
             "drop --disable-hybrid-kv-cache-manager",
         )
     return promoted
+
+
+def _promote_chunked(kinds: list[_Kind]) -> list[_Kind]:
+    """Chunked attention before it had a cache of its own: kept for all tokens."""
+    full_blocks = {pages.block_tokens for pages, _ in kinds if pages.kind in _FULL}
+    return [
+        (_as_full(pages, full_blocks) if pages.kind == "chunked" else pages, counts)
+        for pages, counts in kinds
+    ]
 
 
 def _as_full(pages: LayerPages, full_blocks: set[int]) -> LayerPages:

@@ -8,7 +8,9 @@ capability), `platforms/interface.py` (`_align_hybrid_block_size`), `layers/mamb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from math import lcm
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
@@ -44,8 +46,8 @@ _COMPRESSOR_BLOCK_TOKENS = {4: 4, 128: 8}
 # One fp32 scale per 128 fp8 values of an index key.
 _INDEX_SCALE_ELEMENTS = 128
 _DEFAULT_BLOCK_TOKENS = 16
-# Latent caches next to recurrent states: decode kernels want 128 tokens of whole kernel blocks.
-_LATENT_HYBRID_ALIGNMENT_TOKENS = 128
+# models/deepseek_v2.py before there was a latent cache: heads are padded for the kernels.
+_PADDED_LATENT_HEAD = 256
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 _FP8_NAMES = frozenset(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla"))
@@ -68,6 +70,27 @@ _FLASHINFER_HEADS = frozenset((64, 128, 256, 512))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRules:
+    """What differs between vLLM releases; the defaults are those of 0.32.
+
+    latent_backends          name and block of the latent-attention backend by the major compute
+                             capability, `9_quantized` with a quantized cache, `other` for the rest
+    latent_cache             latent attention keeps latents; else whole keys and values, padded
+    latent_hybrid_tokens     least block of latent caches next to recurrent states
+    delta_net_checkpoint_majors, _tokens   major compute capabilities whose kernel exports states of
+                             gated delta nets while it prefills, at multiples of so many tokens
+    paged_states             recurrent states lie in the blocks of the cache (not in the V0 engine)
+    """
+
+    latent_backends: Mapping[str, tuple[str, int]] | None = None
+    latent_cache: bool = True
+    latent_hybrid_tokens: int = 128
+    paged_states: bool = True
+    delta_net_checkpoint_majors: tuple[int, ...] = ()
+    delta_net_checkpoint_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """What the user and the GPU decide about the cache.
 
@@ -77,6 +100,8 @@ class CacheOptions:
     block_tokens         as `--block-size`; None = the backend's
     num_mtp_layers       MTP layers that speculation loads, on the last stage
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
+    aligned_states       recurrent states are kept at block ends, so that prefixes are found
+    rules                what else differs between releases
     state_dtype          as `--mamba-ssm-cache-dtype`; "" is the model's own
     """
 
@@ -88,6 +113,8 @@ class CacheOptions:
     num_spec_tokens: int = 0
     num_mtp_layers: int = 0
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
+    aligned_states: bool = True
+    rules: CacheRules = CacheRules()
     state_dtype: str = ""
 
 
@@ -101,13 +128,17 @@ class Backend(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmLayers:
-    """Pages of every pipeline stage, and what was chosen on the way."""
+    """Pages of every pipeline stage, and what was chosen on the way.
+
+    loose_state_bytes   recurrent states of one sequence that lie beside the paged cache, by stage
+    """
 
     stages: tuple[tuple[LayerPages, ...], ...]
     backend: str
     block_tokens: int
     kv_dtype: str
     block_outermost: bool
+    loose_state_bytes: tuple[int, ...]
 
 
 def vllm_layers(
@@ -129,16 +160,25 @@ def vllm_layers(
     used = [mixer for name in order for mixer in mixers[name]]
     kv_dtype = resolve_kv_dtype(model, options)
     backend = attention_backend(
-        used, options.compute_capability, kv_dtype, image_prefix=_sees_whole_images(model)
+        used,
+        options.compute_capability,
+        kv_dtype,
+        image_prefix=_sees_whole_images(model),
+        latent_backends=options.rules.latent_backends,
     )
     chooser = _Chooser(options, kv_dtype, options.dtype or model.dtype, backend, used)
     pages = {name: chooser.block_pages(mixers[name]) for name in order}
+    loose = (0,) * len(names)
+    if not options.rules.paged_states:
+        states = {name: chooser.state_bytes(mixers[name]) for name in order}
+        loose = tuple(sum(states[name] for name in stage) for stage in names)
     return VllmLayers(
         stages=tuple(tuple(_counted(stage, pages)) for stage in names),
         backend=backend.name,
         block_tokens=chooser.block_tokens,
         kv_dtype=kv_dtype,
         block_outermost=any(isinstance(mixer, CompressedAttention) for mixer in used),
+        loose_state_bytes=loose,
     )
 
 
@@ -168,6 +208,7 @@ def attention_backend(
     kv_dtype: str,
     *,
     image_prefix: bool = False,
+    latent_backends: Mapping[str, tuple[str, int]] | None = None,
 ) -> Backend:
     """The backend that vLLM picks, as far as it decides block size and packing.
 
@@ -206,6 +247,9 @@ def attention_backend(
             return Backend("FLASHINFER_MLA_SPARSE_SM120", 64, sparse_fp8_packed=True)
         name = "FLASHMLA_SPARSE" if quantized else "FLASH_ATTN_MLA_SPARSE"
         return Backend(name, 64, sparse_fp8_packed=quantized)
+    if latent and latent_backends is not None:
+        keys = (f"{major}_quantized" if quantized else "", str(major), "other")
+        return Backend(*next(latent_backends[key] for key in keys if key in latent_backends))
     if latent:
         if major == 10:
             return Backend("FLASHINFER_MLA", 32)
@@ -279,11 +323,20 @@ class _Chooser:
         self.has_attention = any(mixer.cache() for mixer in mixers)
         self._align_states(mixers)
 
+    @property
+    def _exports_delta_net(self) -> bool:
+        """Whether gated delta nets export states while they prefill (0.33, FlashInfer's kernel)."""
+        options = self.options
+        majors = options.rules.delta_net_checkpoint_majors
+        return options.aligned_states and options.compute_capability[0] in majors
+
     def _align_states(self, mixers: Sequence[Mixer]) -> None:
         """Blocks long enough that one attention page holds a recurrent state; states padded to it.
 
         `block = A * ceil(state / (A * bytes per token))`, A the least block, 128 beside latents.
         """
+        if not self.options.rules.paged_states:
+            return
         states = [self._state_bytes(mixer) for mixer in mixers]
         tokens = [self._bytes_per_token(mixer) for mixer in mixers]
         state_bytes = max(states, default=0)
@@ -292,7 +345,9 @@ class _Chooser:
             return
         alignment = max(self.backend.block_tokens, self.block_tokens)
         if any(isinstance(mixer, LatentAttention) for mixer in mixers):
-            alignment = max(alignment, _LATENT_HYBRID_ALIGNMENT_TOKENS)
+            alignment = max(alignment, self.options.rules.latent_hybrid_tokens)
+        if self._exports_delta_net and any(isinstance(mixer, GatedDeltaNet) for mixer in mixers):
+            alignment = lcm(alignment, self.options.rules.delta_net_checkpoint_tokens)
         needed = alignment * ceil_div(state_bytes, alignment * per_token)
         self.block_tokens = max(self.block_tokens, needed)
         self.padded_state_bytes = self.block_tokens * per_token
@@ -300,6 +355,10 @@ class _Chooser:
     def block_pages(self, mixers: Sequence[Mixer]) -> tuple[LayerPages, ...]:
         """Pages of one layer."""
         return tuple(pages for mixer in mixers for pages in self._pages(mixer))
+
+    def state_bytes(self, mixers: Sequence[Mixer]) -> int:
+        """Recurrent states of one sequence in one layer."""
+        return sum(self._state_bytes(mixer) for mixer in mixers)
 
     def _pages(self, mixer: Mixer) -> list[LayerPages]:
         match mixer:
@@ -310,9 +369,9 @@ class _Chooser:
             case CompressedAttention():
                 return self._compressed_pages(mixer)
             case GatedDeltaNet() | KimiDeltaAttention() | LightningAttention():
-                return [self._state_pages(mixer)]
+                return self._state_pages(mixer)
             case Mamba1() | Mamba2() | ShortConv():
-                return [self._state_pages(mixer)]
+                return self._state_pages(mixer)
             case _:  # pragma: no cover
                 assert_never(mixer)
 
@@ -380,6 +439,22 @@ class _Chooser:
         return pages
 
     def _latent_pages(self, mixer: LatentAttention) -> list[LayerPages]:
+        if not self.options.rules.latent_cache:
+            heads = max(1, mixer.num_heads // self.ranks)
+            size = max(
+                _PADDED_LATENT_HEAD,
+                mixer.qk_nope_head_dim + mixer.qk_rope_head_dim,
+                mixer.v_head_dim,
+            )
+            return [
+                LayerPages(
+                    kind="full",
+                    num_layers=1,
+                    block_tokens=self.block_tokens,
+                    state_bytes=heads * self._head_bytes(size, size),
+                    variant=f"{heads}x{size}+{size}",
+                )
+            ]
         pages = [self._latent_kind("latent", self._latent_bytes(mixer))]
         if mixer.indexer is not None:
             pages.append(self._latent_kind("index", _index_bytes(mixer.indexer.head_dim)))
@@ -434,22 +509,28 @@ class _Chooser:
             variant=variant,
         )
 
-    def _state_pages(self, mixer: Mixer) -> LayerPages:
+    def _state_pages(self, mixer: Mixer) -> list[LayerPages]:
+        if not self.options.rules.paged_states:
+            return []
         exports = mixer.kind in self.options.checkpoint_kinds
+        if isinstance(mixer, GatedDeltaNet):
+            exports = self._exports_delta_net
         if isinstance(mixer, KimiDeltaAttention):
             # Kimi-K3's layers do, Kimi-Linear's do not; the full-rank gate tells them apart.
             exports = exports and mixer.full_rank_gate
-        return LayerPages(
-            kind="mamba",
-            num_layers=1,
-            block_tokens=self.block_tokens,
-            state_bytes=self._state_bytes(mixer),
-            padded_page_bytes=self.padded_state_bytes,
-            num_spec_states=self.options.num_spec_tokens,
-            num_checkpoint_states=int(exports),
-            caches_prefixes=self.has_attention,
-            variant=mixer.kind,
-        )
+        return [
+            LayerPages(
+                kind="mamba",
+                num_layers=1,
+                block_tokens=self.block_tokens,
+                state_bytes=self._state_bytes(mixer),
+                padded_page_bytes=self.padded_state_bytes,
+                num_spec_states=self.options.num_spec_tokens,
+                num_checkpoint_states=int(exports),
+                caches_prefixes=self.has_attention,
+                variant=mixer.kind,
+            )
+        ]
 
     def _state_bytes(self, mixer: Mixer) -> int:
         """Recurrent state of one sequence and layer on this rank; 0 for attention.

@@ -17,7 +17,14 @@ from moesize.core.plan import Note
 from moesize.core.records import dataclass
 from moesize.core.units import MIB, format_bytes
 from moesize.core.vllm_encoder import towers_left_out, whole_towers
-from moesize.core.vllm_weights import RankWeights, Sharding, Stage, pipeline_stages, rank_weights
+from moesize.core.vllm_weights import (
+    RankWeights,
+    Sharding,
+    Stage,
+    WeightRules,
+    pipeline_stages,
+    rank_weights,
+)
 
 if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
@@ -206,10 +213,14 @@ def distinct_ranks(
     *,
     compute_capability: str,
     rocm: bool,
+    rules: WeightRules | None = None,
 ) -> tuple[Rank, ...]:
     """A rank of every kind, stage by stage; kept by the spec, for sweeps ask for them again."""
     partition = settings.pp_layer_partition
-    stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size, partition)
+    rules = rules or WeightRules()
+    stages = pipeline_stages(
+        spec.num_layers, layout.pipeline_parallel_size, rules.pipeline_remainder, partition
+    )
     sharding = Sharding(
         tensor_parallel_size=layout.tensor_parallel_size,
         data_parallel_size=layout.data_parallel_size,
@@ -224,7 +235,7 @@ def distinct_ranks(
     kept: dict[tuple[object, ...], tuple[object, tuple[Rank, ...]]]
     kept = spec.__dict__.setdefault("_ranks", {})
     # `stored` stands beside its ranks, so that its identity stays taken.
-    key = (id(stored), sharding, stages, compute_capability, rocm)
+    key = (id(stored), sharding, stages, compute_capability, rocm, id(rules))
     if key not in kept:
         ranks = tuple(
             Rank(
@@ -239,12 +250,13 @@ def distinct_ranks(
                     stage=stage,
                     compute_capability=compute_capability,
                     rocm=rocm,
+                    rules=rules,
                 ),
             )
             for stage in stages
             for number, count, variant in _variants(spec, sharding, stage)
         )
-        kept[key] = (stored, ranks)
+        kept[key] = ((stored, rules), ranks)
     return kept[key][1]
 
 

@@ -9,9 +9,10 @@ Symbols: t tensor-parallel ranks, ep expert-parallel ranks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from math import gcd, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
@@ -69,6 +70,7 @@ class RankWeights:
     by_group     weights proper by parameter group; scale_bytes: scales, zero points, tables
     padding      rows and columns that only fill kernels' tiles (vocabulary, MXFP4 experts)
     rounding     what the caching allocator adds to single tensors
+    latent_copy    absorbed matrices; repacked: what else loading adds (scales in a kernel's order)
     largest_module_bytes   the largest group of tensors that loading re-packs at once
     expert_bytes   what of it all belongs to routed experts, scales and padding included
     layer_parameters   parameters of one layer of each block, in the order of the inventory
@@ -79,6 +81,7 @@ class RankWeights:
     padding_bytes: int = 0
     rounding_bytes: int = 0
     latent_copy_bytes: int = 0
+    repacked_bytes: int = 0
     largest_module_bytes: int = 0
     expert_bytes: int = 0
     layer_parameters: dict[str, list[Parameter]] = field(default_factory=dict)
@@ -91,7 +94,8 @@ class RankWeights:
     @property
     def resident_bytes(self) -> int:
         """Parameters, allocator rounding, and copies made at load."""
-        return self.parameter_bytes + self.rounding_bytes + self.latent_copy_bytes
+        copies = self.latent_copy_bytes + self.repacked_bytes
+        return self.parameter_bytes + self.rounding_bytes + copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +178,42 @@ def _is_one_of(spec: ModelSpec, model_types: Container[str]) -> bool:
     return any(kind in model_types for kind in _types(spec))
 
 
+PipelineRemainder = Literal["last", "before_last"]
+LatentCopies = Literal["none", "products", "values"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRules:
+    """What differs between vLLM releases; the defaults are those of 0.32.
+
+    pipeline_remainder    who takes the layers that do not divide: the last stage all of them, or
+                          the stages before it one each
+    head_on_every_stage   model types whose head is built on every pipeline stage
+    mxfp4_backends        kernel by the major compute capability, `other` for the rest
+    mxfp4_flashinfer_tile, mxfp4_rocm_tile   least multiple of an expert's width there
+    latent_copies         what is made of kv_b at load: see `_latent_copies`
+    mxfp4_keeps_scales    the Triton kernel's swizzled scales lie beside the loaded ones
+    """
+
+    pipeline_remainder: PipelineRemainder = "before_last"
+    head_on_every_stage: tuple[str, ...] = ()
+    mxfp4_backends: Mapping[str, str] | None = None
+    mxfp4_flashinfer_tile: int = 128
+    mxfp4_rocm_tile: int = 256
+    mxfp4_keeps_scales: bool = False
+    latent_copies: LatentCopies = "values"
+
+
 def pipeline_stages(
-    num_layers: int, pipeline_parallel_size: int, partition: tuple[int, ...] | None = None
+    num_layers: int,
+    pipeline_parallel_size: int,
+    remainder: PipelineRemainder = "before_last",
+    partition: tuple[int, ...] | None = None,
 ) -> tuple[Stage, ...]:
     """Layers of every stage: L // p each, one more from the last but one backwards.
 
-    `partition` is what VLLM_PP_LAYER_PARTITION says instead. vLLM 0.32.0
-    distributed/utils.py:get_pp_indices. Raises InvalidDeploymentError.
+    Up to 0.7 the last stage takes the whole remainder. `partition` is VLLM_PP_LAYER_PARTITION.
+    vLLM 0.7.3 and 0.32.0 distributed/utils.py:get_pp_indices. Raises InvalidDeploymentError.
     """
     # An encoder has no decoder layers, and a single stage.
     if pipeline_parallel_size > max(num_layers, 1):
@@ -188,8 +221,12 @@ def pipeline_stages(
             f"pipeline parallel size {pipeline_parallel_size} exceeds the {num_layers} layers"
         )
     sizes = [num_layers // pipeline_parallel_size] * pipeline_parallel_size
-    for i in range(num_layers % pipeline_parallel_size):
-        sizes[-(i + 2)] += 1
+    left = num_layers % pipeline_parallel_size
+    if remainder == "last":
+        sizes[-1] += left
+    else:
+        for i in range(left):
+            sizes[-(i + 2)] += 1
     if partition is not None:
         if len(partition) != pipeline_parallel_size or sum(partition) != num_layers:
             raise InvalidDeploymentError(
@@ -220,20 +257,35 @@ class KernelPadding:
     all_input_scales: bool = False
 
 
-def mxfp4_padding(compute_capability: str | None, *, rocm: bool = False) -> KernelPadding:
+def mxfp4_padding(
+    compute_capability: str | None, *, rocm: bool = False, rules: WeightRules | None = None
+) -> KernelPadding:
     """Padding by GPU generation: Marlin before Hopper, Triton on Hopper, TRT-LLM kernels after.
 
-    On AMD both dimensions go up to multiples of 256; the kernels of Kimi-K3 and of single
-    generations that take 128 are left out.
+    On AMD both dimensions go up to multiples of 256 (128 up to 0.18); the kernels of Kimi-K3 and of
+    single generations that take 128 are left out.
     """
+    rules = rules or WeightRules()
     if rocm:
-        return KernelPadding(256, 256, "rocm")
+        return KernelPadding(rules.mxfp4_rocm_tile, rules.mxfp4_rocm_tile, "rocm")
     major = int(compute_capability.partition(".")[0]) if compute_capability else 9
-    if major >= 10:
-        return KernelPadding(128, 256, "flashinfer-trtllm", all_input_scales=True)
-    if major == 9:
-        return KernelPadding(64, 1, "triton")
-    return KernelPadding(128, 256, "marlin")
+    backend = mxfp4_backend(major, rules)
+    # What NVFP4 kernels read goes by the generation, whatever runs MXFP4.
+    reads_all = major >= 10
+    if backend == "flashinfer":
+        tile = max(rules.mxfp4_flashinfer_tile, 128)
+        hidden = 256
+    elif backend == "triton":
+        tile, hidden = 64, 1
+    else:
+        tile, hidden = 128, 256
+    return KernelPadding(tile, hidden, backend, all_input_scales=reads_all)
+
+
+def mxfp4_backend(major: int, rules: WeightRules) -> str:
+    """Kernel of MXFP4 experts by the major compute capability: flashinfer, triton or marlin."""
+    table = rules.mxfp4_backends or {"10": "flashinfer", "9": "triton", "other": "marlin"}
+    return table.get(str(major), table["other"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +337,7 @@ def rank_weights(
     compute_capability: str | None = None,
     rocm: bool = False,
     stage: Stage | None = None,
+    rules: WeightRules | None = None,
     sharding: Sharding | None = None,
     section: Section = "layers",
 ) -> RankWeights:
@@ -294,6 +347,7 @@ def rank_weights(
     MTP layers alone (`stage.layers` counts on from the trunk's).
     Raises InvalidDeploymentError when t does not divide the model.
     """
+    rules = rules or WeightRules()
     sharding = sharding or Sharding(
         tensor_parallel_size=tensor_parallel_size, expert_parallel=expert_parallel_size > 1
     )
@@ -304,7 +358,7 @@ def rank_weights(
     modules: dict[tuple[str, str], int] = {}
     # 0.32.0 fused_moe/oracle/mxfp4.py: adapters beside MXFP4 experts need Marlin's kernels.
     marlin = "8.0" if sharding.adapters else compute_capability
-    padding = mxfp4_padding(marlin, rocm=rocm)
+    padding = mxfp4_padding(marlin, rocm=rocm, rules=rules)
     joined: set[tuple[str, tuple[int, ...], str]] = set()
     mxfp4_blocks = {
         item.entry.block
@@ -314,6 +368,9 @@ def rank_weights(
     for item in stored:
         tensor = item.entry.tensor
         count = stage.count(item.entry, spec, section)
+        is_head = tensor.role == "lm_head.weight" and item.entry.section == "final"
+        if is_head and section == "layers" and _is_one_of(spec, rules.head_on_every_stage):
+            count = item.entry.count
         if item.entry.section == "tower" and _is_left_out(spec, tensor, sharding):
             count = 0
         if _is_one_of(spec, _DOUBLED.get(tensor.role, ())):
@@ -339,6 +396,14 @@ def rank_weights(
             pad = sum(_matrix_bytes(item, wide, padding)) - weight - scale
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
             pad = number_bytes(item.dtype, _padded_bias(tensor, shape, padding)) - weight
+            if padding.backend == "triton":
+                # The kernel takes biases in float32 (quantization/mxfp4.py).
+                weights.repacked_bytes += (weight + pad) * copies * count
+        if isinstance(item.weight_format, Mxfp4) and tensor.expert and padding.backend == "triton":
+            swizzled = _swizzled_scale_bytes(tensor, shape, padding)
+            if not rules.mxfp4_keeps_scales:
+                swizzled -= _scale_bytes(tensor, shape, padding)
+            weights.repacked_bytes += swizzled * copies * count
         if isinstance(item.weight_format, PackQuantized) and tensor.fused and not tensor.expert:
             # One weight_shape for the projections that are joined.
             projection = (item.entry.block, item.entry.layers, tensor.fused)
@@ -370,9 +435,10 @@ def rank_weights(
             _collect(fused, item.entry, count, scale, copies, "scale")
         key = (item.entry.block, tensor.group)
         modules[key] = modules.get(key, 0) + (weight + scale + pad) * copies
-        if tensor.role == "attention.kv_b" and item.weight_format is not None:
-            # A quantized kv_b is de-quantized once more into the absorbed matrices.
-            weights.latent_copy_bytes += prod(shape) * 2 * count
+        if tensor.role == "attention.kv_b":
+            weights.latent_copy_bytes += count * _latent_copies(
+                spec, item, shape, tensor_parallel_size, rules.latent_copies
+            )
     for count, sizes in fused.values():
         for size in sizes:
             weights.rounding_bytes += (allocated_bytes(size) - size) * count
@@ -380,6 +446,35 @@ def rank_weights(
     if stored is published(spec):
         weights.scale_bytes += _cache_scale_bytes(spec, stage)
     return weights
+
+
+def _latent_copies(
+    spec: ModelSpec,
+    item: StoredEntry,
+    shape: tuple[int, ...],
+    tensor_parallel_size: int,
+    kind: LatentCopies,
+) -> int:
+    """What latent attention makes of kv_b at load, and keeps beside it, in one layer.
+
+    `values`: a quantized kv_b is de-quantized into the two matrices that are absorbed (they are
+    views of one that is not quantized). `products`: those times the query and output projections,
+    heads/t * latent * (query width + H) in FP8 where kv_b is, and the rotary part of the query
+    projection (vLLM 0.7.3 attention/backends/mla/utils.py).
+    """
+    if kind == "none" or (kind == "values" and item.weight_format is None):
+        return 0
+    if kind == "values":
+        return prod(shape) * 2
+    mixer = next(m for m in spec.block(item.entry.block).mixers if isinstance(m, LatentAttention))
+    heads = ceil_div(mixer.num_heads, tensor_parallel_size)
+    query = mixer.q_lora_rank or spec.hidden_size
+    elements = heads * mixer.kv_lora_rank * (query + spec.hidden_size)
+    is_fp8 = isinstance(item.weight_format, Fp8Block | Fp8PerTensor)
+    rotary = heads * mixer.qk_rope_head_dim * query * 2
+    # A quantized kv_b is de-quantized to be split, and kept.
+    split = prod(shape) * 2 if item.weight_format is not None else 0
+    return elements * (1 if is_fp8 else 2) + rotary + split
 
 
 def _computes_router_in_float(spec: ModelSpec, compute_capability: str | None) -> bool:
@@ -503,6 +598,36 @@ def _padded_expert(
     if plain and blackwell and moe.renormalizes and not _is_one_of(spec, _OWN_KERNELS):
         width = round_up(width, _BLACKWELL_TILE)
     return (*shape[: shard.dim], width, *shape[shard.dim + 1 :])
+
+
+_MXFP4_BLOCK = 32
+# triton_kernels tensor_details/layout_details/hopper_scale.py with the eight warps vLLM asks for.
+_SWIZZLED_ROWS = 256
+
+
+def _padded_matrix(
+    tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding
+) -> tuple[int, int]:
+    """Rows and columns of an expert's matrix once a kernel's tiles are filled."""
+    rows, columns = shape[0], prod(shape[1:])
+    if tensor.role.endswith(".down"):
+        return round_up(rows, padding.hidden), round_up(columns, padding.intermediate)
+    return round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
+
+
+def _scale_bytes(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:
+    rows, columns = _padded_matrix(tensor, shape, padding)
+    return rows * ceil_div(columns, _MXFP4_BLOCK)
+
+
+def _swizzled_scale_bytes(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:
+    """Scales in the order of Hopper's Triton kernel: rows to 256, columns to an even number."""
+    rows, columns = _padded_matrix(tensor, shape, padding)
+    scales = round_up(ceil_div(columns, _MXFP4_BLOCK), 2)
+    if tensor.role.endswith(".down"):
+        return round_up(rows, _SWIZZLED_ROWS) * scales
+    # Gate and up are one matrix.
+    return round_up(2 * rows, _SWIZZLED_ROWS) // 2 * scales
 
 
 def _padded_bias(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding) -> int:
@@ -698,11 +823,7 @@ def _matrix_bytes(
     scale += _expert_scales(item, weight_format, rows, columns)
     if not isinstance(weight_format, Mxfp4):
         return weight, scale, 0
-    if tensor.role.endswith(".down"):
-        rows, columns = round_up(rows, padding.hidden), round_up(columns, padding.intermediate)
-    else:
-        rows, columns = round_up(rows, padding.intermediate), round_up(columns, padding.hidden)
-    padded = weight_format.matrix_bytes(rows, columns)
+    padded = weight_format.matrix_bytes(*_padded_matrix(tensor, shape, padding))
     return weight, scale, padded - weight - scale
 
 

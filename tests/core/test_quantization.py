@@ -522,7 +522,7 @@ def test_families_refuse_the_unknown() -> None:
     with pytest.raises(UnknownNameError, match="quantization family"):
         resolve_family("5bit", "vllm")
     with pytest.raises(UnknownNameError, match="engine"):
-        resolve_family("4bit", "tgi")
+        resolve_family("4bit", "mlc")
 
 
 @given(st.integers(1, 64), st.integers(1, 64))

@@ -312,7 +312,7 @@ def test_model_runner_by_version(model_type: str, moe: bool, hybrid: bool, old_r
     assert vllm_profile("0.29.0").model_runner(spec) == "v2"
 
 
-@pytest.mark.parametrize("version", ["0.27.9", "", "latest", "0"])
+@pytest.mark.parametrize("version", ["0.5.5", "", "latest", "0"])
 def test_unknown_versions_are_refused(version: str) -> None:
     with pytest.raises(UnsupportedError, match="not known"):
         engine_profile("vllm", version)

@@ -65,10 +65,14 @@ def test_settings_of_another_engine_are_refused() -> None:
 def test_states_without_prefix_caching() -> None:
     """Qwen3-Next, N = 262,144: 964 + 3 * 2 blocks a request with prefix caching, 964 + 3 without.
 
-    vLLM 0.33.0 v1/kv_cache_interface.py:MambaSpec.max_memory_usage_bytes.
+    vLLM 0.32.0 v1/kv_cache_interface.py:MambaSpec.max_memory_usage_bytes.
     """
     request = Request(
-        num_gpus=4, tensor_parallel_size=4, context_tokens=262144, kv_cache_bytes=32 * GIB
+        engine_version="0.32.0",
+        num_gpus=4,
+        tensor_parallel_size=4,
+        context_tokens=262144,
+        kv_cache_bytes=32 * GIB,
     )
     both = planned("qwen3-next-80b-a3b", request)
     none = planned("qwen3-next-80b-a3b", request, enable_prefix_caching=False)
@@ -82,7 +86,9 @@ def test_states_without_prefix_caching() -> None:
 
 def test_wider_states_make_longer_blocks() -> None:
     """Per layer at TP 4: 12,288 bytes of convolution, 8 x 128 x 128 x 2 or x 4 of state."""
-    request = Request(num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB)
+    request = Request(
+        engine_version="0.32.0", num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB
+    )
     plain = planned("qwen3-next-80b-a3b", request)
     wide = planned("qwen3-next-80b-a3b", request, mamba_ssm_cache_dtype="float32")
     per_token = 2 * 256 * 2

@@ -321,9 +321,22 @@ def _with_audio(
 
 @family("llama4")
 def llama4(config: ConfigView) -> SpecFields:
-    """Llama 4 Scout and Maverick."""
-    return _with_vision(
-        config, "llama4_text", "language_model.", towers.llama4_vision, towers.llama4_rotary
+    """Llama 4 Scout and Maverick.
+
+    Without a vision_config the engines build the class's default tower, smaller than the published
+    one (transformers models/llama4/configuration_llama4.py, vLLM 0.32.0 models/mllama4.py).
+    """
+    if "vision_config" in config:
+        return _with_vision(
+            config, "llama4_text", "language_model.", towers.llama4_vision, towers.llama4_rotary
+        )
+    fields = _text_fields(config, "llama4_text", "language_model.")
+    default = ConfigView({}, config.file, config.path("vision_config"))
+    return _add(
+        fields,
+        towers.llama4_vision(default, fields["hidden_size"]),
+        rotary=(towers.llama4_rotary(default),),
+        note="the config has no vision_config: the class's default tower, without its true sizes",
     )
 
 
