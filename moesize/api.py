@@ -36,6 +36,7 @@ from moesize.core.weight_formats import (
 )
 from moesize.costs import costs
 from moesize.engines import (
+    YOURS,
     calibration_without,
     engine_id,
     engine_planner,
@@ -212,6 +213,10 @@ def make_plan(
                 ),
             )
         )
+    measured = sorted(n for n, c in profile.constants.items() if c.source.startswith(YOURS))
+    if measured:
+        message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
+        warnings.append(Note(code="calibration", message=message))
     warnings += limits
     cost = costs(spec, stored, device, answer)
     return Plan(

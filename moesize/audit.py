@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moesize._version import __version__
 from moesize.audit_advice import Advice, advice_for
 from moesize.audit_terms import Term, measured, terms_of
-from moesize.core.errors import MoesizeError, UnknownNameError
+from moesize.core.errors import InvalidInputError, MoesizeError, UnknownNameError
 from moesize.core.gpu import GpuSpec, MemoryReading
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import Plan
 from moesize.core.records import dataclass
-from moesize.core.units import GIB, format_gib
+from moesize.core.units import GIB, format_bytes, format_gib
 from moesize.engines import calibration_without, engine_id
 from moesize.gpus import find_gpu
 from moesize.logs.detect import Reading, read_log
@@ -40,7 +40,7 @@ class AsRun:
     """A deployment that can be planned again with a change.
 
     gpu     None when neither the log nor the command line names one
-    args    the engine's own flags: from the log, then those given
+    args    the engine's own flags from the log; `given` are those of the command line, verbatim
     """
 
     engine: str
@@ -50,11 +50,17 @@ class AsRun:
     gpu: GpuSpec | None
     gpus: int | None
     args: tuple[str, ...]
+    given: str = ""
 
     def plan(self, extra: tuple[str, ...] = (), *, kv_bytes: int | None = None) -> Plan:
         """The plan with flags added (the last one of a name counts). Raises MoesizeError."""
         from moesize.api import plan
 
+        text = shlex.join(self.args)
+        # The last flag of a name counts, but a whole command begins with its own words.
+        own = self.given.strip()
+        text = f"{text} {own}" if own.startswith("-") else f"{own} {text}"
+        text = f"{text} {shlex.join(extra)}".strip()
         return plan(
             self.spec,
             gpu=self.gpu or find_gpu(_ANY_GPU).spec,
@@ -63,7 +69,7 @@ class AsRun:
             engine=self.engine,
             engine_version=self.version,
             kv_cache_memory=kv_bytes,
-            engine_args=shlex.join((*self.args, *extra)) or None,
+            engine_args=text or None,
             suggest=False,
         )
 
@@ -238,18 +244,16 @@ def _as_run(
 ) -> tuple[AsRun | None, str]:
     """The deployment of a start, or why it cannot be planned. Bad options raise."""
     from moesize.audit_model import model_of
-    from moesize.engine_args.words import split_text
 
-    given = tuple(word for part in split_text(engine_args or "") for word in part)
+    given = _words(engine_args or "")
     device = _gpu(start, gpu, notes)
     if quant is not None:
         from moesize.core.quantization import FAMILY_WORDS, find_scheme
 
         if quant.strip().lower() not in (*FAMILY_WORDS, "checkpoint", "auto"):
             find_scheme(quant)
-    try:
-        engine = engine_id(start.engine)
-    except UnknownNameError:
+    engine = _engine(start)
+    if not engine:
         return None, f"{start.engine} is not planned yet"
     try:
         found = model_of(start, model, quant, online)
@@ -271,10 +275,31 @@ def _as_run(
             quant=found.quant,
             gpu=device,
             gpus=gpus or _ranks(start, given),
-            args=(*_flags(start), *given),
+            args=_flags(start),
+            given=engine_args or "",
         ),
         "",
     )
+
+
+def _engine(start: Start) -> str:
+    """The engine that is planned; empty when there is none."""
+    names = [start.engine]
+    if start.settings.get("program") == "ik_llama.cpp":
+        names.insert(0, "ik_llama.cpp")  # a fork with rules of its own, where they are known
+    for name in names:
+        try:
+            return engine_id(name)
+        except UnknownNameError:
+            continue
+    return ""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text, comments=True))
+    except ValueError as error:
+        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error
 
 
 def _gpu(start: Start, given: str | None, notes: list[str]) -> GpuSpec | None:
@@ -387,6 +412,12 @@ def _flags(start: Start) -> tuple[str, ...]:
             out.append("--no-" + name.replace("_", "-"))
         else:
             out += [flag, str(value)]
+    if start.engine == "llama.cpp":
+        if "parallel" not in start.flags and (start.last("kv") or not start.version):
+            out += ["--parallel", "1"]  # builds that do not print it had one sequence
+        if start.host_experts:
+            layers = "|".join(str(layer) for layer in sorted(start.host_experts))
+            out += ["--override-tensor", rf"blk\.({layers})\.ffn_.*_exps=CPU"]
     return tuple(out)
 
 
@@ -407,7 +438,7 @@ _PRIVATE = ("engine_line", "pool_end", "second_model", "version_line", "server")
 
 def _outcome(start: Start, run: AsRun | None, plan: Plan | None) -> Outcome:
     failure: Failure | None = start.failure
-    if start.ready and (failure is None or failure.kind == "unknown"):
+    if start.ready:  # what failed later is no matter of the start
         logged, cause, line = "started", "", 0
     elif failure is not None:
         logged, cause, line = "failed", _cause(start, failure), failure.line
@@ -427,7 +458,7 @@ def _outcome(start: Start, run: AsRun | None, plan: Plan | None) -> Outcome:
 
 def _cause(start: Start, failure: Failure) -> str:
     asked = start.last("asked")
-    words = f"{format_gib(round(asked.value))} more was asked for; " if asked is not None else ""
+    words = f"{format_bytes(round(asked.value))} more was asked for; " if asked is not None else ""
     match failure.kind:
         case "context_too_long":
             needed, had = start.last("kv_needed"), start.last("kv_cache")

@@ -10,7 +10,7 @@ from moesize.core.records import dataclass
 from moesize.core.units import GIB, format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from moesize.audit import AsRun
     from moesize.core.plan import Plan
@@ -21,7 +21,8 @@ _MOST = 6
 _LEAST_GAIN = 0.02
 # Left on the card beside the budget, beyond what the estimates say lies outside it.
 _SPARE_BYTES = GIB // 2
-_HIGHEST_SHARE = 0.95
+_HIGHEST_SHARE, _LOWEST_SHARE = 0.95, 0.3
+_LLAMA = ("llama.cpp", "ik_llama.cpp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +143,7 @@ class _Tries:
     def fewer_sequences(self) -> Advice | None:
         sequences = self.settings["max_num_seqs"]
         flag = {"sglang": "--max-running-requests"}.get(self.run.engine, "--max-num-seqs")
-        if not sequences or self.run.engine == "llama.cpp":
+        if not sequences or self.run.engine in _LLAMA:
             return None
         for fewer in (256, 64, 16):
             if fewer >= sequences:
@@ -191,6 +192,8 @@ class _Tries:
         if highest < share + 0.01:
             return None
         if self.failed:
+            if self.start.failure is not None and self.start.failure.kind == "out_of_memory":
+                return None  # the card itself was full
             return self.least_utilization(share, highest)
         found = self.compare("", ("--gpu-memory-utilization", f"{highest:g}"))
         return found and _named(
@@ -214,7 +217,7 @@ class _Tries:
         return None
 
     def smaller_cache(self) -> Advice | None:
-        if self.run.engine == "llama.cpp":
+        if self.run.engine in _LLAMA:
             flags: tuple[str, ...] = (
                 "--cache-type-k",
                 "q8_0",
@@ -271,7 +274,10 @@ class _Tries:
         """The smallest changes that fit, by kind."""
         for advice in (
             self.free_first(),
+            self.lower_utilization(),
             self.shorter_context(),
+            self.experts_on_host(),
+            self.layers_on_host(),
             self.fewer_sequences(),
             self.shorter_batches(),
             self.higher_utilization(),
@@ -294,6 +300,28 @@ class _Tries:
             found, f"gpu-memory-utilization {share:g}: what is free now; or end what holds the rest"
         )
 
+    def lower_utilization(self) -> Advice | None:
+        """Out of memory beside a KV cache that is there: the cache is too large for the rest."""
+        failure, share = self.start.failure, self.settings["gpu_memory_utilization"]
+        cached = self.start.last("kv_tokens") or self.start.last("kv_cache")
+        if failure is None or failure.kind not in ("out_of_memory", "graphs_failed"):
+            return None
+        if share is None or cached is None or self.run.engine != "vllm":
+            return None
+        ledger, asked = self.plan.gpus[0], self.start.last("asked")
+        more = _SPARE_BYTES + (round(asked.value) if asked is not None else 0)
+        outside = sum(i.high_bytes for i in ledger.items if not i.in_budget)
+        room = (ledger.usable_bytes - outside) / ledger.usable_bytes
+        lower = math.floor(min(share - more / ledger.usable_bytes, room) * 100) / 100
+        if lower < _LOWEST_SHARE:
+            return None
+        found = self.compare("", ("--gpu-memory-utilization", f"{lower:g}"))
+        return found and _named(
+            found,
+            f"gpu-memory-utilization {lower:g} instead of {share:g}: the engine ran out of memory "
+            "beside its KV cache",
+        )
+
     def shorter_context(self) -> Advice | None:
         """The longest context that the memory of the log holds, in steps of 1024 tokens."""
         context = self.settings["context"]
@@ -312,9 +340,8 @@ class _Tries:
         longest = longest // 1024 * 1024 if longest >= 2048 else longest // 16 * 16
         if not 0 < longest < context:
             return None
-        flag = {"sglang": "--context-length", "llama.cpp": "--ctx-size"}.get(
-            self.run.engine, "--max-model-len"
-        )
+        flag = "--ctx-size" if self.run.engine in _LLAMA else "--max-model-len"
+        flag = "--context-length" if self.run.engine == "sglang" else flag
         other = self.attempt(flag, str(longest))
         if other is None or (kept is None and not other.fits):
             return None
@@ -322,6 +349,55 @@ class _Tries:
             what=f"a context of {longest:,} tokens instead of {context:,}",
             options=(flag, str(longest)),
             detail="what the KV memory of the log holds" if kept is not None else "",
+            gain_bytes=0,
+            gain_tokens=0,
+            fits=True,
+        )
+
+    def experts_on_host(self) -> Advice | None:
+        """llama.cpp: the fewest layers whose experts must stay on the host."""
+        if self.run.engine not in _LLAMA or not self.plan.model.params.by_group["routed_experts"]:
+            return None
+        return self._fewest(
+            self.plan.model.num_layers,
+            lambda n: ("--n-cpu-moe", str(n)),
+            lambda n: f"the experts of {n} layers on the host",
+        )
+
+    def layers_on_host(self) -> Advice | None:
+        """llama.cpp: the most layers that fit on the GPU."""
+        if self.run.engine not in _LLAMA:
+            return None
+        layers = self.plan.model.num_layers
+        return self._fewest(
+            layers,
+            lambda n: ("--n-gpu-layers", str(layers + 1 - n)),
+            lambda n: f"{layers + 1 - n} of {layers + 1} layers on the GPU",
+        )
+
+    def _fewest(
+        self,
+        most: int,
+        flags: Callable[[int], tuple[str, ...]],
+        what: Callable[[int], str],
+    ) -> Advice | None:
+        """The least number from 1 to `most` that fits, by halving."""
+        low, high = 0, most
+        best = self.attempt(*flags(high))
+        if best is None or not (best.fits and best.verdict.certain):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            plan = self.attempt(*flags(middle))
+            if plan is not None and plan.fits and plan.verdict.certain:
+                high, best = middle, plan
+            else:
+                low = middle
+        ledger = best.gpus[0]
+        return Advice(
+            what=what(high),
+            options=flags(high),
+            detail=f"{format_gib(ledger.used_bytes)} of {format_gib(ledger.usable_bytes)} used",
             gain_bytes=0,
             gain_tokens=0,
             fits=True,

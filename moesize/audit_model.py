@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from moesize.catalog import catalogue_spec, index, load_spec, spec_folder
+from moesize.catalog import catalogue_id, index, load_spec, spec_folder
 from moesize.core.errors import MoesizeError, UnsupportedError
 from moesize.core.inventory import count_parameters, moe_of
 
@@ -83,15 +83,18 @@ def model_of(start: Start, model: str | None, quant: str | None, online: bool) -
     if not start.model:
         raise UnsupportedError("the log does not name the model", "give --model")
     for name in _names(start.model):
-        found = catalogue_spec(name)
+        found = _catalogue_spec(name)
         if found is not None:
             return LoggedModel(found, "catalogue", quant or _scheme(found, start, ""), "")
     for name in _names(start.model):
         for expression, scheme in _SUFFIXES:
             base = expression.sub("", name.lower())
-            found = catalogue_spec(base) if base != name.lower() else None
+            found = _catalogue_spec(base) if base != name.lower() else None
             if found is not None:
-                note = f"{start.model} is planned as {found.title} in {quant or scheme}"
+                note = (
+                    f"{start.model} is planned as {found.title} in {quant or scheme}; what its "
+                    "publisher left in full precision is not in the log: --model config.json has it"
+                )
                 return LoggedModel(found, "catalogue", quant or scheme, note)
     if online:
         spec, source = resolve_model(start.model, online=False)
@@ -100,6 +103,12 @@ def model_of(start: Start, model: str | None, quant: str | None, online: bool) -
         f"the catalogue does not know {start.model[:120]!r}, which the log names",
         "give --model (a catalogue name or a config.json) or --online",
     )
+
+
+def _catalogue_spec(name: str) -> ModelSpec | None:
+    """Never a file, never the network."""
+    known = catalogue_id(name)
+    return None if known is None else load_spec(spec_folder() / f"{known}.yaml")
 
 
 def _names(logged: str) -> list[str]:
@@ -144,7 +153,7 @@ def _gguf(start: Start, model: str | None, quant: str | None, online: bool) -> L
         )
     base = _GGUF_TYPE.sub("", stem)
     for name in (start.model, start.model.replace(" ", "-"), base):
-        found = catalogue_spec(name) if name else None
+        found = _catalogue_spec(name) if name else None
         if found is not None and not _differences(found, start):
             return LoggedModel(found, "catalogue", kind, "")
     for spec in _by_sizes(start):
@@ -162,12 +171,14 @@ def _gguf(start: Start, model: str | None, quant: str | None, online: bool) -> L
 def _gguf_type(stem: str, ftype: str) -> str:
     named = _GGUF_TYPE.search(stem)
     if named is not None:
-        return named[1].upper()
+        found = named[1].upper()
+        return "MXFP4_MOE" if found == "MXFP4" else found
     match = _FTYPE.match(ftype.strip())
     if match is None:
         return ""
     size = {"Small": "_S", "Medium": "_M", "Large": "_L"}.get(match[2] or "", "")
-    return match[1].upper() + size
+    found = match[1].upper() + size
+    return "MXFP4_MOE" if found == "MXFP4" else found
 
 
 def _differences(spec: ModelSpec, start: Start) -> list[str]:

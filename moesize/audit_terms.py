@@ -136,7 +136,8 @@ def _judge(
 ) -> Term:
     ok: bool | None = None
     if band is not None:
-        slack = TOLERANCE.get(name, _OTHERWISE) * abs(band.best) if band.low == band.high else 0.0
+        share = _OTHERWISE if band.low == band.high else 0.0
+        slack = TOLERANCE.get(name, share) * abs(band.best)
         # The log rounds, and one of its digits more is no disagreement.
         slack += logged.step
         ok = band.low - slack <= logged.value <= band.high + slack
@@ -175,7 +176,7 @@ def _gap(name: str, logged: _Logged, band: _Band, unit: str = "bytes") -> str:
     text = f"{_text(abs(apart), unit)} {more} than predicted"
     if band.low != band.high and band.low - logged.step <= logged.value <= band.high + logged.step:
         return f"{text}, inside the band {_text(band.low, unit)} to {_text(band.high, unit)}"
-    if band.low != band.high:
+    if band.low != band.high and abs(apart) > TOLERANCE.get(name, 0.0) * abs(band.best):
         return f"{text}, outside the band {_text(band.low, unit)} to {_text(band.high, unit)}"
     share = TOLERANCE.get(name, _OTHERWISE)
     if abs(apart) <= share * abs(band.best) + logged.step:
@@ -408,8 +409,11 @@ def _weights_why(logged: _Logged | None, band: _Band | None, plan: Plan | None) 
         if abs(ratio / factor - 1) < 0.12:
             return words
     if ratio > 1:
-        return "a draft model, adapters, or another model than the one planned"
-    return "another quantization or another model than the one planned"
+        return (
+            "is more loaded than planned (a draft model, adapters, a tower that is not quantized), "
+            "or another model?"
+        )
+    return "is less loaded than planned (no vision tower), or another model or quantization?"
 
 
 def _kv_why(
@@ -489,10 +493,9 @@ def _sglang_terms(
     )
     draft = pick(lambda i: i.category == "draft" and "kv" not in i.name)
     put("draft_weights", _over_ranks(start, "draft_weights", least=False), draft, "bytes", "")
-    pool = _summed(start, "kv_pool")
-    put("kv_cache", pool, kv_band, "bytes", "")
-    state = _summed(start, "state")
-    put("state", state, pick(lambda i: _is_state(i.name)), "bytes", "")
+    pool = _summed(start, "kv_pool", "state")
+    states = start.last("state") is not None
+    put("kv_cache", pool, kv_band, "bytes", "KV pool and states together" if states else "")
     tokens = _over_ranks(start, "kv_tokens", least=True) or _over_ranks(
         start, "pool_tokens", least=True
     )
@@ -512,15 +515,16 @@ def _is_state(name: str) -> bool:
     return any(word in name for word in ("state", "mamba", "recurrent"))
 
 
-def _summed(start: Start, name: str) -> _Logged | None:
+def _summed(start: Start, *names: str) -> _Logged | None:
     """Several buffers of one rank (K and V, full and sliding) as one figure, the least rank's."""
     by_rank: dict[str, list[Seen]] = {}
-    for item in start.all(name):
-        by_rank.setdefault(item.rank, []).append(item)
+    for item in start.seen:
+        if item.name in names:
+            by_rank.setdefault(item.rank, []).append(item)
     if not by_rank:
         return None
     totals = {
-        rank: (sum(i.value for i in found), sum(i.step for i in found) / 2, found[-1].line)
+        rank: (sum(i.value for i in found), sum(i.step for i in found), found[-1].line)
         for rank, found in by_rank.items()
     }
     value, step, line = min(totals.values())
@@ -539,9 +543,12 @@ def _llama_terms(
     del run
     out = []
     devices = _llama_devices(start)
+    mix = _other_mix(start, plan)
     for name, test in _LLAMA_TERMS:
         by_device: dict[str, list[Seen]] = {}
-        for item in start.all(name):
+        # A model that found no room: what was asked for stands in its place.
+        asked = start.all("asked") if name == "model" and not start.all(name) else []
+        for item in start.all(name) or asked:
             by_device.setdefault(_device_key(item.rank), []).append(item)
         for device, found in by_device.items():
             if name == "compute":  # reserved anew: the last one stands
@@ -560,8 +567,29 @@ def _llama_terms(
                 out.append(_judge(name, "bytes", logged, None, words, rank=device))
             else:
                 gap = _gap(name, logged, band)
+                if name == "model" and device == "host" and logged.value > 2 * band.best:
+                    gap += (
+                        "; were tensors kept on the host (-ot, --n-cpu-moe)? the log does not say "
+                        "which: give --engine-args"
+                    )
+                if name == "model" and mix and abs(logged.value - band.best) > logged.step:
+                    gap += f"; {mix}"
                 out.append(_judge(name, "bytes", logged, band, gap, rank=device))
     return tuple(out)
+
+
+def _other_mix(start: Start, plan: Plan | None) -> str:
+    """The file is not the size that this type has today: quantizers mixed other types."""
+    file = start.last("file_size")
+    if file is None or plan is None:
+        return ""
+    ours = plan.quantization.weight_bytes
+    if abs(file.value - ours) <= max(file.step, ours / 200):
+        return ""
+    return (
+        f"the file has {format_gib(round(file.value))} of tensors, {plan.quantization.scheme} as "
+        f"it is made today {format_gib(ours)}: --model FILE.gguf plans the file itself"
+    )
 
 
 _LLAMA_TERMS: tuple[tuple[str, Callable[[MemoryItem], bool]], ...] = (
@@ -579,7 +607,7 @@ def _device_key(name: str) -> str:
 
 def _llama_devices(start: Start) -> list[str]:
     """GPUs in the order of their numbers: the ranks of the plan."""
-    names = {s.rank for s in start.seen if s.name in ("model", "kv", "state", "compute")}
+    names = {s.rank for s in start.seen if s.name in ("model", "kv", "state", "compute", "asked")}
     return sorted((n for n in names if _device_key(n) != "host"), key=lambda n: (len(n), n))
 
 

@@ -219,6 +219,8 @@ def _distance(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _measured(constant: Constant, found: list[Record]) -> Constant:
+    from moesize.engines import YOURS
+
     values = [record.value for record in found]
     value = statistics.median(values)
     margin = _ONE_LOG if len(values) == 1 else _SEVERAL_LOGS
@@ -235,7 +237,7 @@ def _measured(constant: Constant, found: list[Record]) -> Constant:
         observations=len(found),
         spread=f"{min(values):g} to {max(values):g}" if len(values) > 1 else f"{value:g}",
         date=dates[-1],
-        source=f"your {log} of {when} ({newest.engine} {newest.version} on {newest.gpu}), "
+        source=f"{YOURS}{log} of {when} ({newest.engine} {newest.version} on {newest.gpu}), "
         "audit --save",
         note=f"in place of {constant.value:g} ({constant.low:g} to {constant.high:g})",
     )

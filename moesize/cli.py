@@ -690,7 +690,7 @@ def accuracy(
 
     \b
     moesize accuracy
-    moesize accuracy my-reports.jsonl --engine vllm --term kv_gib --worst 20
+    moesize accuracy --engine vllm --term kv_gib --worst 20 --format markdown
     """
     from pathlib import Path
 

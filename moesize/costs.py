@@ -80,10 +80,14 @@ def costs(
     """
     settings = answer.deployment
     context = settings["context"]
-    tp, pp, dp = settings["tp"], settings["pp"], settings["dp"]
+    tp, pp = settings["tp"], settings["pp"]
+    # SGLang's data-parallel attention lies inside the tensor-parallel group, other ranks beside it.
+    inside = answer.limiting.attention_dp
+    replicas = max(1, settings["dp"] // inside)
     context_ranks = settings.get("dcp") or 1
     in_flight = ceil_div(settings["concurrency"], pp)
-    sequences = ceil_div(in_flight, dp)
+    sequences = ceil_div(in_flight, replicas)
+    attended = ceil_div(sequences, inside)
     balance = answer.expert_parallel
     rank = answer.limiting
     token = flops_per_token(spec, context)
@@ -98,13 +102,14 @@ def costs(
         sequences=sequences,
         kv_read_bytes=round(
             _read_bytes(
-                kv_read_elements(spec, context, tensor_parallel_size=tp), settings["kv_dtype"]
+                kv_read_elements(spec, context, tensor_parallel_size=tp // inside),
+                settings["kv_dtype"],
             )
-            * sequences
+            * attended
             * share
             / context_ranks
         ),
-        state_bytes=rank.recurrent_bytes * sequences,
+        state_bytes=rank.recurrent_bytes * attended,
         scale_bytes=rank.scale_bytes,
         # The experts of a stage serve the tokens of all its data-parallel ranks.
         routed_tokens=in_flight,

@@ -717,7 +717,7 @@ class Report(TypedDict, total=False):
     bpw: float | None
     file_size_gib: float | None
     tensor_type_counts: dict[str, int] | None
-    hparams: dict[str, Any] | None
+    hparams: dict[str, int | float | str | None] | None
     n_ctx: int | None
     n_batch: int | None
     n_ubatch: int | None
@@ -727,7 +727,7 @@ class Report(TypedDict, total=False):
     flash_attn: str | bool | None
     type_k: str | None
     type_v: str | None
-    flags: dict[str, Any] | None
+    flags: dict[str, bool | int | float | str | list[str] | None] | None
 
 
 class AccuracySummary(TypedDict):
@@ -820,8 +820,9 @@ class Coverage(TypedDict):
 
     Main figures are weights and what the KV cache holds. `covered`: one of them is predicted, and
     those that are not are left open by the report itself (how a mixed file stores its weights, the
-    card); `fully_covered`: all are. Both count reports of public models; `share` = covered /
-    public. `reasons` counts reports that are not covered by why.
+    card); `fully_covered`: all are. Both count reports of public models that have a figure or an
+    outcome to compare, as `public` does; `share` = covered / public. `reasons` counts reports that
+    are not covered by why.
     """
 
     engine: str

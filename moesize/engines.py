@@ -133,6 +133,8 @@ def _rules(engine: str, version: str | None, measured: tuple[Record, ...]) -> An
 
 # --- the user's own measurements ------------------------------------------------------------------
 
+# How the source of a constant begins that the user measured.
+YOURS = "your "
 # None: all records count; else the hash of the log whose records do not, or "off" for all.
 _LEFT_OUT: ContextVar[str | None] = ContextVar("calibration_left_out", default=None)
 

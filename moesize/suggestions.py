@@ -36,6 +36,7 @@ _COMMON_GPUS = (
     "b200",
     "b300",
 )
+_SHARES = (0.75, 0.8, 0.85, 0.88, 0.9)
 _COUNTS = (2, 3, 4, 8, 16)
 _SMALLER = ("fp8", "awq-4bit")
 # llama.cpp's, large to small; those that people publish most.
@@ -53,6 +54,7 @@ def suggestions(
     found: list[Suggestion] = []
     for candidate in (
         tries.shorter_context(),
+        tries.larger_share(),
         tries.smaller_weights(),
         tries.experts_on_host(),
         tries.more_gpus(),
@@ -113,6 +115,19 @@ class _Planner:
                 )
         return None
 
+    def larger_share(self) -> Suggestion | None:
+        """More of the card, for an engine that takes its share by formula and not by measure."""
+        if self.request.engine != "sglang" or self.request.kv_cache_bytes is not None:
+            return None
+        for share in _SHARES:
+            if share <= (self.request.gpu_memory_utilization or 0):
+                continue
+            plan = self.attempt(replace(self.request, gpu_memory_utilization=share))
+            if plan is not None and not any(n.code == "device-peak" for n in plan.warnings):
+                options = ("--gpu-memory-utilization", f"{share:g}")
+                return _suggestion(f"a static fraction of {share:g}", options, plan)
+        return None
+
     def smaller(self) -> Iterator[Scheme]:
         """Schemes with smaller weights than what was asked for."""
         own = self.scheme
@@ -141,7 +156,7 @@ class _Planner:
 
     def experts_on_host(self) -> Suggestion | None:
         """All routed experts in the host's memory, where the engine can leave them there."""
-        if self.request.offload_experts is not None or not _offloads_experts(self.request.engine):
+        if self.request.offload_experts == "all" or not _offloads_experts(self.request.engine):
             return None
         if not any(moe_of(block) is not None for block in self.spec.blocks):
             return None

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import click
+
+    from moesize.accuracy.summary import Accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(
@@ -166,6 +169,28 @@ def _kind(field: dict[str, Any], root: dict[str, Any]) -> tuple[str, dict[str, A
     return {"null": "null", "boolean": "true or false"}.get(field["type"], field["type"]), None
 
 
+def accuracy_table() -> str:
+    """Errors of the shipped field reports by engine and term."""
+    from moesize.renderers.accuracy import summary_markdown
+
+    return summary_markdown(_accuracy()) + "\n"
+
+
+def accuracy_report() -> str:
+    """The same with outcomes, coverage and the rows that are furthest off."""
+    from moesize.renderers.accuracy import accuracy_markdown
+
+    return accuracy_markdown(_accuracy(), worst=20) + "\n"
+
+
+@cache
+def _accuracy() -> Accuracy:
+    from moesize.accuracy import measure
+    from moesize.accuracy.reports import read_reports, shipped_reports
+
+    return measure(read_reports(shipped_reports()))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "plan-example": plan_example,
     "verdict-example": verdict_examples,
@@ -174,6 +199,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cli-reference": cli_reference,
     "catalogue-table": catalogue_table,
     "json-fields": json_fields,
+    "accuracy-table": accuracy_table,
+    "accuracy-report": accuracy_report,
 }
 
 

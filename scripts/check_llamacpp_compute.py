@@ -79,7 +79,9 @@ def settings_of(row: dict[str, str], models: _Models, allocated: bool) -> Comput
     window = next((size for size in windows if size), 0)
     cells_swa = 0
     if window:
-        reach = window * (sequences if unified else 1) + ubatch
+        # DeepSeek-V4 keeps the window of each sequence apart.
+        joint = unified and row["arch"] != "deepseek4"
+        reach = window * (sequences if joint else 1) + ubatch
         cells_swa = cells if row["swa_full"] == "1" else _pad(min(cells, reach))
     devices, count = int(row["n_devices"]), spec.num_layers
     layers: tuple[tuple[int, ...], ...] = ()

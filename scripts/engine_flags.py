@@ -25,7 +25,7 @@ Row = dict[str, Any]
 JUDGED = ("sets", "read", "effect", "harmless")
 # Where the code that takes a flag differs from its declaration.
 KINDS = {
-    # A switch up to b6324, on|off|auto since (ggml-org/llama.cpp#15434).
+    # A switch in older builds (about b6300, remembered), on|off|auto since.
     "--flash-attn": "optional",
     # vLLM entrypoints/openai/cli_args.py:_customize_cli_kwargs
     "--allowed-origins": "json",

@@ -145,7 +145,7 @@ def test_vllm_container_of_the_documentation() -> None:
 
 
 def test_sglang_launch_server() -> None:
-    # sgl-project/sglang 0.5.2 docs/basic_usage/deepseek.md (DP attention on 8 GPUs), with a size.
+    # Written for this test in the form of SGLang's documentation; flags: 0.5.23 server_args.py.
     command = parse_serve_command(
         "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3 --tp 8 --dp 8 "
         "--enable-dp-attention --trust-remote-code --mem-fraction-static 0.85 "
@@ -169,7 +169,7 @@ def test_sglang_launch_server() -> None:
 
 
 def test_text_generation_launcher_reads_its_variables() -> None:
-    # GoogleCloudPlatform/kubernetes-engine-samples tgi-7b-bitsandbytes-nf4.yaml in other words.
+    # Options and variables: TGI 3.3.7 docs/source/reference/launcher.md.
     command = parse_serve_command(
         "QUANTIZE=bitsandbytes-nf4 NUM_SHARD=2 text-generation-launcher "
         "--model-id tiiuae/falcon-7b-instruct --max-total-tokens 4096 --num-shard 1"
@@ -177,6 +177,18 @@ def test_text_generation_launcher_reads_its_variables() -> None:
     assert command.model == "tiiuae/falcon-7b-instruct"
     assert command.scheme == "nf4"
     assert values(command) == {"tensor_parallel_size": 1, "context_tokens": 4096}
+
+
+def test_variables_of_a_manifest() -> None:
+    # GoogleCloudPlatform/kubernetes-engine-samples ai-ml tgi-7b-bitsandbytes-nf4.yaml
+    command = parse_serve_command(
+        ["--model-id=$(MODEL_ID)", "--num-shard=2", "--quantize=bitsandbytes-nf4"],
+        engine="tgi",
+        env={"MODEL_ID": "google/gemma-7b", "PORT": "8000"},
+    )
+    assert (command.model, command.scheme) == ("google/gemma-7b", "nf4")
+    assert values(command) == {"tensor_parallel_size": 2}
+    assert (command.unknown, command.open_values) == ((), ())
 
 
 def test_trtllm_serve() -> None:
@@ -479,6 +491,22 @@ def test_sizes_say_how_many_gpus() -> None:
     changed, notes = apply_engine_arguments(Request(num_gpus=8), "-tp 4")
     assert changed.num_gpus == 4
     assert "use 4 of the 8 GPUs" in notes[0].message
+
+
+def test_a_command_without_sizes_uses_one_gpu() -> None:
+    changed, notes = apply_engine_arguments(Request(num_gpus=8), "vllm serve a/b")
+    assert changed.num_gpus == 8
+    assert "would use 1 of the 8 GPUs" in notes[0].message
+    assert apply_engine_arguments(Request(num_gpus=8), "--max-num-seqs 4")[1] == ()
+    given = Request(num_gpus=8, tensor_parallel_size=8)
+    assert apply_engine_arguments(given, "vllm serve a/b")[1] == ()
+
+
+def test_replicas_need_gpus_of_their_own() -> None:
+    changed, _ = apply_engine_arguments(Request(), "vllm serve a/b -tp 2 -dp 4")
+    assert (changed.data_parallel_size, changed.num_gpus) == (4, 8)
+    changed, _ = apply_engine_arguments(Request(), "vllm serve a/b -dp 4")
+    assert changed.num_gpus == 4
 
 
 def test_settings_of_an_engine_become_its_dataclass() -> None:

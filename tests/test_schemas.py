@@ -28,6 +28,9 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "16", "--pp", "2"),
         ("plan", "gpt-oss-120b", "--gpu", "h100", "--kv-cache-memory", "8GiB"),
         ("plan", "llama-3.1-8b", "--gpu", "24GiB"),
+        ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--engine", "sglang"),
+        ("plan", "qwen3-next-80b-a3b", "--gpu", "h100", "--gpus", "4", "--engine", "sglang"),
+        ("plan", "qwen3-8b", "--gpu", "l4", "--engine", "sglang"),
         ("plan", "mixtral-8x7b", "--gpu", "rtx-4090", "--gpus", "2", "--engine", "transformers"),
         ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "2", "--engine", "tensorrt-llm"),
     ],
@@ -48,6 +51,7 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
         ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
     ],
+    "accuracy": [("accuracy", "--engine", "vllm")],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),
@@ -70,7 +74,8 @@ def closed(schema: Any) -> Any:
 
 
 def test_every_document_has_an_example_here() -> None:
-    assert set(document_names()) == {*OUTPUTS, "spec"}
+    # Files that are read: tests/readers and tests/accuracy hold their examples.
+    assert set(document_names()) == {*OUTPUTS, "spec", "report"}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -80,7 +85,7 @@ def test_output_is_valid_and_has_no_field_that_the_schema_lacks(name: str) -> No
         validator.validate(call(*arguments, "--format", "json").json())
 
 
-@pytest.mark.parametrize("name", [*OUTPUTS, "spec"])
+@pytest.mark.parametrize("name", [*OUTPUTS, "spec", "report"])
 def test_schemas_are_valid_schemas(name: str) -> None:
     schema = find_schema(name)
     jsonschema.Draft202012Validator.check_schema(schema)

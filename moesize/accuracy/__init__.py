@@ -20,7 +20,7 @@ from moesize.core.errors import UnknownNameError
 from moesize.core.units import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from moesize.accuracy.reports import FieldReport, ReportFile
 
@@ -37,20 +37,24 @@ def check_names(
 
     Raises UnknownNameError for an engine that no report of the file names, or an unknown term.
     """
-    from difflib import get_close_matches
-
     engines = sorted({report.engine for report in file.reports})
     chosen = None
     if engine is not None:
         chosen = engine.strip().lower()
         if chosen not in engines:
-            near = get_close_matches(chosen[:80], engines, n=2) or engines[:3]
-            raise UnknownNameError("engine in this file", engine, near)
+            raise UnknownNameError(
+                "engine in this file", engine, _near(chosen, engines) or engines[:3]
+            )
     wanted = frozenset(term.strip().lower().replace("-", "_") for term in terms)
     for term in sorted(wanted - set(TERMS)):
-        near = get_close_matches(term[:80], TERMS, n=2)
-        raise UnknownNameError("term", term, near, "moesize schema accuracy")
+        raise UnknownNameError("term", term, _near(term, TERMS))
     return chosen, wanted
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    from difflib import get_close_matches  # only on the way to an error
+
+    return get_close_matches(name[:80], names, n=2)
 
 
 def measure(
@@ -122,7 +126,7 @@ def _measure(
         missing = partly = "nothing to compare"
     summary = Covered(
         engine=report.engine,
-        public=model.public,
+        public=model.public and bool(rows or outcome is not None),
         covered=missing is None,
         fully=partly is None,
         reason=missing or "",

@@ -31,7 +31,8 @@ _STORAGE_WORDS = frozenset(
         "fp8", "bf16", "f16", "fp16", "f32", "fp32", "int4", "int8", "4bit", "8bit", "fp4",
         "nvfp4", "mxfp4", "awq", "gptq", "autoround", "w4a16", "w8a16", "w8a8", "w4a8", "nf4",
         "bnb", "dynamic", "per", "channel", "quarot", "mindie", "quantized", "gguf",
-        "safetensors", "ud", "imat", "imatrix", "i1", "mix", "moe", "g128", "g32", "marlin",
+        "safetensors", "ud", "imat", "imatrix", "i1", "mix", "moe", "g128", "g32", "marlin", "cpu",
+        "qat",
     )
 )  # fmt: skip
 # A GGUF type's name in parts: q4-k-m, iq4-ks-r4, q8-0.
@@ -191,7 +192,7 @@ def _of_another(report: FieldReport, key: str, plain: bool) -> bool:
 def _candidates(report: FieldReport) -> tuple[str, ...]:
     """Spellings to look up: the model as named, its last part, and a GGUF file's name."""
     found: list[str] = []
-    for text in (report.model, report.text("gguf_file")):
+    for text in (report.model, _path_in(report.model), report.text("gguf_file")):
         bare = text[:_LONGEST_NAME].partition(" (")[0].strip().strip("\"'*`$ ")
         if not bare:
             continue
@@ -203,6 +204,15 @@ def _candidates(report: FieldReport) -> tuple[str, ...]:
             found.append(plain.partition("_")[2])
             found.append(plain.rpartition(".")[0] + "-" + plain.rpartition(".")[2])
     return tuple(dict.fromkeys(name for name in found if len(name) > 2))
+
+
+def _path_in(model: str) -> str:
+    """The folder that a report names beside a model: `X fine-tune (path gemma3-27b-it)`."""
+    for word in ("(path ", "(local dir "):
+        _, found, rest = model[:_LONGEST_NAME].partition(word)
+        if found:
+            return rest.partition(")")[0]
+    return ""
 
 
 def _without_storage(parts: list[str]) -> list[str]:

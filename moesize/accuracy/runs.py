@@ -37,6 +37,18 @@ _SAME_MEMORY = 0.02
 _HALF_UNIT_GIB = 0.005
 # Block sizes that vLLM takes from the command line; others it made itself (hybrid models).
 GIVEN_BLOCKS = (16, 32, 64, 128)
+# Flags that change what is beside weights and caches (buffers of communication, graphs, the profile
+# run), but neither of these: where they are not planned, both can still be compared.
+_BESIDE_WEIGHTS_AND_CACHES = frozenset(
+    (
+        "--chunked-prefill-size",
+        "--cuda-graph-max-bs",
+        "--deepep-mode",
+        "--disaggregation-mode",
+        "--kv-transfer-config",
+        "--moe-a2a-backend",
+    )
+)
 # Flags of a log that are settings of the report anyway, or change no memory.
 _PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
 
@@ -58,6 +70,7 @@ class Run:
     problem       why nothing can be planned; no candidates then
     gpu           what is shown: the card's id, or empty when it is not known
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
+    unplanned        flags that are not planned and change what lies beside weights and caches
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
@@ -71,6 +84,7 @@ class Run:
     notes: tuple[str, ...] = ()
     devices_problem: str = ""
     weights_moved: str = ""
+    unplanned: str = ""
 
 
 def run_of(report: FieldReport, model: Resolved) -> Run:
@@ -86,7 +100,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
     notes = [versions.note] if versions.note else []
     try:
         gpus, gpu, gpu_notes = _gpus(report)
-        requests = _requests(report, engine, versions.names)
+        requests, unplanned = _requests(report, engine, versions.names)
     except (_NotCoveredError, MoesizeError) as error:
         kind = "" if isinstance(error, _NotCoveredError) else "settings refused: "
         return replace(base, problem=f"{kind}{error}", notes=tuple(notes))
@@ -99,6 +113,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu=gpu,
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
+        unplanned=unplanned,
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
@@ -226,10 +241,14 @@ def _with_total(gpu: GpuSpec, total_gib: float) -> GpuSpec:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tuple[Request, ...]:
+def _requests(
+    report: FieldReport, engine: str, versions: tuple[str, ...]
+) -> tuple[tuple[Request, ...], str]:
+    """A request for each version that is planned, and the flags that are not."""
     from moesize.engines import engine_profile
 
     made = []
+    left: dict[str, None] = {}
     for version in versions:
         try:
             engine_profile(engine, version)
@@ -239,8 +258,13 @@ def _requests(report: FieldReport, engine: str, versions: tuple[str, ...]) -> tu
             _llamacpp_words(report) if engine in _GGUF_ENGINES else _serving_words(report, engine)
         )
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
-        made.append(_with_latent_mode(read_flags(request, words), report))
-    return tuple(made)
+        request, unplanned = read_flags(request, words)
+        left.update(dict.fromkeys(unplanned))
+        made.append(_with_latent_mode(request, report))
+    text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
+    if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
+        raise _NotCoveredError(text)
+    return tuple(made), text
 
 
 def _with_latent_mode(request: Request, report: FieldReport) -> Request:
@@ -252,19 +276,21 @@ def _with_latent_mode(request: Request, report: FieldReport) -> Request:
     return replace(request, engine_settings=replace(settings, mla=int(mode)))
 
 
-def read_flags(request: Request, words: list[str]) -> Request:
+def read_flags(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
     """The engine's own flags, as they were typed, put into a request.
 
-    Raises _NotCoveredError for a flag that may change memory and is not planned.
+    Returns the flags too that may change memory and are not planned.
     """
     from moesize.engine_args import apply_engine_arguments
 
     made, notes = apply_engine_arguments(request, words)
-    unplanned = [note.message for note in notes if "may change memory" in note.message]
-    if unplanned:
-        flags = "; ".join(unplanned).partition("memory: ")[2] or "; ".join(unplanned)
-        raise _NotCoveredError(f"flag not planned: {flags[:120]}")
-    return made
+    unplanned = [
+        flag
+        for note in notes
+        if "may change memory" in note.message
+        for flag in note.message.partition("memory: ")[2].split(", ")
+    ]
+    return made, tuple(unplanned)
 
 
 def _num_gpus(report: FieldReport, engine: str) -> int:
@@ -520,8 +546,11 @@ def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
         if flags.get(name) is not None:
             words += [f"--{name}", str(flags[name])]
     overrides = flags.get("override_tensor") or []
-    for pattern in [overrides] if isinstance(overrides, str) else overrides:
-        words += ["--override-tensor", str(pattern).strip('"')]
+    if not isinstance(overrides, (str, list)):
+        raise _NotCoveredError("setting not planned: override_tensor is no pattern")
+    patterns = [overrides] if isinstance(overrides, str) else overrides
+    if patterns:  # one flag for all: of repeated ones the last may count alone
+        words += ["--override-tensor", ",".join(str(p).strip('"') for p in patterns)]
     if flags.get("n_cpu_moe"):
         words += ["--n-cpu-moe", str(flags["n_cpu_moe"])]
     if flags.get("tensor_split"):

@@ -2,7 +2,8 @@
 
 Ledger items are found by category and name, never by engine, so that an engine that is added
 later is compared without a change here. A report with several candidates (GPU or version not
-stated) is predicted where all of them agree within 0.1 %.
+stated) is predicted where all of them agree within 1 %: as the one in the middle, with a band over
+all of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from moesize.accuracy.models import is_latent
 from moesize.accuracy.runs import is_accelerator, is_mapped, moves_tensors, plan_run
 from moesize.core.errors import MoesizeError
 from moesize.core.records import dataclass
@@ -106,8 +108,10 @@ _OF_PLACED_WEIGHTS = frozenset(
 )
 # Engines that keep recurrent states inside the KV buffer; others print a buffer for them.
 _STATES_IN_KV = ("ik_llama.cpp",)
+# Pools hold size + page_size slots (SGLang 0.5.23 srt/mem_cache/memory_pool.py).
+_SPARE_PAGE = ("sglang",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
-_AGREE = 0.001
+_AGREE = 0.01
 # Engines print two decimals: the true figure lies within half of the last one.
 _HALF_UNIT = 0.005
 _STATE_SIZE = re.compile(
@@ -149,10 +153,7 @@ def figures_of(report: FieldReport, *, given_blocks: tuple[int, ...]) -> list[Fi
     `given_blocks` are block sizes that a user can give; any other one was made by the engine and
     is compared.
     """
-    if report.engine in ("vllm", "sglang", "transformers", "tgi", "tensorrt-llm"):
-        found = list(_serving_figures(report, given_blocks))
-    else:
-        found = list(_buffer_figures(report))
+    found = [*_serving_figures(report, given_blocks), *_buffer_figures(report)]
     return sorted(found, key=lambda figure: TERMS.index(figure.term))
 
 
@@ -228,8 +229,7 @@ def _pool_bytes(report: FieldReport) -> tuple[int, int, int] | None:
         return None
     if not 0 < share < 1:
         return None
-    # A draft model loads after the main one and takes its weights from the same rest.
-    after -= report.observed.get("draft_weights_gb", 0.0)
+    # A draft model loads after the pools are made: it takes nothing from them.
     best = after - before * (1 - share)
     slack = _HALF_UNIT * (2 - share)
     found = tuple(int(value * GIB) for value in (best, best - slack, best + slack))
@@ -304,6 +304,9 @@ class Plans:
                 made: Plan | str = plan_run(self.model, self.run.candidates[candidate], **changes)
             except MoesizeError as error:
                 made = error.message
+            except (ValueError, OverflowError) as error:
+                # A setting that no planner expects from the command line; the rest still counts.
+                made = f"{type(error).__name__}: {error}"[:200]
             self._kept[key] = made
         found = self._kept[key]
         if isinstance(found, str):
@@ -330,11 +333,13 @@ class Plans:
 
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
-        reason = self.model.problem or self.run.problem
+        reason = self._problem()
         if not reason and (self.run.weights_moved or self.run.devices_problem):
             reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
         if not reason and self.model.weights_problem:
             reason = f"weights not known: {self.model.weights_problem}"
+        if not reason and self.run.unplanned:
+            reason = self.run.unplanned
         if not reason and not self.run.gpu_known:
             reason = "gpu not known: the outcome depends on it"
         if reason:
@@ -358,18 +363,25 @@ class Plans:
             versions = {c.request.engine_version for c in self.run.candidates}
             unknown = "version" if len(versions) > 1 else "gpu"
             return f"{unknown} not known: between {low:,.6g} and {high:,.6g}"
-        first = made[0]
+        middle = sorted(made)[(len(made) - 1) // 2]
         return Prediction(
-            first.value, min(p.low for p in made), max(p.high for p in made), first.exact_given
+            middle.value, min(p.low for p in made), max(p.high for p in made), middle.exact_given
         )
 
-    def _refusal(self, figure: Figure) -> str:
-        if self.model.problem:
-            return self.model.problem
-        if self.run.problem:
+    def _problem(self) -> str:
+        """Why nothing of the report can be planned: its engine, its model, or its settings."""
+        if self.run.problem.startswith("engine not planned"):
             return self.run.problem
+        return self.model.problem or self.run.problem
+
+    def _refusal(self, figure: Figure) -> str:
+        problem = self._problem()
+        if problem:
+            return problem
         if figure.term in _NEEDS_WEIGHTS and self.model.weights_problem:
             return f"weights not known: {self.model.weights_problem}"
+        if figure.term in _NEEDS_GPU and self.run.unplanned:
+            return self.run.unplanned
         if figure.term in _NEEDS_GPU and not self.run.gpu_known:
             return "gpu not known: the term depends on it"
         if figure.term in _NOT_OF_A_FORK and self.report.engine != self.run.engine:
@@ -404,9 +416,10 @@ def _is_weights(item: MemoryItem) -> bool:
 
 def _draft_weights(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     items = plans.plan(candidate).gpus[0].items
-    if not any(item.category == "draft" for item in items):
+    found = _sum(items, lambda item: item.category == "draft" and _is_weights(item), GIB)
+    if not found.value:
         raise _RefusedError("the plan has no draft model")
-    return _sum(items, lambda item: item.category == "draft" and _is_weights(item), GIB)
+    return found
 
 
 def kv_band(plan: Plan, gpu: GpuSpec) -> tuple[int, int, int]:
@@ -452,9 +465,19 @@ def _given_kv(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], P
 
     def predict(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
         logged = plans.report.observed["kv_cache_gib"]
-        sizes = [max(1, int((logged + x) * GIB)) for x in (0.0, -_HALF_UNIT, _HALF_UNIT)]
-        value, low, high = (read(plans.plan(candidate, kv_cache_bytes=size)) for size in sizes)
-        return Prediction(value, low, high, exact_given=True)
+        # What an engine shares out: where it prints recurrent states apart, both together.
+        logged += state_gib(plans.report.observed.get("mamba_cache")) or 0.0
+        half = _HALF_UNIT
+        if plans.run.engine in _SPARE_PAGE and not _is_latent(plans):
+            half *= 2  # the sum of two printed figures, K and V
+        made = [
+            plans.plan(candidate, kv_cache_bytes=max(1, int((logged + x) * GIB)))
+            for x in (0.0, -half, half)
+        ]
+        # What SGLang prints as allocated includes a page that no token ever uses.
+        spare = made[0].kv_cache.block_tokens if plans.run.engine in _SPARE_PAGE else 0
+        values = [max(0.0, read(plan) - spare) for plan in made]
+        return Prediction(values[0], min(values), max(values), exact_given=True)
 
     return predict
 
@@ -462,10 +485,14 @@ def _given_kv(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure], P
 def _tokens_given_available(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     sizes = _pool_bytes(plans.report)
     assert sizes is not None
-    value, low, high = (
+    values = [
         float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens) for size in sizes
-    )
-    return Prediction(value, low, high, exact_given=True)
+    ]
+    return Prediction(values[0], min(values), max(values), exact_given=True)
+
+
+def _is_latent(plans: Plans) -> bool:
+    return plans.model.spec is not None and is_latent(plans.model.spec)
 
 
 def _kv_needed(plans: Plans, candidate: int, _figure: Figure) -> Prediction:

@@ -60,6 +60,7 @@ class RankCost:
     weights_by_group   weight bytes on the rank by parameter group, without scales
     num_layers         decoder layers on the rank
     recurrent_bytes    states of linear attention and Mamba of one sequence
+    attention_dp       groups inside tensor parallelism that each attend to their own sequences
     """
 
     weights_by_group: Mapping[str, int]
@@ -67,6 +68,7 @@ class RankCost:
     parameter_bytes: int
     num_layers: int
     recurrent_bytes: int = 0
+    attention_dp: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,15 @@ from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
-from moesize.core.llamacpp_estimate import estimate_buffers
+from moesize.core.llamacpp_estimate import estimate_buffers, growth_bytes
 from moesize.core.llamacpp_kv import (
     KvPlan,
     KvRules,
     KvSettings,
     LatentCache,
     LayerBytes,
+    LayerCache,
+    LayerState,
     ModelCaches,
     cache_type,
     check_types,
@@ -72,6 +74,8 @@ _FLASH_HEADS = frozenset(
 )
 # common/common.h: what --fit keeps free on every device.
 _FIT_MARGIN = 1024 * MIB
+# fit_params_min_ctx
+_FIT_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,9 +335,32 @@ def plan_llamacpp(
 ) -> EngineAnswer:
     """Plan one llama-server on equal GPUs.
 
-    Raises InvalidDeploymentError for settings that llama.cpp refuses, UnsupportedError for what is
-    not planned.
+    Where no context is given the server lowers its own until a margin stays free on every GPU
+    (common/fit.cpp, step 2); what it would move to the host after that is not planned. Raises
+    InvalidDeploymentError for settings that llama.cpp refuses, UnsupportedError for what is not
+    planned.
     """
+    settings = _settings(request)
+    answer, world = _plan(spec, stored, gpu, request, rules, None)
+    open_choice = request.context_tokens is None and settings.ctx_size is None
+    if not open_choice or not world.fits_itself() or world.left() >= settings.fit_margin_bytes:
+        return answer
+    full: int = answer.deployment["context"]
+    shorter = max(world.longest(settings.fit_margin_bytes), min(full, _FIT_CONTEXT))
+    if shorter >= full:
+        return answer
+    fitted, _ = _plan(spec, stored, gpu, replace(request, context_tokens=shorter), rules, full)
+    return replace(fitted, defaulted=answer.defaulted)
+
+
+def _plan(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    gpu: GpuSpec,
+    request: Request,
+    rules: LlamaCppRules,
+    lowered_from: int | None,
+) -> tuple[EngineAnswer, _World]:
     settings = _settings(request)
     ranks = _ranks(settings, request.num_gpus)
     flash = _flash(spec, settings, rules)
@@ -349,10 +376,19 @@ def plan_llamacpp(
     placement = place(spec, stored, split)
     copies = _copies(placement, split, settings, rules)
     world = _World(
-        spec, rules, settings, request, caches, kv_settings, kv_rules, placement, copies, flash
+        spec,
+        rules,
+        settings,
+        request,
+        caches,
+        kv_settings,
+        kv_rules,
+        placement,
+        copies,
+        flash,
+        slots,
     )
     buffers = world.compute(kv)
-    needs = world.cache_bytes(kv)
     context_item = _context_item(rules)
     ledgers = []
     for device, rank in enumerate(ranks):
@@ -374,8 +410,9 @@ def plan_llamacpp(
                 items=tuple(item for item in items if item.high_bytes),
             )
         )
+    world.ledgers, world.kv = ledgers, kv
     limiting = min(range(len(ledgers)), key=lambda i: ledgers[i].headroom_bytes)
-    summary = world.summary(kv, ledgers, limiting, needs, slots)
+    summary = world.summary(limiting)
     type_text = kv_settings.type_k
     if kv_settings.type_v != kv_settings.type_k:
         type_text += "/" + kv_settings.type_v
@@ -404,7 +441,7 @@ def plan_llamacpp(
     }
     held = placement.gpus[limiting]
     layers = sum(device == limiting for device in placement.layer_device[: spec.num_layers])
-    return EngineAnswer(
+    answer = EngineAnswer(
         deployment=deployment,
         defaulted=_defaulted(request, settings),
         ledgers=tuple(ledgers),
@@ -423,10 +460,11 @@ def plan_llamacpp(
             // slots.slots,
         ),
         warnings=tuple(
-            _warnings(spec, gpu, request, settings, rules, slots, placement, ledgers, summary)
+            _warnings(spec, gpu, settings, slots, placement, world, summary, request, lowered_from)
         ),
         host=tuple(world.host_items(kv, buffers, slots)),
     )
+    return answer, world
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -713,11 +751,14 @@ class _World:
         placement: Placement,
         copies: int,
         flash: bool,
+        slots: _Slots,
     ) -> None:
         self.spec, self.rules, self.settings, self.request = spec, rules, settings, request
         self.caches, self.kv_settings, self.kv_rules = caches, kv_settings, kv_rules
         self.placement, self.copies, self.flash = placement, copies, flash
-        self.num_gpus = len(placement.gpus)
+        self.num_gpus, self.slots = len(placement.gpus), slots
+        self.ledgers: list[GpuLedger] = []
+        self.kv = KvPlan(n_ctx=0, n_ctx_seq=0, streams=1, sizes={}, layers=())
 
     def home(self, layer: int) -> int:
         """The device of a layer's cache."""
@@ -734,6 +775,18 @@ class _World:
 
     def compute(self, kv: KvPlan) -> _Compute:
         """The compute buffers of a context: the one place that asks for them."""
+        asked = self._asked(kv)
+        if self.placement.output_device == HOST or not self.spec.num_layers:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        try:
+            found = compute_buffers(self.spec, asked)
+        except UnsupportedError:
+            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        if not found.exact:
+            return _Compute.of(found, *_SIMILAR)
+        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
+
+    def _asked(self, kv: KvPlan) -> ComputeSettings:
         full, window = kv.sizes.get("full"), kv.sizes.get("window")
         compressed = kv.sizes.get("compressed_4")
         cells_full = full.cells if full else compressed.cells if compressed else 0
@@ -751,7 +804,7 @@ class _World:
             for device in range(self.num_gpus)
         )
         on_host = () if settings.no_op_offload else self.placement.experts_on_host
-        asked = ComputeSettings(
+        return ComputeSettings(
             n_ubatch=self.kv_settings.n_ubatch,
             cells_full=cells_full,
             cells_swa=window.cells if window else 0,
@@ -772,15 +825,6 @@ class _World:
             two_inputs=self.rules.graph["two_inputs"],
             cache_copies=self.rules.graph["cache_copies"],
         )
-        if self.placement.output_device == HOST:
-            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
-        try:
-            found = compute_buffers(self.spec, asked)
-        except UnsupportedError:
-            return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
-        if not found.exact:
-            return _Compute.of(found, *_SIMILAR)
-        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""
@@ -858,6 +902,27 @@ class _World:
             source="planned by llama.cpp 0c1e57098 for Qwen3.5-27B, GLM-4.5, GLM-4.7-Flash",
         )
 
+    def host_weights(self) -> Iterator[MemoryItem]:
+        """Weights of layers that the host holds, beside the input embedding."""
+        held = self.placement.host
+        rest = held.buffer_bytes - held.input_bytes
+        if not rest:
+            return
+        experts = len(self.placement.experts_on_host)
+        layers = sum(device == HOST for device in self.placement.layer_device)
+        what = [f"routed experts of {experts} layers"] * bool(experts)
+        what += [f"{layers} whole layers"] * bool(layers)
+        mapped = "; mapped from the file, in the page cache"
+        if self.settings.load_mode == "none":
+            mapped = ""
+        yield exact_item(
+            "host.weights.layers",
+            "weights",
+            rest,
+            (" and ".join(what) or "tensors moved by overrides") + mapped,
+            _CODE + "src/llama-model.cpp:load_tensors",
+        )
+
     def host_items(self, kv: KvPlan, buffers: _Compute, slots: _Slots) -> Iterator[MemoryItem]:
         """What lies in the host's memory."""
         held = self.placement.host
@@ -870,24 +935,7 @@ class _World:
                 "look-up tables of the input stay on the host, whatever is offloaded",
                 source,
             )
-        rest = held.buffer_bytes - held.input_bytes
-        if rest:
-            experts = len(self.placement.experts_on_host)
-            layers = sum(device == HOST for device in self.placement.layer_device)
-            what = [f"routed experts of {experts} layers"] * bool(experts)
-            what += [f"{layers} whole layers"] * bool(layers)
-            mapped = (
-                ""
-                if self.settings.load_mode == "none"
-                else "; mapped from the file, in the page cache"
-            )
-            yield exact_item(
-                "host.weights.layers",
-                "weights",
-                rest,
-                (" and ".join(what) or "tensors moved by overrides") + mapped,
-                source,
-            )
+        yield from self.host_weights()
         yield from self.cache_items(kv, HOST)
         logits = 4 * self.spec.embedding.vocab_size * slots.slots
         if self.spec.embedding.has_head:
@@ -900,16 +948,18 @@ class _World:
             )
         yield buffers.item("host.compute_buffer", buffers.host, buffers.host_formula)
 
-    def summary(
-        self,
-        kv: KvPlan,
-        ledgers: list[GpuLedger],
-        limiting: int,
-        needs: list[int],
-        slots: _Slots,
-    ) -> KvSummary:
+    def fits_itself(self) -> bool:
+        """Whether --fit is on."""
+        return self.rules.fits_itself and self.settings.fit not in ("off", "0")
+
+    def left(self) -> int:
+        """Free memory of the GPU that has least of it."""
+        return min(ledger.headroom_bytes for ledger in self.ledgers)
+
+    def summary(self, limiting: int) -> KvSummary:
         """Capacity: what is allocated, and what there would be room for."""
-        ledger, needed = ledgers[limiting], needs[limiting]
+        kv, slots = self.kv, self.slots
+        ledger, needed = self.ledgers[limiting], self.cache_bytes(kv)[limiting]
         others = [item for item in ledger.items if item.category != "kv_cache"]
         available = ledger.usable_bytes - sum(item.size_bytes for item in others)
         low = ledger.usable_bytes - sum(item.high_bytes for item in others)
@@ -926,7 +976,7 @@ class _World:
             needed_bytes=needed,
             capacity_tokens=kv.n_ctx,
             max_concurrency=min(float(slots.slots), kv.n_ctx / slots.context),
-            max_context=self._longest(kv, ledgers, needs, slots),
+            max_context=self.longest(),
             dtype=self.kv_settings.type_k,
             backend="flash attention" if self.flash else "no flash attention",
             groups=tuple(
@@ -944,6 +994,28 @@ class _World:
             ),
         )
 
+    def _kinds(self) -> tuple[ModelCaches, list[list[int]]]:
+        """One layer of each kind, and how many of them every GPU has."""
+        caches: dict[object, LayerCache] = {}
+        states: dict[object, LayerState] = {}
+        counts: dict[object, list[int]] = {}
+
+        def count(key: object, layer: int) -> None:
+            homes = counts.setdefault(key, [0] * self.num_gpus)
+            device = self.home(layer)
+            if device != HOST:
+                homes[device] += 1
+
+        for cache in self.caches.caches:
+            shape = (cache.name, cache.key_size, cache.value_size, cache.key_head)
+            caches.setdefault(shape, cache)
+            count(shape, cache.layer)
+        for state in self.caches.states:
+            states.setdefault(state.tensors, state)
+            count(state.tensors, state.layer)
+        kinds = replace(self.caches, caches=tuple(caches.values()), states=tuple(states.values()))
+        return kinds, [counts[key] for key in (*caches, *states)]
+
     def _steady_state(self, kv: KvPlan, device: int, slots: _Slots) -> tuple[int, int]:
         """(bytes of one more token, bytes of a sequence that do not grow) on a device."""
         per_token = per_sequence = 0
@@ -960,16 +1032,15 @@ class _World:
                 per_sequence += item.logged_bytes // slots.slots
         return per_token, per_sequence
 
-    def _longest(
-        self, kv: KvPlan, ledgers: list[GpuLedger], needs: list[int], slots: _Slots
-    ) -> int:
-        """The longest context of which as many sequences fit on every GPU.
+    def longest(self, margin_bytes: int = 0) -> int:
+        """The longest context of which as many sequences fit on every GPU, with a margin left.
 
-        Compute buffers are taken to grow by the mask alone: 2 bytes x n_ubatch for each cell.
+        Compute buffers are taken to grow with every cell by what they can grow at most.
         """
+        kv, slots, ledgers = self.kv, self.slots, self.ledgers
         rest = [
-            ledger.usable_bytes - (ledger.used_bytes - need)
-            for ledger, need in zip(ledgers, needs, strict=True)
+            ledger.usable_bytes - margin_bytes - (ledger.used_bytes - need)
+            for ledger, need in zip(ledgers, self.cache_bytes(kv), strict=True)
         ]
         draft = sum(
             item.size_bytes
@@ -977,15 +1048,20 @@ class _World:
             for item in ledger.items
             if item.name == "draft.mtp_kv_cache"
         )
-        mask = 2 * self.kv_settings.n_ubatch * (1 if self.copies == 1 else 1 + self.copies)
+        growth = growth_bytes(self.spec, self._asked(kv))
         sequences = slots.concurrency if slots.unified else slots.slots
+
+        kinds, counts = self._kinds()
 
         def fits(context: int) -> bool:
             settings = replace(self.kv_settings, n_ctx=context * sequences)
-            longer = plan_cells(self.caches, settings, self.kv_rules)
-            more = mask * (longer.n_ctx_seq - kv.n_ctx_seq)
+            longer = plan_cells(kinds, settings, self.kv_rules)
+            more = growth * (longer.n_ctx_seq - kv.n_ctx_seq)
             more += draft * (longer.n_ctx - kv.n_ctx) // kv.n_ctx
-            sizes = self.cache_bytes(longer)
+            sizes = [0] * self.num_gpus
+            for item, homes in zip(longer.layers, counts, strict=True):
+                for device, count in enumerate(homes):
+                    sizes[device] += item.gpu_bytes * count
             return all(size + more <= left for size, left in zip(sizes, rest, strict=True))
 
         most = self.spec.max_context
@@ -1100,13 +1176,13 @@ def _defaulted(request: Request, settings: LlamaCppSettings) -> tuple[str, ...]:
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
-    request: Request,
     settings: LlamaCppSettings,
-    rules: LlamaCppRules,
     slots: _Slots,
     placement: Placement,
-    ledgers: list[GpuLedger],
+    world: _World,
     summary: KvSummary,
+    request: Request,
+    lowered_from: int | None,
 ) -> Iterator[Note]:
     if slots.slots > 1 or request.concurrency is not None:
         yield Note(code="slots", message=f"{slots.why}; {slots.n_ctx:,} tokens in all (-c)")
@@ -1118,22 +1194,26 @@ def _warnings(
                 f"{spec.title} was trained for; the server caps a slot at that"
             ),
         )
-    open_choice = request.context_tokens is None and settings.n_ctx is None
-    left = min(ledger.headroom_bytes for ledger in ledgers)
-    if (
-        rules.fits_itself
-        and settings.fit not in ("off", "0", False)
-        and left < settings.fit_margin_bytes
-    ):
-        margin = format_gib(settings.fit_margin_bytes)
-        if open_choice:
-            what = "lower the context (to no less than 4,096), then move experts or layers to the"
-        else:
-            what = "move experts or layers to the"
-        what += f" host, until {margin} stay free on every GPU"
+    margin = format_gib(settings.fit_margin_bytes)
+    if lowered_from is not None:
+        why = f"so that {margin} stay free on every GPU"
+        if slots.context <= _FIT_CONTEXT:
+            why = "the least it takes"
         yield Note(
             code="fit",
-            message=f"planned as asked for; --fit, on by default, would {what}",
+            message=(
+                f"no context was given: --fit, on by default, lowers it from {lowered_from:,} to "
+                f"{slots.context:,} tokens, {why}"
+            ),
+        )
+    lowered = lowered_from is not None and slots.context > _FIT_CONTEXT
+    if world.fits_itself() and world.left() < settings.fit_margin_bytes and not lowered:
+        yield Note(
+            code="fit",
+            message=(
+                "planned with the layers and experts as asked for; --fit, on by default, would "
+                f"move some to the host, until {margin} stay free on every GPU"
+            ),
         )
     if gpu.vendor.lower() != "nvidia" and gpu.vendor:
         yield Note(
@@ -1150,6 +1230,15 @@ def _warnings(
         yield Note(
             code="layers-on-host",
             message=f"{on_host} of {len(placement.layer_device)} layers run on the CPU",
+        )
+    on_host = sum(item.size_bytes for item in world.host_weights())
+    if on_host:
+        yield Note(
+            code="host-memory",
+            message=(
+                f"the host must hold {format_gib(on_host)} of weights; whether it has that much "
+                "memory is not known"
+            ),
         )
     if not summary.needed_bytes and settings.no_kv_offload:
         yield Note(code="kv-on-host", message="the KV cache lies in the memory of the host")

@@ -13,32 +13,42 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf_view import gguf_architecture
 from moesize.core.llamacpp_graph import HOST, Graph, Node, plan_buffers
 from moesize.core.llamacpp_layers import (
+    BlockSparse,
     HostExperts,
     Shared,
     Style,
     feed_forward,
     gated_delta_net,
     grouped_query,
+    kimi_delta,
     latent,
     mamba1,
     mamba2,
     norm,
     rms_norm,
+    short_conv,
 )
 from moesize.core.records import dataclass
-from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+from moesize.core.recurrent import (
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    Mamba1,
+    Mamba2,
+    ShortConv,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from moesize.core.model_spec import Block, ModelSpec
 
+_RECURRENT = (GatedDeltaNet, KimiDeltaAttention, Mamba1, Mamba2, ShortConv)
 # Weights in host memory are copied to a GPU for batches of this many tokens (ggml-cuda.cu).
 _OFFLOAD_BATCH = 32
 _16_BIT = ("f16", "bf16")
@@ -67,7 +77,7 @@ class ComputeSettings:
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
                      kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs).
-                     For batches of 32 tokens and more they are copied to the first GPU one by one
+                     For 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
     fit_estimate     as `--fit` and other planning without allocation estimate it: they reset the
@@ -147,6 +157,7 @@ _STYLES: dict[str, Style] = {
     **dict.fromkeys(
         ("orion", "nemotron", "starcoder2", "stablelm", "olmo", "jais2"), Style(layer_norm=True)
     ),
+    "deepseek4": Style(),
     "falcon": Style(layer_norm=True, parallel="falcon", fused_qkv=True),
     "command-r": Style(layer_norm=True, parallel="command-r"),
     "cohere2": Style(layer_norm=True, parallel="command-r", window_cache=True),
@@ -171,6 +182,14 @@ _STYLES: dict[str, Style] = {
     "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
     "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "minimax-m3": Style(),
+    "kimi-linear": Style(no_positions=True),
+    "lfm2": Style(residual_first=True),
+    "lfm2moe": Style(residual_first=True),
+    "falcon-h1": Style(),
+    "mamba": Style(no_positions=True),
+    "mamba2": Style(no_positions=True),
+    "granitehybrid": Style(scaled_input=True, no_positions=True),
     "jamba": Style(no_positions=True, residual_first=True, renormalizes=False),
     **dict.fromkeys(
         ("nemotron_h", "nemotron_h_moe"),
@@ -180,9 +199,13 @@ _STYLES: dict[str, Style] = {
         ("qwen3next", "qwen35", "qwen35moe"), Style(late_outputs=True, keeps_hidden=True)
     ),
 }
-_STATES_FIRST = frozenset({"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid"})
+_STATES_FIRST = frozenset(
+    {"jamba", "nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba", "mamba2"}
+)
 # Rotary embeddings in layers with a sliding window only.
 _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
+# The residual is the first summand behind the mixer as well.
+_RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
 _NEARLY = frozenset({"jamba", "smollm3", "laguna", "step35", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
@@ -267,7 +290,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
     per_stream = tokens // s.streams
     mask_type = "f16" if s.flash_attn and not s.wide_mask else "f32"
     mixers = [mixer for block in spec.blocks for mixer in block.mixers]
-    recurrent = any(isinstance(m, GatedDeltaNet | Mamba1 | Mamba2) for m in mixers)
+    recurrent = any(isinstance(m, _RECURRENT) for m in mixers)
     grouped = [m for m in mixers if isinstance(m, GroupedQueryAttention)]
     sparse = any(isinstance(m, LatentAttention) and m.indexer is not None for m in mixers)
     quantized_k = s.type_k not in _NOT_QUANTIZED
@@ -336,6 +359,37 @@ def _host_experts(tensors: Mapping[str, int]) -> HostExperts:
     return HostExperts(bytes=(gate, up, tensors.get("ffn_down_exps", 0)))
 
 
+def _block_sparse_inputs(g: Graph, shared: Shared) -> Shared:
+    positions = 256
+    blocks = positions // 128
+    streams, tokens = shared.streams, shared.tokens
+    sparse = BlockSparse(
+        positions=positions,
+        blocks=blocks,
+        bias=g.input(blocks, tokens),
+        position_mask=g.input(positions, tokens),
+        slots=g.input(positions, streams, dtype="i32"),
+        block_of=g.input(shared.cells, streams, dtype="i32"),
+        rows=g.input(tokens, dtype="i64"),
+        wide_mask=g.op(shared.mask.shape, shared.mask),
+    )
+    return replace(shared, block_sparse=sparse)
+
+
+def _per_layer_inputs(g: Graph, x: Node, spec: ModelSpec, tokens: int) -> Node:
+    """A second look-up that every layer gets a part of (Gemma 4)."""
+    size, count = spec.embedding.per_layer_size, spec.num_layers
+    where, g.device = g.device, HOST
+    rows = g.op((size * count, tokens), g.input(tokens, dtype="i32"))
+    g.device = where
+    rows = g.map(g.view(rows, size, count, tokens))
+    g.expand(rows)
+    projected = g.map(g.op((size * count, tokens), x))
+    projected = rms_norm(g, g.view(projected, size, count, tokens))
+    joined = g.map(g.map(projected, rows))
+    return g.op((size, tokens, count), g.view(joined, size, tokens, count, packed=False))
+
+
 def _cast_masks(g: Graph, shared: Shared) -> Shared:
     """The masks as 16-bit tensors on the device."""
     wide = shared.window_mask
@@ -347,6 +401,8 @@ def _cast_masks(g: Graph, shared: Shared) -> Shared:
 
 
 def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Graph:
+    if arch == "deepseek4":
+        return _build_deepseek4(spec, s)
     hidden = spec.hidden_size
     tokens = -(-s.n_ubatch // s.sequences) * s.sequences
     outputs = min(s.n_outputs, s.n_ubatch)
@@ -375,10 +431,15 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         rows = g.op((hidden, tokens), g.input(tokens, dtype="i32"))
         g.device = where
         x = g.map(x, rows)
+    per_layer = None
+    if spec.embedding.per_layer_size:
+        per_layer = _per_layer_inputs(g, x, spec, tokens)
     if spec.embedding.norm:
         x = norm(g, x, style)
     if s.wide_mask and s.flash_attn:
         shared = _cast_masks(g, shared)
+    if arch == "minimax-m3" and s.flash_attn and (s.sequences == 1 or s.streams > 1):
+        shared = _block_sparse_inputs(g, shared)
     picked = g.input(outputs, dtype="i32")
     last = spec.num_layers - 1
     chosen: Node | None = None
@@ -397,11 +458,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
-        if (
-            index
-            and arch in _STATES_FIRST
-            and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers)
-        ):
+        if index and arch in _STATES_FIRST and _is_mamba(block):
             # States are read before the sum that ends the layer before: it runs here.
             x.device = g.device
         picks = picked if index == last and not style.late_outputs else None
@@ -421,6 +478,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
             host,
             chosen,
             arch,
+            per_layer,
             before if s.fit_estimate else g.device,
         )
         before = g.device
@@ -444,8 +502,72 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
     return g
 
 
+def _build_deepseek4(spec: ModelSpec, s: ComputeSettings) -> Graph:
+    from moesize.core import llamacpp_deepseek4 as v4
+
+    hidden, style = spec.hidden_size, Style()
+    tokens = -(-s.n_ubatch // s.sequences) * s.sequences
+    device_of = {
+        layer: device
+        for device, layers in enumerate(s.layers_by_device, start=1)
+        for layer in layers
+    }
+    blocks = [spec.block(name) for name in spec.layout]
+    first = blocks[0].mixers[0]
+    width = next(each.shape[1] for each in blocks[0].extra if each.role == "other.hc_attn_fn")
+    if not isinstance(first, CompressedAttention) or width % hidden:
+        raise UnsupportedError(f"{spec.id} is no DeepSeek-V4 as llama.cpp knows it", "")
+    g = Graph(HOST)
+    ids, given = g.input(tokens, dtype="i32"), g.input(hidden, tokens)
+    inputs = v4.inputs_of(
+        g,
+        first,
+        ids,
+        tokens=tokens,
+        sequences=s.sequences,
+        cells=s.cells_full,
+        raw_cells=s.cells_swa,
+        flash=s.flash_attn,
+        quantized=s.type_k not in _NOT_QUANTIZED,
+        cuda=bool(s.layers_by_device),
+        bits=_BITS_OF_64.get(s.type_k, 1024),
+        streams=width // hidden,
+    )
+    g.expand(ids)
+    g.expand(given)
+    x = g.op((hidden, tokens), ids)
+    g.expand(x)
+    g.expand(inputs.raw_mask)
+    g.device = device_of.get(0, HOST)
+    x = g.op((hidden, inputs.streams, tokens), g.view(x, hidden, 1, tokens))
+    sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
+    on_host = dict(zip(s.experts_on_host, sizes, strict=True))
+    for index, block in enumerate(blocks):
+        g.device = device_of.get(index, HOST)
+        mixer, moe = block.mixers[0], block.feed_forwards[0]
+        if not isinstance(mixer, CompressedAttention) or not isinstance(moe, MoeMlp):
+            raise UnsupportedError(f"{spec.id} is no DeepSeek-V4 as llama.cpp knows it", "")
+        host = None
+        if index in on_host and g.device != HOST:
+            host = HostExperts(bytes=on_host[index])
+        x = v4.layer(g, x, mixer, moe, style, inputs, hidden, host)
+    g.device = s.output_device + 1 if s.layers_by_device else HOST
+    outputs = min(s.n_outputs, s.n_ubatch)
+    picked = g.input(outputs, dtype="i32")
+    x = norm(g, v4.head(g, x, picked, inputs.streams, hidden), style)
+    x.is_output = True
+    logits = g.op((spec.embedding.vocab_size, outputs), x)
+    logits.is_output = True
+    g.expand(logits)
+    return g
+
+
 _MAX_PERIOD = 8
 _KEPT_PERIODS = 6
+
+
+def _is_mamba(block: Block) -> bool:
+    return any(isinstance(mixer, Mamba1 | Mamba2) for mixer in block.mixers)
 
 
 def _representative(kinds: Sequence[Hashable]) -> list[int]:
@@ -485,9 +607,19 @@ def _layer(
     host: HostExperts | None,
     chosen: Node | None,
     arch: str,
+    per_layer: Node | None,
     norm_device: int,
 ) -> tuple[Node, Node | None]:
     """One layer: (D, T) to (D, T), or (D, outputs) where rows are picked."""
+    if per_layer is not None:
+        bare = _layer(
+            g, x, block, style, shared, hidden, picked, host, chosen, arch, None, norm_device
+        )[0]
+        width = per_layer.shape[0]
+        inner = g.map(g.matmul("inp_gate", (width, shared.tokens), bare))
+        inner = g.map(inner, g.view(per_layer, width, shared.tokens))
+        inner = rms_norm(g, g.matmul("proj", (hidden, shared.tokens), inner))
+        return g.map(bare, inner), chosen
     residual = x
     normed = norm(g, x, style, norm_device)
     after = normed
@@ -495,9 +627,11 @@ def _layer(
         normed = after = x
     if arch == "falcon" and block.num_norms == 2:
         after = norm(g, x, style)
-    if arch in ("qwen3next", "qwen35", "qwen35moe"):
+    if arch in ("qwen3next", "qwen35", "qwen35moe", "kimi-linear"):
         g.expand(normed)
     current = normed
+    if arch == "falcon-h1":
+        return _side_by_side(g, x, block, style, shared, hidden, picked), chosen
     for mixer in block.mixers:
         if isinstance(mixer, GroupedQueryAttention):
             used = style
@@ -513,6 +647,10 @@ def _layer(
             current = mamba2(g, normed, mixer, shared, hidden)
         elif isinstance(mixer, Mamba1):
             current = mamba1(g, normed, mixer, shared, hidden)
+        elif isinstance(mixer, KimiDeltaAttention):
+            current = kimi_delta(g, normed, mixer, shared, hidden)
+        elif isinstance(mixer, ShortConv):
+            current = short_conv(g, normed, mixer, shared, hidden)
         else:
             raise UnsupportedError(
                 f"the compute buffers of llama.cpp for layers of kind {mixer.kind!r} "
@@ -540,7 +678,8 @@ def _layer(
         return g.map(g.map(out, residual), current), chosen
     if style.post_norm_only or arch.startswith("gemma"):
         current = rms_norm(g, current)
-    current = g.map(residual, current) if arch == "jamba" else g.map(current, residual)
+    first = arch in _RESIDUAL_BEFORE
+    current = g.map(residual, current) if first else g.map(current, residual)
     if not layers:
         return current, chosen
     if len(layers) == 2:
@@ -552,6 +691,27 @@ def _layer(
     return g.map(out, current), chosen
 
 
+def _side_by_side(
+    g: Graph,
+    x: Node,
+    block: Block,
+    style: Style,
+    shared: Shared,
+    hidden: int,
+    picked: Node | None,
+) -> Node:
+    """Attention and Mamba-2 on the same input, each with a norm of its own (Falcon-H1)."""
+    attention = next(m for m in block.mixers if isinstance(m, GroupedQueryAttention))
+    mamba = next(m for m in block.mixers if isinstance(m, Mamba2))
+    current = grouped_query(g, norm(g, x, style), attention, style, shared, hidden)
+    current = g.map(current, mamba2(g, norm(g, x, style), mamba, shared, hidden))
+    residual = g.map(current, x)
+    if picked is not None:
+        residual = g.op((hidden, picked.shape[0]), residual, picked)
+    inner = norm(g, residual, style)
+    return g.map(feed_forward(g, inner, block.feed_forwards[0], style, hidden), residual)
+
+
 def _both(
     g: Graph,
     x: Node,
@@ -561,7 +721,7 @@ def _both(
     host: HostExperts | None,
 ) -> Node:
     """A dense MLP and experts side by side (Gemma 4)."""
-    from moesize.core.llamacpp_layers import dense, experts
+    from moesize.core.llamacpp_layers import dense, experts_of
 
     moe = next(each for each in block.feed_forwards if isinstance(each, MoeMlp))
     mlp = next(each for each in block.feed_forwards if not isinstance(each, MoeMlp))
@@ -569,5 +729,5 @@ def _both(
     small = rms_norm(g, dense(g, rms_norm(g, x), hidden, mlp.intermediate_size, gated=True))
     inner = rms_norm(g, x)
     logits = g.op((moe.num_experts, t), g.map(g.map(g.map(x))))
-    large = experts(g, inner, moe, style, hidden, logits=logits, host=host)
+    large = experts_of(g, inner, moe, style, hidden, logits=logits, host=host)
     return g.map(rms_norm(g, g.map(small, rms_norm(g, large))), x)

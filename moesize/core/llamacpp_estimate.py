@@ -61,6 +61,30 @@ def estimate_buffers(spec: ModelSpec, settings: ComputeSettings) -> ComputeBuffe
     )
 
 
+def growth_bytes(spec: ModelSpec, settings: ComputeSettings) -> int:
+    """Bytes that a GPU's buffer grows by for one more cell of a stream, at most.
+
+    Masks (with copies, and twice with an indexer, whose scores grow too), score rows without flash
+    attention, 16-bit copies of a quantized cache.
+    """
+    u = settings.n_ubatch
+    indexed = any(
+        isinstance(mixer, LatentAttention) and mixer.indexer is not None
+        for block in spec.blocks
+        for mixer in block.mixers
+    )
+    mask = (2 if settings.flash_attn and not settings.wide_mask else 4) * u
+    copies = 1 + (settings.pipeline_copies if settings.pipeline_copies > 1 else 0)
+    growth = mask * copies * (2 if indexed else 1)
+    if indexed:
+        growth += 4 * u
+    if not settings.flash_attn:
+        growth += 4 * u * _heads(spec)
+    elif settings.cache_copies:
+        growth += 2 * settings.streams * _copied_width(spec, settings)
+    return growth
+
+
 def _widest(spec: ModelSpec) -> int:
     return max(
         (_live_floats(spec, spec.block(name)) for name in dict.fromkeys(spec.layout)), default=0
@@ -109,20 +133,28 @@ def _heads(spec: ModelSpec) -> int:
 
 def _copy_bytes(spec: ModelSpec, settings: ComputeSettings) -> int:
     """Flash attention on CUDA reads f16: a quantized cache of a layer is copied as a whole."""
-    widths = 0
+    width = _copied_width(spec, settings)
+    if not width or not settings.flash_attn or not settings.cache_copies:
+        return 0
+    u, cells = settings.n_ubatch, settings.cells_full
+    heads = 4 * u * 4 * spec.hidden_size
+    return 2 * cells * settings.streams * width + 2 * u * cells + heads
+
+
+def _copied_width(spec: ModelSpec, settings: ComputeSettings) -> int:
+    """Elements of a cell of the widest layer that are quantized."""
+    quantized_k = BLOCK_TYPES[settings.type_k.upper()].elements_per_block > 1
+    quantized_v = BLOCK_TYPES[settings.type_v.upper()].elements_per_block > 1
+    width = 0
     for block in spec.blocks:
         for mixer in block.mixers:
             if isinstance(mixer, GroupedQueryAttention):
                 k, v = mixer.num_kv_heads * mixer.head_dim, mixer.num_kv_heads * mixer.v_head_dim
             elif isinstance(mixer, LatentAttention):
                 k, v = mixer.kv_lora_rank + mixer.qk_rope_head_dim, 0
+            elif isinstance(mixer, CompressedAttention):
+                k, v = mixer.head_dim, 0
             else:
                 continue
-            quantized_k = BLOCK_TYPES[settings.type_k.upper()].elements_per_block > 1
-            quantized_v = BLOCK_TYPES[settings.type_v.upper()].elements_per_block > 1
-            widths = max(widths, k * quantized_k + v * quantized_v)
-    if not widths or not settings.flash_attn:
-        return 0
-    u, cells = settings.n_ubatch, settings.cells_full
-    heads = 4 * u * 4 * spec.hidden_size
-    return 2 * cells * settings.streams * widths + 2 * u * cells + heads
+            width = max(width, k * quantized_k + v * quantized_v)
+    return width

@@ -174,6 +174,12 @@ class Graph:
         node.stored = True
         return node
 
+    def overwrite(self, target: Node, *srcs: Node) -> Node:
+        """Writes rows into a tensor: the result is a view of it."""
+        node = Node(target.shape, target.dtype, 0, (*srcs, target), self.device)
+        node.root = target.root or target
+        return node
+
     def expand(self, node: Node) -> None:
         """Put the node and everything that it needs, and that is not in it yet, into the graph."""
         if node.seen:

@@ -19,7 +19,13 @@ from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
     from moesize.core.attention import GroupedQueryAttention, LatentAttention
-    from moesize.core.recurrent import GatedDeltaNet, Mamba1, Mamba2
+    from moesize.core.recurrent import (
+        GatedDeltaNet,
+        KimiDeltaAttention,
+        Mamba1,
+        Mamba2,
+        ShortConv,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,26 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSparse:
+    """Inputs of block-sparse attention (MiniMax-M3).
+
+    positions    positions that the plan is made for: 256 whatever the context, as the planned cache
+                 is empty (llama-kv-cache-msa.cpp, get_n_pos); blocks: of 128 positions
+    bias, position_mask   (blocks, T) and (positions, T); slots, block_of: rows of the cache
+    wide_mask    the mask as F32, made once for all layers
+    """
+
+    positions: int
+    blocks: int
+    bias: Node
+    position_mask: Node
+    slots: Node
+    block_of: Node
+    rows: Node
+    wide_mask: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What all layers of one graph read.
 
@@ -103,6 +129,7 @@ class Shared:
     state_rows: Node | None = None
     state_others: Node | None = None
     temperature: Node | None = None
+    block_sparse: BlockSparse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +161,7 @@ def rms_norm(g: Graph, x: Node) -> Node:
 def _rope(g: Graph, x: Node, shared: Shared) -> Node:
     """Rotary embedding; its factors are a weight in some files (rope_freqs)."""
     if shared.positions is None:
-        return g.map(x)
+        return x
     factors = 0 if g.host_tensors is None else g.host_tensors.get("rope_freqs", 0)
     return g.map(x, shared.positions, host_weights=(factors,) if factors else ())
 
@@ -355,6 +382,11 @@ def grouped_query(
         key = None if key is None else _rope(g, key, shared)
     elif shared.temperature is not None:
         q = g.map(q, shared.temperature)
+    if attention.index_heads and shared.block_sparse is not None:
+        assert key is not None
+        assert value is not None
+        out = _block_sparse(g, x, q, key, value, attention, shared)
+        return g.matmul("attn_output", (hidden, t), out)
     gate = None
     if attention.gate == "projection":
         gate = g.matmul("attn_gate", (n * dv, t), x)
@@ -366,6 +398,87 @@ def grouped_query(
     if gate is not None:
         out = g.map(out, g.map(gate))
     return g.matmul("attn_output", (hidden, t), out)
+
+
+def _block_sparse(
+    g: Graph,
+    x: Node,
+    q: Node,
+    key: Node,
+    value: Node,
+    attention: GroupedQueryAttention,
+    shared: Shared,
+) -> Node:
+    """Attention to the blocks that an indexer picks for each KV head (MiniMax-M3); (N*d, T)."""
+    sparse = shared.block_sparse
+    assert sparse is not None
+    assert shared.v_rows is not None
+    t, n_streams, cells = shared.tokens, shared.streams, shared.cells
+    n, k, d = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    heads, size = attention.index_heads, attention.index_head_dim
+    index_q = rms_norm(g, g.view(g.matmul("index_q_proj", (heads * size, t), x), size, heads, t))
+    index_k = rms_norm(g, g.view(g.matmul("index_k_proj", (size, t), x), size, 1, t))
+    index_q, index_k = _rope(g, index_q, shared), _rope(g, index_k, shared)
+    g.expand(g.store(g.view(index_k, size, t), sparse.rows))
+    q = _rotate(g, q, shared.k_rotation)
+    key = _rotate(g, key, shared.k_rotation)
+    value = _rotate(g, value, shared.v_rotation)
+    for part in (q, key, value):
+        g.expand(part)
+    g.expand(g.store(g.view(key, k * d, t), shared.k_rows))
+    g.expand(g.store(g.view(value, k * d, t), shared.v_rows))
+    each = t // n_streams
+    best = min(attention.index_top_k, sparse.blocks)
+    outs = []
+    for _ in range(n_streams):
+        keys = g.op((size, sparse.positions), g.view(sparse.slots, sparse.positions, packed=False))
+        picked_q = g.view(
+            g.view(index_q, size, heads, each, packed=False), size, heads * each, packed=False
+        )
+        score = g.op((sparse.positions, heads * each), keys, picked_q)
+        score = g.view(score, sparse.positions, heads, each)
+        allowed = g.view(sparse.position_mask, sparse.positions, 1, each, packed=False)
+        score = _add_in_place(g, score, allowed)
+        bias = g.view(sparse.bias, sparse.blocks, 1, each, packed=False)
+        block = g.map(g.op((sparse.blocks, heads, each), score), bias)
+        chosen = g.op((best, heads, each), block, dtype="i32")
+        never = g.op((sparse.blocks, 1, each), g.op((sparse.blocks, 1, each), bias), dtype="f16")
+        never = g.op((sparse.blocks, heads, each), never, dtype="f16")
+        zero = g.map(g.op((best, heads, each), chosen))
+        mask = g.overwrite(
+            g.view(never, 1, sparse.blocks, heads * each),
+            g.view(zero, 1, best, heads * each),
+            g.view(chosen, best, heads * each),
+        )
+        mask = g.view(mask, sparse.blocks, each, heads, packed=False)
+        mask = g.op((sparse.blocks, each, heads), mask, dtype="f16")
+        mask = g.view(g.view(mask, sparse.blocks, each * heads), each * heads, sparse.blocks)
+        mask = g.op((each * heads, sparse.blocks), mask, dtype="f16")
+        mask = g.op((each * heads, cells), mask, g.view(sparse.block_of, cells, packed=False))
+        mask = g.op((cells, each * heads), g.view(mask, cells, each * heads, packed=False))
+        own = g.view(sparse.wide_mask, cells, each, 1, packed=False)
+        mask = _add_in_place(g, g.view(mask, cells, each, heads), own)
+        mask = g.op((cells, each, 1, heads), g.view(mask, cells, each, 1, heads), dtype="f16")
+        part = g.view(q, d, n, each, packed=n_streams == 1)
+        part = g.view(g.view(part, d, n // k, k, each), d, each, n // k, k, packed=False)
+        out_bytes, extra = 4 * d * n * each, 0
+        if shared.cuda and shared.quantized_k:
+            extra = -(-out_bytes // 128) * 128 - out_bytes + 2 * cells * k * d
+        if shared.cuda and shared.quantized_v:
+            extra = -(-(out_bytes + extra) // 128) * 128 - out_bytes + 2 * cells * k * d
+        out = g.op((d, n // k, each, k), part, mask, extra=extra)
+        out = g.op((d, n // k, k, each), g.view(out, d, n // k, k, each, packed=False))
+        outs.append(g.view(out, d * n, each))
+    total = outs[0]
+    for count, part in enumerate(outs[1:], start=2):
+        total = g.op((d * n, each * count), total, part)
+    return _rotate(g, total, shared.v_rotation)
+
+
+def _add_in_place(g: Graph, target: Node, other: Node) -> Node:
+    node = Node(target.shape, target.dtype, 0, (target, other), g.device)
+    node.root = target.root or target
+    return node
 
 
 def _gated_query(
@@ -527,9 +640,7 @@ def _pick(g: Graph, mask: Node, chosen: Node, shared: Shared) -> Node:
     everything = g.view(everything, 1, cells, t // s, s)
     zeros = g.map(g.leaf(1, best, t // s, s))
     rows = g.view(chosen, best, t // s, s)
-    # Written into the filled mask: a view of it.
-    written = Node((1, cells, t // s, s), mask.dtype, 0, (zeros, rows, everything), g.device)
-    written.root = everything.root
+    written = g.overwrite(everything, zeros, rows)
     window = g.view(written, cells, t // s, 1, s)
     return g.op(mask.shape, window, mask, dtype=mask.dtype, inplace=True)
 
@@ -605,6 +716,43 @@ def gated_delta_net(
     return g.view(g.matmul("ssm_out", (hidden, t // s, s), out), hidden, t)
 
 
+def kimi_delta(g: Graph, x: Node, mixer: KimiDeltaAttention, shared: Shared, hidden: int) -> Node:
+    """Kimi delta attention (Kimi-Linear): three convolutions, a gate per channel."""
+    t, s = shared.tokens, shared.sequences
+    n, d = mixer.num_heads, mixer.head_dim
+    wide, rows = n * d, mixer.conv_kernel - 1
+    states = _states(g, 3 * rows * wide, shared)
+    parts = []
+    for name in ("attn_q", "attn_k", "attn_v"):
+        state = g.view(states, rows, wide, s, packed=False)
+        projected = g.view(g.matmul(name, (wide, t), x), wide, t // s, s)
+        turned = g.view(projected, t // s, wide, s, packed=False)
+        joined = g.op((rows + t // s, wide, s), state, turned)
+        g.expand(g.store(g.view(joined, rows, wide, s, packed=False)))
+        mixed = g.map(g.view(g.op((wide, t // s, s), joined), wide, t))
+        parts.append(g.view(mixed, d, n, t // s, s))
+    if mixer.full_rank_decay:
+        decay = g.matmul("ssm_f", (wide, t), x)
+    else:
+        decay = g.matmul("ssm_f_b", (wide, t), g.matmul("ssm_f_a", (d, t), x))
+    decay = g.map(g.view(g.map(g.map(decay)), d, n, t))
+    decay = g.view(decay, d, n, t // s, s)
+    beta = g.map(g.view(g.matmul("ssm_beta", (n, t), x), 1, n, t // s, s))
+    state = g.view(_states(g, d * d * n, shared), d, d, n, s)
+    q, k = (g.map(g.map(part)) for part in parts[:2])
+    scanned = g.op((wide, t + d * s * (1 + shared.snapshots)), q, k, parts[2], decay, beta, state)
+    out = g.op((d, n, t // s, s), g.view(scanned, d, n, t // s, s, packed=False))
+    # The new state is written first: both are views of one result.
+    g.expand(g.store(g.view(scanned, d, d, n, s, packed=False)))
+    if mixer.full_rank_gate:
+        gate = g.matmul("ssm_g", (wide, t), x)
+    else:
+        gate = g.matmul("ssm_g_b", (wide, t), g.matmul("ssm_g_a", (d, t), x))
+    gate = g.map(g.view(gate, d, n, t))
+    out = g.map(rms_norm(g, g.view(out, d, n, t)), gate)
+    return g.matmul("attn_output", (hidden, t), g.op((wide, t), out))
+
+
 def mamba1(g: Graph, x: Node, mixer: Mamba1, shared: Shared, hidden: int) -> Node:
     """Mamba (Jamba)."""
     t, s = shared.tokens, shared.sequences
@@ -675,6 +823,21 @@ def mamba2(g: Graph, x: Node, mixer: Mamba2, shared: Shared, hidden: int) -> Nod
     return g.matmul("ssm_out", (hidden, t), g.view(y, inner, t))
 
 
+def short_conv(g: Graph, x: Node, mixer: ShortConv, shared: Shared, hidden: int) -> Node:
+    """Gated short convolution (LFM2)."""
+    t, s = shared.tokens, shared.sequences
+    parts = g.matmul("shortconv.in_proj", (3 * hidden, t // s, s), g.view(x, hidden, t // s, s))
+    b, c, wide = (g.view(parts, hidden, t // s, s, packed=False) for _ in range(3))
+    product = g.view(g.map(b, wide), t // s, hidden, s, packed=False)
+    rows = mixer.kernel - 1
+    state = g.view(_states(g, rows * hidden, shared), rows, hidden, s)
+    joined = g.op((rows + t // s, hidden, s), state, product)
+    g.expand(g.store(g.view(joined, rows, hidden, s, packed=False)))
+    out = g.map(c, g.op((hidden, t // s, s), joined))
+    out = g.matmul("shortconv.out_proj", (hidden, t // s, s), out)
+    return g.view(out, hidden, t)
+
+
 # --- Feed-forward -------------------------------------------------------------------------------
 
 
@@ -708,7 +871,7 @@ def _padded(nbytes: int, shape: tuple[int, int, int]) -> int:
     return nbytes + (512 - shape[0] % 512) * nbytes // elements
 
 
-def experts(
+def experts_of(
     g: Graph,
     x: Node,
     moe: MoeMlp,
@@ -717,8 +880,9 @@ def experts(
     *,
     logits: Node | None = None,
     host: HostExperts | None = None,
+    chosen: Node | None = None,
 ) -> Node:
-    """Router and routed experts; (width, T)."""
+    """Router and routed experts; (width, T). chosen: experts that a table gives, not the router."""
     t = x.shape[1] if len(x.shape) > 1 else 1
     e, k, f = moe.num_experts, moe.experts_per_token, moe.intermediate_size
     if logits is None:
@@ -726,13 +890,15 @@ def experts(
     # Softmax and sigmoid overwrite the scores; Llama 4 sorts the scores themselves.
     softmax_last = moe.router_bias == "bias"
     probs = logits if softmax_last else g.map(logits)
-    if style.weight_first:
+    if chosen is not None:
+        order = chosen
+    elif style.weight_first:
         order = g.op((e, t), logits, dtype="i32")
     elif moe.router_bias == "correction":
         order = g.op((e, t), g.map(probs), dtype="i32")
     else:
         order = g.op((e, t), probs, dtype="i32")
-    ids = g.view(order, k, t, packed=False)
+    ids = order if chosen is not None else g.view(order, k, t, packed=False)
     weights = g.op((1, k, t), g.view(probs, 1, e, t), ids)
     if softmax_last:
         weights = g.view(g.map(g.view(weights, k, t)), 1, k, t)
@@ -810,7 +976,7 @@ def mixture(
         logits = g.op((moe.num_experts, t), x)
     elif not moe.gated:
         logits = g.op((moe.num_experts, t), x)
-    out = experts(g, inner, moe, style, width, logits=logits, host=host)
+    out = experts_of(g, inner, moe, style, width, logits=logits, host=host)
     if moe.latent_size is not None:
         out = g.op((hidden, t), out)
     shared = moe.shared

@@ -66,6 +66,7 @@ class PoolRules:
                          layers were counted first and shared out
     window_request_cap   without prefix caching and with --max-running-requests the window pool
                          holds the worst case of those requests
+    refuses_small_windows   no start with a window pool that cannot hold one request
     padded_states        every state buffer has one slot more
     state_speculation    how states between guessed tokens are paid for
     index_everywhere     sparse layers that re-use another's choice have an index cache too
@@ -76,6 +77,7 @@ class PoolRules:
 
     windows_by_cell: bool = True
     window_request_cap: bool = True
+    refuses_small_windows: bool = True
     padded_states: bool = True
     state_speculation: StateSpeculation = "joint"
     index_everywhere: bool = False

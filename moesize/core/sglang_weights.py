@@ -1,7 +1,7 @@
 """Weights of one rank as SGLang lays them out.
 
 Tensors are split as vLLM splits them (SGLang's layers descend from vLLM's), but by different
-numbers of ranks: attention by the attention group, experts by --ep-size and the ranks left, dense
+numbers of ranks: attention by its group, experts by --ep-size and the ranks that are left, dense
 layers, embedding and head by groups of their own once attention is data-parallel. Each class of
 tensors is handed to `rank_weights` with its own number of ranks.
 

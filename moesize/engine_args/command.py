@@ -89,6 +89,7 @@ class ServeCommand:
     """What a pasted command, or flags alone, say.
 
     engine           None when only flags were given and no engine was named
+    is_program       an engine is started; False: flags alone
     engine_version   the release that a container image names
     model            as typed: a hub id, a path, REPO:QUANT for llama-server -hf
     quant, scheme    --quantization as typed, and the scheme it makes of an unquantized checkpoint
@@ -102,6 +103,7 @@ class ServeCommand:
     """
 
     engine: str | None
+    is_program: bool = False
     engine_version: str | None = None
     image: str | None = None
     model: str | None = None
@@ -171,6 +173,7 @@ def parse_serve_command(
     reader.finish()
     return ServeCommand(
         engine=engine or program.engine,
+        is_program=program.engine is not None,
         engine_version=tag,
         image=program.image,
         model=reader.command.get("model"),
@@ -728,6 +731,12 @@ def apply_command(request: Request, command: ServeCommand) -> tuple[Request, tup
             )
             notes.append(Note(code="engine-args", message=message))
         changes["num_gpus"] = gpus
+    elif gpus is None and _uses_one_gpu(request, command, given):
+        message = (
+            f"--engine-args: the pasted command names no parallel size and would use 1 of the "
+            f"{request.num_gpus} GPUs; planned on all"
+        )
+        notes.append(Note(code="engine-args", message=message))
     if own:
         settings, _ = engine_settings(engine, own)
         older = request.engine_settings
@@ -745,6 +754,18 @@ def apply_command(request: Request, command: ServeCommand) -> tuple[Request, tup
     return replace(request, **changes), tuple(notes)
 
 
+def _uses_one_gpu(request: Request, command: ServeCommand, given: set[str]) -> bool:
+    """Whether a command without sizes, run as pasted, would leave GPUs idle."""
+    sizes = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+    engines = ("vllm", "sglang", "tensorrt-llm")
+    return (
+        command.is_program
+        and request.engine in engines
+        and request.num_gpus > 1
+        and not sizes & given
+    )
+
+
 def _num_gpus(
     request: Request, command: ServeCommand, changes: dict[str, Any], given: set[str]
 ) -> int | None:
@@ -753,15 +774,14 @@ def _num_gpus(
         return None
     if request.engine in ("llama.cpp", "ik_llama.cpp", "transformers"):
         return command.visible_gpus if request.num_gpus == 1 else None
-    sizes = [changes.get(f"{name}_parallel_size") for name in ("tensor", "pipeline")]
-    if sizes == [None, None]:
+    sizes = [changes.get(f"{name}_parallel_size") for name in ("tensor", "pipeline", "data")]
+    if changes.get("data_parallel_attention") or request.data_parallel_attention:
+        sizes[2] = None  # its ranks are those of the tensor-parallel group
+    if sizes == [None, None, None]:
         if request.engine == "tgi" and request.num_gpus == 1:
             return command.visible_gpus
         return None
-    count: int = (sizes[0] or 1) * (sizes[1] or 1)
-    attention = changes.get("data_parallel_attention") or request.data_parallel_attention
-    if not attention:
-        count *= changes.get("data_parallel_size") or request.data_parallel_size or 1
+    count: int = (sizes[0] or 1) * (sizes[1] or 1) * (sizes[2] or request.data_parallel_size or 1)
     return count if 1 <= count <= 1 << 16 else None
 
 

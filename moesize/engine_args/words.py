@@ -21,7 +21,10 @@ _CONTINUATION = re.compile(r"\\[ \t]*\r?\n")
 # `vllm serve <model>`: a place to fill in, no redirection.
 _PLACEHOLDER = re.compile(r"(?<=[\s=])<([\w.-]{1,60})>(?=\s|$)")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?-([^{}$]*))?\})")
+# $NAME, ${NAME:-default}, and $(NAME) of Kubernetes.
+_VARIABLE = re.compile(
+    r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?-([^{}$]*))?\}|\(([A-Za-z_]\w*)\))"
+)
 
 
 class Program(NamedTuple):
@@ -128,7 +131,7 @@ def fill_in(word: str, environment: dict[str, str]) -> str:
     """Variables of the text, and `${NAME:-default}`, put into a word."""
 
     def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
+        name = match[1] or match[2] or match[4]
         found: str | None = environment.get(name, match[3])
         return match[0] if found is None else found
 

@@ -56,6 +56,7 @@ WORDS = (
     "fired up",
     "print_",
     "buffer size",
+    "buffer type overrid",
     "build",
     "go runner",
     "ggml_cuda_init",

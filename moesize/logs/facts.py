@@ -44,6 +44,7 @@ class Start:
     settings    the engine's own names of what it was started with or what it chose
     flags       those that can be given again, as the engine spells them
     checks      facts about the model that the log prints (layers, experts, ...)
+    host_experts   layers whose routed experts llama.cpp was told to keep on the host
     """
 
     engine: str
@@ -59,6 +60,7 @@ class Start:
     settings: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
+    host_experts: set[int] = field(default_factory=set)
     seen: list[Seen] = field(default_factory=list)
     failure: Failure | None = None
     ready: bool = False

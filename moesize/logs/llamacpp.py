@@ -186,9 +186,31 @@ def _cells(start: Start, match: re.Match[str], line: Line) -> None:
     if start.settings.get("second_model"):
         return
     start.add("kv_cells", int(match[2]), 1, match[3], line.number)
+    if match[5]:
+        start.flags.setdefault("parallel", int(match[4]))
     if match[6]:
         start.flags.setdefault("cache_type_k", match[6])
         start.flags.setdefault("cache_type_v", match[7])
+
+
+# ik_llama.cpp at all times, llama.cpp with -v: what -ot and --n-cpu-moe moved.
+_OVERRIDDEN = r"[Tt]ensor blk\.(\d{1,5})\.ffn_(?:up|gate|down|gate_up)_exps\S{0,20}"
+
+
+@TABLE.on("buffer type overrid", rf"{_OVERRIDDEN} .{{0,60}}?buffer type overrid+en to CPU")
+def _overridden(start: Start, match: re.Match[str], line: Line) -> None:
+    del line
+    if not start.settings.get("second_model"):
+        start.host_experts.add(int(match[1]))
+
+
+@TABLE.on(
+    "llama_",
+    r"llama_(?:new_context_with_model|init_from_model): (?:mla_attn|attn_max_b|fused_moe|ser) ",
+)
+def _ik(start: Start, match: re.Match[str], line: Line) -> None:
+    del match, line
+    start.settings["program"] = "ik_llama.cpp"
 
 
 @TABLE.on("KV self size", r"KV self size +=.{0,60}?K \((\w{1,12})\).{0,60}?V \((\w{1,12})\)")

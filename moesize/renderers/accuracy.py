@@ -134,7 +134,7 @@ ROW_HEADINGS = ("report", "engine", "model", "term", "predicted", "observed", "e
 def accuracy_markdown(answer: Accuracy, *, worst: int = 10, rows: bool = False) -> str:
     """Tables for a page or a pull request."""
     parts = [summary_markdown(answer)]
-    suspect = answer.summary(suspect=True)
+    suspect = [row for row in answer.summary(suspect=True) if row["covered"]]
     if suspect:
         parts.append(
             "Reports that their collector doubts, counted apart:\n\n" + _summary_table(suspect)

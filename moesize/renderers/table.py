@@ -298,7 +298,11 @@ def _write_audit(console: Console, audit: Audit) -> None:
         grid.add_column(overflow="fold", style="dim")
     head = ["term", "logged", "predicted", "error", *(("why",) if wide else ())]
     grid.add_row(*(Text(text, style="bold") for text in head))
+    said: set[str] = set()
     for term in audit.terms:
+        # Why nothing is predicted is mostly the same for every term.
+        why = "as above" if term.ok is None and term.why in said else term.why
+        said.add(term.why)
         colour = {True: "green", False: "bold red", None: "yellow"}[term.ok]
         row = [
             Text("  " + words.label(term)),
@@ -306,12 +310,18 @@ def _write_audit(console: Console, audit: Audit) -> None:
             Text(words.figure(term.predicted, term.unit), style=colour),
             Text(words.error_text(term), style=colour),
         ]
-        grid.add_row(*row, *((Text(term.why),) if wide else ()))
+        grid.add_row(*row, *((Text(why),) if wide else ()))
     console.print(grid)
     if not wide and audit.terms:
         console.print()
         console.print(
-            _facts([(words.label(term), term.why) for term in audit.terms if term.ok is not True])
+            _facts(
+                [
+                    (words.label(term), term.why)
+                    for term in {t.why: t for t in reversed(audit.terms)}.values()
+                    if term.ok is not True
+                ]
+            )
         )
     if audit.advice:
         console.print()

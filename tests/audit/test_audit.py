@@ -292,3 +292,74 @@ def test_the_function() -> None:
     with pytest.raises(MoesizeError):
         audit("no such file")
     json.dumps(found.to_dict())
+
+
+def test_flags_are_those_that_the_log_shows() -> None:
+    """As they would be typed: what `plan --engine-args` is given."""
+    from moesize.audit import _flags
+    from moesize.logs.detect import read_log
+
+    def flags(name: str) -> str:
+        return " ".join(_flags(read_log(str(LOGS / name)).start))
+
+    assert "--tensor-parallel-size 4" in flags("vllm-qwen2.5-14b-tp4.log")
+    assert "--max-model-len 16384" in flags("vllm-qwen2.5-14b-tp4.log")
+    v0 = flags("vllm-v0-llama-3.1-8b.log")
+    assert "--max-num-seqs 256" in v0
+    assert "--enforce-eager" in v0
+    assert "--tensor-parallel-size" not in v0
+    sglang = flags("sglang-qwen3.5-9b-tp2.log")
+    assert "--tp-size 2" in sglang
+    assert "--mem-fraction-static 0.8" in sglang
+    assert "--disable-cuda-graph" in sglang
+    llama = flags("llama-server-gpt-oss-20b.log")
+    for words in ("--ctx-size 131072", "--n-gpu-layers 25", "--parallel 1", "--cache-type-k f16"):
+        assert words in llama
+
+
+def test_speculative_settings_are_passed_on_as_json(tmp_path: Path) -> None:
+    from moesize.audit import _flags
+    from moesize.logs.detect import read_log
+
+    path = tmp_path / "log"
+    text = H100.read_text(encoding="utf-8").replace(
+        "'max_num_seqs': 64", "'speculative_config': {'method': 'mtp', 'num_speculative_tokens': 2}"
+    )
+    path.write_text(text, encoding="utf-8")
+    found = _flags(read_log(str(path)).start)
+    value = found[found.index("--speculative-config") + 1]
+    assert json.loads(value) == {"method": "mtp", "num_speculative_tokens": 2}
+
+
+def test_out_of_memory_beside_the_cache(tmp_path: Path) -> None:
+    """Lines of a log of vLLM 0.13 (github.com/kyuz0/amd-r9700-vllm-toolboxes, Qwen3-14B TP2)."""
+    path = tmp_path / "log"
+    lines = [
+        x for x in H100.read_text(encoding="utf-8").splitlines() if "startup complete" not in x
+    ]
+    lines = [x for x in lines if "init engine" not in x]
+    lines.append(
+        "(Worker_TP1 pid=75617) ERROR 12-19 17:09:52 [multiproc_executor.py:826] "
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 76.00 MiB. GPU 1 has a "
+        "total capacity of 79.19 GiB of which 20.00 MiB is free."
+    )
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = document(path, "--engine-version", "0.30", "--engine-args", "--max-num-seqs 64")
+    assert found["outcome"]["logged"] == "failed"
+    assert found["outcome"]["agrees"] is False
+    assert "after the KV cache was there" in found["outcome"]["cause"]
+    first = found["advice"][0]
+    assert first["options"][0] == "--gpu-memory-utilization"
+    assert 0.85 < float(first["options"][1]) < 0.92
+    # What fails after the start is no failed start.
+    path.write_text(H100.read_text(encoding="utf-8") + lines[-1], encoding="utf-8")
+    assert document(path, "--engine-version", "0.30")["outcome"]["logged"] == "started"
+
+
+def test_a_reason_is_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    text = H100.read_text(encoding="utf-8").replace("Qwen3-30B-A3B-Instruct-2507", "Qwen3-31B-Mine")
+    path.write_text(text, encoding="utf-8")
+    for columns in (80, 140):
+        out = call("audit", str(path), "--engine-version", "0.30", columns=columns).out
+        assert " ".join(out.split()).count("the catalogue does not know") == 1

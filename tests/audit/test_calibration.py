@@ -58,6 +58,11 @@ def test_saved_and_used(calibration_file: Path) -> None:
     assert after["low_bytes"] < after["bytes"] < after["high_bytes"]
     assert "audit --save" in after["source"]
     assert "your log of" in after["source"]
+    warnings = {
+        w["code"]: w["message"]
+        for w in call(*PLAN, "--engine-version", "0.30.0").json()["warnings"]
+    }
+    assert warnings["calibration"].endswith(": cuda_graph_bytes_per_graph")
     # The default plan changes as well; without calibration it is what it was.
     assert item("runtime.cuda_graphs")["bytes"] != before["bytes"]
     assert item("runtime.cuda_graphs", "--no-calibration") == before

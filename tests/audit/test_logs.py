@@ -228,6 +228,19 @@ def test_a_draft_of_llama_cpp_is_not_taken_for_the_model() -> None:
     assert any("second model" in note for note in reading.notes)
 
 
+def test_experts_that_were_kept_on_the_host() -> None:
+    """Lines of ik_llama.cpp, and of llama.cpp -v (src/llama-model-loader.cpp)."""
+    lines = [
+        b"Tensor blk.3.ffn_up_exps.weight buffer type overriden to CPU",
+        b"Tensor blk.3.ffn_down_exps.weight buffer type overriden to CPU",
+        b"Tensor blk.3.ffn_norm.weight buffer type overriden to CPU",
+        b"tensor blk.10.ffn_gate_exps.weight (1152 MiB q4_K) buffer type overridden to CPU",
+        b"tensor blk.11.ffn_gate_exps.weight (1152 MiB q4_K) buffer type overridden to CUDA1",
+    ]
+    start = read(b"\n".join([*raw("ik-llama-qwen3-235b.log").split(b"\n"), *lines])).start
+    assert start.host_experts == {3, 10}
+
+
 # --- what lies around the lines -------------------------------------------------------------------
 
 NAMES = sorted(path.name for path in LOGS.glob("*.log"))

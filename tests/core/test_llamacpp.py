@@ -466,6 +466,43 @@ def test_longest_context_is_the_longest_that_fits() -> None:
     assert not run("qwen3-32b", "Q4_K_M", "rtx-4090", beyond).fits
 
 
+class TestFit:
+    """--fit lowers a context that nobody gave (common/fit.cpp): 1024 MiB stay free, 4096 tokens."""
+
+    def plan(self, **options: Any) -> Plan:
+        return run("qwen3-32b", "Q4_K_M", "rtx-4090", Request(engine="llama.cpp", **options))
+
+    def test_lowers_the_context(self) -> None:
+        plan = self.plan()
+        assert plan.fits
+        assert 4096 < plan.deployment["context"] < 40_960
+        assert 1024 * MIB <= plan.gpus[0].headroom_bytes < 1120 * MIB
+        assert "context" in plan.defaulted
+
+    def test_leaves_a_given_context(self) -> None:
+        assert not self.plan(context_tokens=40_960).fits
+        own = LlamaCppSettings(ctx_size=40_960)
+        assert not self.plan(engine_settings=own).fits
+
+    def test_can_be_switched_off(self) -> None:
+        plan = self.plan(engine_settings=LlamaCppSettings(fit="off"))
+        assert plan.deployment["context"] == 40_960
+        assert not plan.fits
+
+    def test_takes_another_margin(self) -> None:
+        plan = self.plan(engine_settings=LlamaCppSettings(fit_target="2048"))
+        assert 2048 * MIB <= plan.gpus[0].headroom_bytes < 2144 * MIB
+
+    def test_goes_no_lower_than_4096(self) -> None:
+        plan = run("qwen3-32b", "Q8_0", "rtx-4090", Request(engine="llama.cpp"))
+        assert plan.deployment["context"] == 4096
+        assert not plan.fits
+
+    def test_came_in_december_2025(self) -> None:
+        plan = self.plan(engine_version="2025-11-30")
+        assert plan.deployment["context"] == 40_960
+
+
 @pytest.mark.parametrize("name", ["b7771", "7771"])
 def test_builds_are_versions(name: str) -> None:
     profile = engine_profile("llama.cpp", name)

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesize.catalog import resolve_model
-from moesize.core.attention import GroupedQueryAttention
+from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import DenseMlp, MoeMlp, SharedExperts
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
 from moesize.core.model_spec import Block, Embedding, LayerRun, ModelSpec, Source
+from moesize.core.recurrent import KimiDeltaAttention, Mamba1, Mamba2, ShortConv
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "llamacpp_compute.json").read_text())
 
@@ -42,32 +43,31 @@ def settings_of(stated: dict[str, Any]) -> ComputeSettings:
     )
 
 
-def small_model(row: dict[str, Any]) -> ModelSpec:
-    """A model of a few layers; window: size and, per layer or by period, which attend fully."""
-    stated = dict(row["feed_forward"])
-    feed_forward: DenseMlp | MoeMlp
-    if "num_experts" in stated:
-        shared = stated.pop("shared", None)
-        feed_forward = MoeMlp(**stated, shared=SharedExperts(**shared) if shared else None)
-    else:
-        feed_forward = DenseMlp(**stated)
-    size, full_at = row.get("window", (None, 1))
-    names = []
-    for index in range(GOLDEN["layers"]):
-        full = full_at[index] if isinstance(full_at, list) else (index + 1) % full_at == 0
-        names.append("full" if full else "window")
-    blocks = tuple(
-        Block(
-            name=name,
-            mixers=(
-                GroupedQueryAttention(
-                    **row["attention"], window=size if name == "window" else None
-                ),
-            ),
-            feed_forwards=(feed_forward,),
-        )
-        for name in dict.fromkeys(names)
-    )
+KINDS = {
+    "gqa": GroupedQueryAttention,
+    "mla": LatentAttention,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
+    "kimi_delta": KimiDeltaAttention,
+    "short_conv": ShortConv,
+}
+
+
+def mixer_of(stated: dict[str, Any]) -> Any:
+    values = dict(stated)
+    return KINDS[values.pop("kind", "gqa")](**values)
+
+
+def feed_forward_of(stated: dict[str, Any]) -> DenseMlp | MoeMlp:
+    values = {key: value for key, value in stated.items() if key != "kind"}
+    if "num_experts" not in values:
+        return DenseMlp(**values)
+    shared = values.pop("shared", None)
+    return MoeMlp(**values, shared=SharedExperts(**shared) if shared else None)
+
+
+def model_of(row: dict[str, Any], blocks: tuple[Block, ...], layout: list[str]) -> ModelSpec:
+    embedding = Embedding(vocab_size=GOLDEN["vocab_size"], tied=False, **row.get("embedding", {}))
     return ModelSpec(
         id="small",
         title="small",
@@ -76,13 +76,42 @@ def small_model(row: dict[str, Any]) -> ModelSpec:
         dtype="bfloat16",
         hidden_size=GOLDEN["hidden_size"],
         max_context=131072,
-        embedding=Embedding(
-            vocab_size=GOLDEN["vocab_size"], tied=False, **row.get("embedding", {})
-        ),
+        embedding=embedding,
         blocks=blocks,
-        layers=(LayerRun(blocks=tuple(names)),),
+        layers=(LayerRun(blocks=tuple(layout)),),
         source=Source(config="", checked=""),
     )
+
+
+def small_model(row: dict[str, Any]) -> ModelSpec:
+    """A model of a few layers; window: size and, per layer or by period, which attend fully."""
+    size, full_at = row.get("window", (None, 1))
+    layout = []
+    for index in range(GOLDEN["layers"]):
+        full = full_at[index] if isinstance(full_at, list) else (index + 1) % full_at == 0
+        layout.append("full" if full else "window")
+    blocks = tuple(
+        Block(
+            name=name,
+            mixers=(mixer_of({**row["attention"], "window": size if name == "window" else None}),),
+            feed_forwards=(feed_forward_of(row["feed_forward"]),),
+        )
+        for name in dict.fromkeys(layout)
+    )
+    return model_of(row, blocks, layout)
+
+
+def hybrid_model(row: dict[str, Any]) -> ModelSpec:
+    """A model whose blocks are stated one by one."""
+    blocks = tuple(
+        Block(
+            name=name,
+            mixers=tuple(mixer_of(mixer) for mixer in block["mixers"]),
+            feed_forwards=tuple(feed_forward_of(each) for each in block["feed_forwards"]),
+        )
+        for name, block in row["blocks"].items()
+    )
+    return model_of(row, blocks, row["layout"])
 
 
 def buffers(answer: ComputeBuffers) -> list[int]:
@@ -101,6 +130,24 @@ def test_published_model_as_llama_cpp_plans_it(row: dict[str, Any]) -> None:
 def test_small_model_as_llama_cpp_plans_it(row: dict[str, Any]) -> None:
     answer = compute_buffers(small_model(row), settings_of(row["settings"]))
     assert buffers(answer) == row["buffers"]
+
+
+@pytest.mark.parametrize("row", GOLDEN["hybrids"], ids=lambda row: row["model_type"])
+def test_hybrid_as_llama_cpp_plans_it(row: dict[str, Any]) -> None:
+    answer = compute_buffers(hybrid_model(row), settings_of(row["settings"]))
+    assert buffers(answer) == row["buffers"]
+
+
+@pytest.mark.parametrize("row", GOLDEN["partial"], ids=lambda row: str(row["host_layers"]))
+def test_layers_on_the_host_as_llama_cpp_plans_them(row: dict[str, Any]) -> None:
+    """Weights and caches of host layers are copied to the GPU, one after another."""
+    on_gpu = tuple(range(row["host_layers"], GOLDEN["layers"]))
+    asked = ComputeSettings(
+        **row["settings"],
+        layers_by_device=(on_gpu,),
+        host_tensors=tuple(row["host_tensors"].items()),
+    )
+    assert buffers(compute_buffers(small_model(row), asked)) == row["buffers"]
 
 
 def test_logged_buffers_of_released_builds() -> None:
@@ -192,6 +239,6 @@ def test_device_never_shrinks_with_the_context(
 
 
 def test_unknown_layers_are_refused() -> None:
-    spec, _ = resolve_model("deepseek-v4-flash")
-    with pytest.raises(UnsupportedError, match="compressed"):
+    spec, _ = resolve_model("minimax-text-01")
+    with pytest.raises(UnsupportedError, match="lightning"):
         compute_buffers(spec, ComputeSettings(n_ubatch=512, cells_full=4096, n_outputs=1))

@@ -72,8 +72,10 @@ def test_hostile_patterns_are_refused_or_understood(text: str, name: str) -> Non
         return
     try:
         wanted = re.compile(text)
-    except (re.error, OverflowError):
+    except (re.error, OverflowError, FutureWarning):
         return  # Python refuses more than std::regex does
+    if "[]" in text or "[^]" in text:
+        return  # a ] that comes first is a member for Python, and ends the class for ECMAScript
     assert pattern.found_in(name) == bool(wanted.search(name))
 
 
