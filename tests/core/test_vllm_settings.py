@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,7 +238,6 @@ def test_whole_parameters_go_to_the_host(gib: float, moved: int) -> None:
 
 def test_every_gpu_has_its_share_on_the_host() -> None:
     request = Request(num_gpus=4, tensor_parallel_size=2, data_parallel_size=2)
-    from dataclasses import replace
 
     found = planned("llama-3.1-8b", replace(request, cpu_offload_bytes=100 * GIB))
     (item,) = found.host
