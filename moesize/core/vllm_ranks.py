@@ -16,6 +16,7 @@ from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.plan import Note
 from moesize.core.records import dataclass
 from moesize.core.units import MIB, format_bytes
+from moesize.core.vllm_encoder import towers_left_out, whole_towers
 from moesize.core.vllm_weights import (
     RankWeights,
     Sharding,
@@ -228,8 +229,8 @@ def distinct_ranks(
         redundant_experts=request.num_redundant_experts or 0,
         sequence_parallel=sequence_parallel(layout, settings),
         adapters=request.lora_rank is not None or request.max_loras is not None,
-        whole_towers=settings.mm_encoder_tp_mode == "data",
-        without_towers=_without_towers(settings),
+        whole_towers=whole_towers(spec, settings),
+        without_towers=towers_left_out(spec, settings),
     )
     kept: dict[tuple[object, ...], tuple[object, tuple[Rank, ...]]]
     kept = spec.__dict__.setdefault("_ranks", {})
@@ -280,13 +281,6 @@ def _variants(spec: ModelSpec, sharding: Sharding, stage: Stage) -> list[tuple[i
             (number, sharding.expert_ranks - first, replace(sharding, fullest=False)),
         ]
     return variants
-
-
-def _without_towers(settings: VllmSettings) -> bool:
-    """Towers are not built when no item of any modality may come. models/interfaces.py."""
-    limits = dict(settings.limit_mm_per_prompt or ())
-    none_left = {"image", "video", "audio"} <= limits.keys() and not any(limits.values())
-    return bool(settings.language_model_only) or none_left
 
 
 def balancer_items(spec: ModelSpec, rank: Rank, *, enabled: bool) -> list[MemoryItem]:

@@ -50,11 +50,13 @@ _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight"
 class Parameter:
     """One tensor as vLLM allocates it: what projections are joined in is one of them.
 
+    layers     indices of the layers that have it; formats may differ between layers of a block
     is_scale   scales of the parameter `name`, a tensor of their own
     """
 
     name: str
     group: str
+    layers: tuple[int, ...]
     size_bytes: int
     padding_bytes: int = 0
     is_scale: bool = False
@@ -299,7 +301,7 @@ class Sharding:
     sequence_parallel     tokens are split over t before the experts: shared experts are held whole
     adapters              LoRA is on: MXFP4 experts run in Marlin's kernels on every GPU
     whole_towers          --mm-encoder-tp-mode data
-    without_towers        every modality is limited to 0 items, or --language-model-only
+    without_towers        kinds of tower that are not built: no item of their modalities may come
     """
 
     tensor_parallel_size: int = 1
@@ -311,7 +313,7 @@ class Sharding:
     sequence_parallel: bool = False
     adapters: bool = False
     whole_towers: bool = False
-    without_towers: bool = False
+    without_towers: tuple[str, ...] = ()
 
     @property
     def expert_ranks(self) -> int:
@@ -369,7 +371,7 @@ def rank_weights(
         is_head = tensor.role == "lm_head.weight" and item.entry.section == "final"
         if is_head and section == "layers" and _is_one_of(spec, rules.head_on_every_stage):
             count = item.entry.count
-        if item.entry.section == "tower" and sharding.without_towers:
+        if item.entry.section == "tower" and _is_left_out(spec, tensor, sharding):
             count = 0
         if _is_one_of(spec, _DOUBLED.get(tensor.role, ())):
             count += bool(section != "mtp")
@@ -745,6 +747,18 @@ def _splits_tower(spec: ModelSpec, tensor: Tensor, tensor_parallel_size: int) ->
     return all(units % tensor_parallel_size == 0 for units in _tower_units(spec, tensor.role))
 
 
+# Their embedding of patches is no tower of its own to vLLM, and stays.
+_TOWERLESS = ("gemma4_unified",)
+
+
+def _is_left_out(spec: ModelSpec, tensor: Tensor, sharding: Sharding) -> bool:
+    """Whether a tower, or the projector that belongs to the vision tower, is not built."""
+    if not sharding.without_towers or _is_one_of(spec, _TOWERLESS):
+        return False
+    kind = tensor.role.removeprefix("towers.")
+    return ("vision" if kind == "projector" else kind) in sharding.without_towers
+
+
 def _tower_units(spec: ModelSpec, role: str) -> set[int]:
     return {
         item.units or item.shape[0 if item.split == "out" else 1]
@@ -906,9 +920,8 @@ def _list_parameters(
             continue
         found = None
         if tensor.fused:
-            found = next(
-                (p for p in listed if p.name == tensor.fused and p.is_scale == is_scale), None
-            )
+            key = (tensor.fused, entry.layers, is_scale)
+            found = next((p for p in listed if (p.name, p.layers, p.is_scale) == key), None)
         if found is not None:
             found.size_bytes += (size + padding) * copies
             found.padding_bytes += padding * copies
@@ -918,6 +931,7 @@ def _list_parameters(
         parameter = Parameter(
             tensor.fused or tensor.role,
             tensor.group,
+            entry.layers,
             (size + padding) * joined,
             padding * joined,
             is_scale,
