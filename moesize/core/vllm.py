@@ -643,6 +643,10 @@ def _defaulted(request: Request) -> tuple[str, ...]:
     return tuple(shown for field, shown in names.items() if field not in given)
 
 
+# Copies of keys and values are named from a twentieth of the card on.
+_NOTED_SHARE = 20
+
+
 def _layout_notes(
     spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int
 ) -> list[Note]:
@@ -662,8 +666,9 @@ def _layout_notes(
         out.append(Note(code="data-parallel", message=message))
     copies = kv_copies(spec, layout)
     cached = ledger.category_bytes("kv_cache")
-    if copies > 1 and cached:
-        wasted = cached - cached // copies
+    wasted = cached - cached // copies
+    # Below that the copies are no reason to choose another layout.
+    if wasted * _NOTED_SHARE > ledger.usable_bytes:
         most = tp // max(1, tp // (copies * layout.decode_context_parallel_size))
         latent = any(
             isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
