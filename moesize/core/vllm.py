@@ -114,7 +114,7 @@ def plan_vllm(
         pipeline_parallel_size=layout.pipeline_parallel_size,
         use_v1=engine_settings.use_v1,
     )
-    profile = profile.for_core(core)
+    profile = profile.for_core(core).with_settings(engine_settings)
     stages = pipeline_stages(
         spec.num_layers,
         layout.pipeline_parallel_size,
@@ -146,9 +146,13 @@ def plan_vllm(
             f"use a multiple of {_BLOCK_MULTIPLE}",
         )
     states = profile.mamba_cache_mode(spec, engine_settings)
-    cache = _cache(spec, request, profile, tp, capability, stages, states == "align")
+    cache = _cache(
+        spec, request, profile, tp, capability, stages, states == "align", engine_settings
+    )
     runner = profile.model_runner(spec)
-    in_flight = max_concurrent_batches(len(stages), runner)
+    in_flight = max_concurrent_batches(
+        len(stages), runner, async_scheduling=engine_settings.async_scheduling is not False
+    )
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
@@ -352,6 +356,7 @@ def _cache(
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
     aligned_states: bool,
+    settings: VllmSettings,
 ) -> VllmLayers:
     options = CacheOptions(
         tensor_parallel_size=tp,
@@ -361,9 +366,16 @@ def _cache(
         block_tokens=request.block_tokens,
         checkpoint_kinds=profile.checkpoint_kinds,
         aligned_states=aligned_states,
+        conv_dtype=_state_dtype(settings.mamba_cache_dtype),
+        recurrent_dtype=_state_dtype(settings.mamba_ssm_cache_dtype),
         rules=profile.cache_rules,
     )
     return vllm_layers(spec, options, [stage.layers for stage in stages])
+
+
+def _state_dtype(asked: str | None) -> str:
+    """Number format of recurrent states: as asked; "" is the model's own."""
+    return "" if asked in (None, "auto") else str(asked)
 
 
 def _available(

@@ -51,7 +51,7 @@ _ACTIVATION_BYTES = 2
 #   after_distributed    the same after they have: NCCL is outside
 #   all_in_use           whatever is in use on the device: the CUDA context and other processes too
 #   consumed             what free memory has shrunk by since the ranks connected
-GraphModes = Literal["full", "piecewise", "both"]
+GraphModes = Literal["full", "piecewise", "both", "none"]
 BudgetBasis = Literal["before_distributed", "after_distributed", "all_in_use", "consumed"]
 
 
@@ -119,6 +119,8 @@ class BudgetRules:
     latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
     graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
+    graph_ceiling_by_decode      the V0 engine: no graph for batches above max_num_seqs
+    graph_sizes, graph_ceiling   as flags give them; empty and 0 otherwise
     graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
     """
 
@@ -132,6 +134,9 @@ class BudgetRules:
     graph_step_above_256: int = 16
     graph_ceiling_by_sequences: bool = True
     graph_ceiling_blackwell: int = 1024
+    graph_ceiling_by_decode: bool = False
+    graph_sizes: tuple[int, ...] = ()
+    graph_ceiling: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +281,11 @@ def capture_sizes(
     """
     rules = rules or BudgetRules()
     ceiling = rules.graph_ceiling_blackwell if compute_capability[0] == 10 else 512
-    if rules.graph_modes == "full":
+    if rules.graph_sizes:
+        return tuple(sorted({n for n in rules.graph_sizes if n <= max_num_batched_tokens}))
+    if rules.graph_ceiling:
+        ceiling = rules.graph_ceiling
+    elif rules.graph_ceiling_by_decode:
         ceiling = round_up(max_num_seqs, 8) if max_num_seqs > 4 else max_num_seqs
     elif rules.graph_ceiling_by_sequences:
         ceiling = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling)
@@ -284,7 +293,7 @@ def capture_sizes(
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += range(8, min(largest + 1, 256), 8)
     sizes += range(256, largest + 1, rules.graph_step_above_256)
-    if rules.graph_modes == "full":
+    if rules.graph_ceiling_by_decode:
         return tuple(sizes)
     if max_num_batched_tokens <= largest and max_num_batched_tokens not in sizes:
         sizes.append(max_num_batched_tokens)
@@ -459,9 +468,13 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
     # The hidden states of all tokens stay alive while logits are made.
     kept = settings.max_num_batched_tokens * shape.hidden_size * _ACTIVATION_BYTES
     sampler = _sampler_band(shape, settings, constants)
+    # A vision or audio encoder runs before the language model, and only its outputs stay.
+    encoder = (0, 0, 0)
+    if shape.has_encoder:
+        encoder = _band(constants["encoder_profile_peak"], 1)
     best, low, high = (
-        max(of_forward, prefill, kept + of_sampler)
-        for of_forward, of_sampler in zip(forward, sampler, strict=True)
+        max(of_forward, prefill, kept + of_sampler, of_encoder)
+        for of_forward, of_sampler, of_encoder in zip(forward, sampler, encoder, strict=True)
     )
     scratch_bytes = 0 if settings.rules.moe_workspace_kept else moe_workspace_bytes(shape, settings)
     logits = _sampled_rows(settings) * shape.vocab_size
@@ -473,7 +486,7 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         high,
         "largest of: T * 2 * (3 F/t + 3 H) of the forward pass (4 H with experts);"
         " context * N/t * (nope + v) * 2 of a latent-attention prefill;"
-        " c * S * V + T * H * 2 of the sampler;"
+        " c * S * V + T * H * 2 of the sampler; an encoder's dummy run;"
         f" forward = {_forward_bytes(shape, settings):,}, scratch = {scratch_bytes:,},"
         f" logits = {logits:,}, kept = {kept:,}",
         constants["forward_activation_factor"].source,
@@ -540,10 +553,10 @@ def _encoder_cache(
     return BudgetItem(
         "activations.encoder",
         "activations",
-        best + round(constant.value),
-        round(constant.low),
-        best + round(constant.high),
-        "T * H * 2 of encoder outputs and the encoder's own activations",
+        best,
+        0,
+        2 * best,
+        "T * H * 2 of encoder outputs, the most that a batch may hold",
         constant.source,
         in_budget=True,
     )
@@ -568,7 +581,7 @@ def _sampler_state(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem |
 
 
 def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
-    if settings.enforce_eager:
+    if settings.enforce_eager or settings.rules.graph_modes == "none":
         return None
     sizes = capture_sizes(
         settings.max_num_seqs,
@@ -583,7 +596,7 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
     if settings.rules.graph_modes == "both":
         full = sum(size <= decode for size in sizes)
     elif settings.rules.graph_modes == "full":
-        full = len(sizes)
+        full = sum(size <= max(decode, sizes[0]) for size in sizes) if sizes else 0
     num_graphs = piecewise + full
     constant = constants["cuda_graph_bytes_per_graph"]
     best, low, high = _band(constant, num_graphs)

@@ -101,6 +101,7 @@ class CacheOptions:
     num_mtp_layers       MTP layers that speculation loads, on the last stage
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
     aligned_states       recurrent states are kept at block ends, so that prefixes are found
+    conv_dtype, recurrent_dtype   as --mamba-cache-dtype and --mamba-ssm-cache-dtype; "" is auto
     rules                what else differs between releases
     """
 
@@ -113,6 +114,8 @@ class CacheOptions:
     num_mtp_layers: int = 0
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
     aligned_states: bool = True
+    conv_dtype: str = ""
+    recurrent_dtype: str = ""
     rules: CacheRules = CacheRules()
 
 
@@ -570,8 +573,11 @@ class _Chooser:
                 assert_never(mixer)
 
     def _both(self, conv_elements: int, recurrent_elements: int, state_dtype: str) -> int:
-        state_bytes = _DTYPE_BYTES[state_dtype] if state_dtype else self.dtype_bytes
-        return conv_elements * self.dtype_bytes + recurrent_elements * state_bytes
+        options = self.options
+        conv_bytes = _state_width(options.conv_dtype, self.dtype_bytes)
+        own = _DTYPE_BYTES[state_dtype] if state_dtype else conv_bytes
+        state_bytes = _state_width(options.recurrent_dtype, own)
+        return conv_elements * conv_bytes + recurrent_elements * state_bytes
 
     def _share(self, size: int) -> int:
         if size % self.ranks:
@@ -580,6 +586,12 @@ class _Chooser:
                 "choose another --tensor-parallel-size",
             )
         return size // self.ranks
+
+
+def _state_width(dtype: str, own_bytes: int) -> int:
+    if dtype and dtype not in _DTYPE_BYTES:
+        raise UnsupportedError(f"recurrent states in {dtype[:40]!r}", "use float32 or bfloat16")
+    return _DTYPE_BYTES[dtype] if dtype else own_bytes
 
 
 def _index_bytes(head_dim: int) -> int:
