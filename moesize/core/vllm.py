@@ -183,11 +183,13 @@ def plan_vllm(
                 is_last_stage=stage.last,
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
                 vendor=gpu.vendor,
+                segment_bytes=rank.segment_bytes,
+                repacked_module_bytes=rank.repacked_module_bytes,
                 rules=profile.budget_rules,
             ),
             profile.constants,
         )
-        for stage in stages
+        for stage, rank in zip(stages, weights, strict=True)
     )
     concurrency = request.concurrency or 1
     rotary = _rotary_bytes(spec, profile)

@@ -22,7 +22,7 @@ from moesize.core.units import GIB, MIB, ceil_div, format_bytes, round_up
 if TYPE_CHECKING:
     from moesize.core.engine import Constant, Constants
 
-Category = Literal["activations", "runtime"]
+Category = Literal["activations", "runtime", "weights"]
 ModelRunner = Literal["v1", "v2"]
 MoeBackend = Literal[
     "triton", "marlin", "cutlass", "deep_gemm", "flashinfer", "triton_gpt_oss", "batched"
@@ -116,6 +116,7 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    device_use_as_weights   on AMD the growth of the device's use while loading counts as weights
     latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
     graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
@@ -130,6 +131,7 @@ class BudgetRules:
     moe_workspace_kept: bool = True
     flashinfer_workspace_bytes: int = 394 * MIB
     latent_workspace: bool = True
+    device_use_as_weights: bool = False
     graph_modes: GraphModes = "both"
     graph_step_above_256: int = 16
     graph_ceiling_by_sequences: bool = True
@@ -145,6 +147,7 @@ class BudgetSettings:
 
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
+    segment_bytes, repacked_module_bytes   of the rank's weights (RankWeights)
     loose_state_bytes             recurrent states of a sequence beside the paged cache
     """
 
@@ -166,6 +169,8 @@ class BudgetSettings:
     is_last_stage: bool = True
     loose_state_bytes: int = 0
     vendor: str = "nvidia"
+    segment_bytes: int = 0
+    repacked_module_bytes: int = 0
     rules: BudgetRules = BudgetRules()
 
 
@@ -329,6 +334,7 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
         _attention_workspace(settings),
         _block_tables(settings),
         _loose_states(settings),
+        _device_use(settings, constants),
     ]
     numbers = (
         f"T = {settings.max_num_batched_tokens:,}, S = {settings.max_num_seqs:,}, "
@@ -680,5 +686,29 @@ def _loose_states(settings: BudgetSettings) -> BudgetItem | None:
         size + 8 * settings.loose_state_bytes,
         "S x states of one sequence",
         "vLLM 0.9.2 model_executor/models/mamba_cache.py:MambaCacheManager",
+        in_budget=True,
+    )
+
+
+def _device_use(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
+    """What loading leaves on an AMD device beyond the tensors, and vLLM counts as weights.
+
+    Whole segments of large tensors, libraries, and what the allocator keeps of experts that were
+    written anew. vLLM up to 0.20 platforms/rocm.py:get_current_memory_usage.
+    """
+    if settings.vendor.lower() != "amd" or not settings.rules.device_use_as_weights:
+        return None
+    libraries, kept = constants["load_growth_amd"], constants["load_repacked_factor_amd"]
+    module = settings.repacked_module_bytes
+    return BudgetItem(
+        "weights.device_use",
+        "weights",
+        settings.segment_bytes + round(libraries.value + kept.value * module),
+        round(libraries.low + kept.low * module),
+        settings.segment_bytes + round(libraries.high + kept.high * module),
+        "segments in steps of 2 MiB + libraries + a share of the experts of a layer;"
+        f" segments = {settings.segment_bytes:,}, libraries = {round(libraries.value):,},"
+        f" experts = {module:,}",
+        libraries.source,
         in_budget=True,
     )

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
 _LEAST_TILE = 32  # the smallest FP8 tile or group of integers that the Triton kernels take
 _WEIGHT_SHAPE_BYTES = 16
+# torch's caching allocator: tensors of 10 MiB have segments of their own, in steps of 2 MiB.
+_LARGE_SEGMENT = 10 << 20
+_SEGMENT_STEP = 2 << 20
 _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight", "lm_head.bias")
 
 
@@ -54,6 +57,8 @@ class RankWeights:
     padding      rows and columns that only fill kernels' tiles (vocabulary, MXFP4 experts)
     rounding     what the caching allocator adds to single tensors
     latent_copy    absorbed matrices; repacked: what else loading adds (scales in a kernel's order)
+    segment_bytes   what the segments of large tensors have beyond the tensors; not resident_bytes
+    repacked_module_bytes   experts of a layer that loading writes anew in another order
     largest_module_bytes   the largest group of tensors that loading re-packs at once
     """
 
@@ -63,6 +68,8 @@ class RankWeights:
     rounding_bytes: int = 0
     latent_copy_bytes: int = 0
     repacked_bytes: int = 0
+    segment_bytes: int = 0
+    repacked_module_bytes: int = 0
     largest_module_bytes: int = 0
 
     @property
@@ -360,7 +367,20 @@ def rank_weights(
             )
     for count, sizes in fused.values():
         for size in sizes:
-            weights.rounding_bytes += (allocated_bytes(size) - size) * count
+            allocated = allocated_bytes(size)
+            weights.rounding_bytes += (allocated - size) * count
+            if allocated >= _LARGE_SEGMENT:
+                weights.segment_bytes += (round_up(allocated, _SEGMENT_STEP) - allocated) * count
+    weights.repacked_module_bytes = max(
+        (
+            modules[item.entry.block, item.entry.tensor.group]
+            for item in stored
+            if item.entry.tensor.expert
+            and isinstance(item.weight_format, GroupInt | PackQuantized | Mxfp4)
+            and (item.entry.block, item.entry.tensor.group) in modules
+        ),
+        default=0,
+    )
     weights.largest_module_bytes = max(modules.values(), default=0)
     if stored is published(spec):
         weights.scale_bytes += _cache_scale_bytes(spec, stage)

@@ -549,3 +549,22 @@ def test_states_for_every_chunk_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="chunk"):
         vllm_profile("0.19.1").mamba_cache_mode(spec, asked)
     assert vllm_profile("0.28.0").mamba_cache_mode(spec, asked) == "align"
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "logged"),
+    [
+        # github.com/kyuz0/amd-r9700-vllm-toolboxes at 18a88f1, benchmark_results_amd-r9700.
+        ("llama-3.1-8b", 1, 15.0586),
+        ("llama-3.1-8b", 2, 7.582),
+        ("gpt-oss-20b", 1, 14.3066),
+        ("gpt-oss-20b", 2, 7.4551),
+    ],
+)
+def test_weights_as_logged_on_amd(model: str, tp: int, logged: float) -> None:
+    """Up to 0.20 the line is what the device holds: platforms/rocm.py of 0.19.1 and 0.21.0."""
+    old = plan(model, "0.12.0", "radeon-ai-pro-r9700", gpus=tp, tp=tp, context=8192)
+    assert weights_gib(old) == pytest.approx(logged, rel=0.01)
+    new = plan(model, "0.21.0", "radeon-ai-pro-r9700", gpus=tp, tp=tp, context=8192)
+    names = [{item.name for item in answer.gpus[0].items} for answer in (old, new)]
+    assert ["weights.device_use" in found for found in names] == [True, False]
