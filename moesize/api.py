@@ -85,7 +85,7 @@ def plan(
     online: bool = False,
     suggest: bool = True,
 ) -> Plan:
-    """Plan one replica of `model` on `gpus` GPUs; keyword names are the command's options.
+    """Plan `model` on `gpus` GPUs (default: as many as tp x pp x dp); keyword names are options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
     "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
@@ -119,6 +119,9 @@ def plan(
     )
     spec, source = _spec_of(model, online)
     device, count, notes = _device(gpu, gpus)
+    if gpus is None and count == 1:
+        # No number anywhere: as many as the parallel sizes take.
+        count = (tp or 1) * (pp or 1) * (dp or 1)
     request = Request(
         engine=engine_id(engine),
         engine_version=engine_version,
@@ -206,6 +209,7 @@ def make_plan(
         warnings=(*warnings, *answer.warnings),
         host=answer.host,
         engine_title=profile.title,
+        expert_parallel=cost.expert_parallel,
         version=__version__,
     )
 
@@ -374,7 +378,10 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
     spec, _ = _spec_of(draft, online)
-    return DraftModel(spec=spec, stored=published(spec))
+    names = f"{draft if isinstance(draft, str) else ''} {spec.id} {spec.hub_id}".lower()
+    # Such a head looks like a model of one layer, and is none: it reads the target's states.
+    method = next((word for word in ("eagle3", "eagle", "dflash") if word in names), "draft_model")
+    return DraftModel(spec=spec, stored=published(spec), method=method)
 
 
 def _offload_experts(value: int | str | None) -> int | Literal["all"] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,12 @@ from moesize.core.compute import (
 )
 from moesize.core.gpu import PEAK_FORMATS
 from moesize.core.records import dataclass
-from moesize.core.speed import PerformanceConstants, performance_constants, roofline
+from moesize.core.speed import (
+    PerformanceConstants,
+    Roofline,
+    performance_constants,
+    roofline,
+)
 from moesize.core.units import ceil_div
 from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
@@ -34,8 +40,12 @@ from moesize.core.weight_formats import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moesize.core.checkpoint import StoredEntry
+    from moesize.core.compute import StepBytes
     from moesize.core.engine import EngineAnswer
+    from moesize.core.expert_parallel import ExpertBalance
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
 
@@ -44,10 +54,11 @@ _INDEX_SCALE_ELEMENTS = 128
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Both objects, ready for JSON."""
+    """The objects, ready for JSON; `expert_parallel` is None without expert parallelism."""
 
     compute: dict[str, Any]
     performance: dict[str, Any]
+    expert_parallel: dict[str, Any] | None = None
 
 
 @cache
@@ -62,13 +73,17 @@ def costs(
     """FLOPs of a token at the planned context, bytes of a decode step on the limiting rank, speed.
 
     A step decodes all planned sequences at once, each at the full context; pipeline stages take
-    them in equal micro-batches. FLOPs are those of the whole model; bytes and times those of one
-    rank of the limiting stage.
+    them in equal micro-batches, data-parallel ranks in equal shares. FLOPs are those of the whole
+    model; bytes and times those of one rank of the limiting stage, with expert parallelism and a
+    skew those of the busiest rank, for which the others wait.
     """
     settings = answer.deployment
     context = settings["context"]
-    tp, pp = settings["tp"], settings["pp"]
-    sequences = ceil_div(settings["concurrency"], pp)
+    tp, pp, dp = settings["tp"], settings["pp"], settings["dp"]
+    context_ranks = settings.get("dcp") or 1
+    in_flight = ceil_div(settings["concurrency"], pp)
+    sequences = ceil_div(in_flight, dp)
+    balance = answer.expert_parallel
     rank = answer.limiting
     token = flops_per_token(spec, context)
     prompt = prefill_flops(spec, context)
@@ -86,12 +101,22 @@ def costs(
             )
             * sequences
             * share
+            / context_ranks
         ),
         state_bytes=rank.recurrent_bytes * sequences,
         scale_bytes=rank.scale_bytes,
+        # The experts of a stage serve the tokens of all its data-parallel ranks.
+        routed_tokens=in_flight,
     )
-    moe = average_distinct_experts(spec, sequences)
-    speed = roofline(
+    moe = average_distinct_experts(spec, in_flight)
+    step_flops = token.total * sequences * share / tp
+    busiest, busiest_flops = step, step_flops
+    if balance is not None and balance.skew > 1:
+        busiest = _busiest(step, rank.weights_by_group, balance)
+        extra = (balance.busiest_factor - 1) * token.to_dict().get("routed_experts", 0)
+        busiest_flops += extra * sequences * share / tp
+    estimate = partial(
+        roofline,
         _constants(),
         engine=settings["engine"],
         vendor=gpu.vendor,
@@ -99,8 +124,6 @@ def costs(
         bandwidth_bytes_per_s=gpu.memory_bandwidth_bytes_per_s,
         peak_flops_per_s={name: gpu.peak_flops_per_s(name) for name in PEAK_FORMATS},
         scheme=_matmul_scheme(stored),
-        step_bytes=max(1, step.total),
-        step_flops=round(token.total * sequences * share / tp),
         sequences=settings["concurrency"],
         num_layers=layers,
         prefill_flops=round(prompt.total * share / tp),
@@ -110,13 +133,17 @@ def costs(
         integrated=gpu.one_device_is == "soc" and not gpu.memory_type.startswith("HBM"),
         pipeline_parallel_size=pp,
     )
+    speed = estimate(step_bytes=max(1, busiest.total), step_flops=round(busiest_flops))
+    mean = speed
+    if busiest is not step:
+        mean = estimate(step_bytes=max(1, step.total), step_flops=round(step_flops))
     compute = {
         "decode_flops_per_token": token.total,
         "decode_flops_by_module": token.to_dict(),
         "prefill_flops": prompt.total,
         "prefill_flops_by_module": prompt.to_dict(),
-        "decode_bytes_per_step": step.total,
-        "decode_bytes_by_part": step.to_dict(),
+        "decode_bytes_per_step": busiest.total,
+        "decode_bytes_by_part": busiest.to_dict(),
         "expected_distinct_experts": None if moe is None else round(moe, 3),
         **speed.compute_dict(),
         "dense_equivalent": dense_equivalent(spec, context).to_dict(),
@@ -126,7 +153,31 @@ def costs(
         performance = dict.fromkeys(performance) | {
             "unknown": ["an encoder decodes no tokens; its speed is not estimated"]
         }
-    return Costs(compute, performance)
+    if settings.get("cpu_offload_bytes"):
+        performance = dict.fromkeys(performance) | {
+            "unknown": ["offloaded weights are read over the bus in every step: not estimated"]
+        }
+    if balance is None:
+        return Costs(compute, performance)
+    loads = {
+        "balanced": {"bytes": step.total, "ms": _step_ms(mean)},
+        "busiest": {"bytes": busiest.total, "ms": _step_ms(speed)},
+    }
+    return Costs(compute, performance, {**balance.to_dict(), "decode_step": loads})
+
+
+def _step_ms(speed: Roofline) -> float | None:
+    band = speed.time_per_output_token_ms
+    return None if band is None else round(band.best, 4)
+
+
+def _busiest(step: StepBytes, held: Mapping[str, int], balance: ExpertBalance) -> StepBytes:
+    """The step on the rank whose experts are chosen `skew` times as often as the mean."""
+    load = balance.load(balance.decode_tokens, balance.skew)
+    fraction = load.distinct_experts / balance.most_experts
+    weights = dict(step.weights)
+    weights["routed_experts"] = round(held.get("routed_experts", 0) * fraction)
+    return replace(step, weights=weights, routed_fraction=fraction)
 
 
 def _read_bytes(elements: dict[str, int], kv_dtype: str) -> int:

@@ -67,6 +67,14 @@ class Quantization(TypedDict):
     resolved: str
 
 
+class Speculation(TypedDict):
+    """How tokens are guessed: `method` as the engine names it, `draft` the id of a draft model."""
+
+    method: str
+    num_tokens: int
+    draft: str | None
+
+
 class Deployment(TypedDict):
     """Every setting after defaults were resolved; `defaulted` names those that were not given.
 
@@ -82,6 +90,7 @@ class Deployment(TypedDict):
     pp: int
     dp: int
     ep: bool
+    dcp: NotRequired[int]
     context: int
     concurrency: int
     kv_dtype: str
@@ -93,6 +102,11 @@ class Deployment(TypedDict):
     kv_cache_memory_bytes: int | None
     attention_backend: str
     moe_backend: str | None
+    num_redundant_experts: NotRequired[int]
+    cpu_offload_bytes: NotRequired[int]
+    speculation: NotRequired[Speculation | None]
+    lora_rank: NotRequired[int | None]
+    max_loras: NotRequired[int | None]
     engine_settings: dict[str, Any]
     defaulted: list[str]
 
@@ -111,10 +125,14 @@ class Item(TypedDict):
 
 
 class Gpu(TypedDict):
-    """What one distinct rank must hold. `used_bytes` is the sum of its items."""
+    """What one distinct rank must hold. `used_bytes` is the sum of its items.
+
+    `count`: GPUs that hold the same; null = not said.
+    """
 
     rank: int
     pp_stage: int
+    count: int | None
     usable_bytes: int
     budget_bytes: int
     items: list[Item]
@@ -142,7 +160,8 @@ class KvCache(TypedDict):
     """The KV cache of one GPU of the limiting stage.
 
     `capacity_tokens` and `max_concurrency` mean what the engine of that version logs;
-    `available_bytes` is negative when weights and runtime exceed the budget.
+    `available_bytes` is negative when weights and runtime exceed the budget. With data parallelism
+    the figures are those of one rank, `replicas` says how many have a cache of their own.
     """
 
     bytes_per_token: int
@@ -155,10 +174,69 @@ class KvCache(TypedDict):
     needed_bytes: int
     capacity_tokens: int
     max_concurrency: float
+    replicas: int
+    total_capacity_tokens: int
     max_context: int
     dtype: str
     attention_backend: str
     groups: list[KvGroup]
+
+
+class ExpertRange(TypedDict):
+    """Experts of one layer on the rank with the fewest and on the one with the most."""
+
+    min: int
+    max: int
+
+
+class RankLoad(TypedDict):
+    """What one step brings to a rank, per layer.
+
+    `rows` are (token, expert) pairs, `tokens` have one of their experts on it at least.
+    """
+
+    rows: float
+    tokens: float
+    distinct_experts: float
+
+
+class StepLoad(TypedDict):
+    """A step of `tokens` tokens over all ranks: the mean rank, and the busiest with the skew."""
+
+    tokens: int
+    balanced: RankLoad
+    busiest: RankLoad
+
+
+class StepCost(TypedDict):
+    """A decode step on a rank; null where the speed cannot be said."""
+
+    bytes: int
+    ms: float | None
+
+
+class StepCosts(TypedDict):
+    """A decode step on the mean rank, and on the busiest, for which all others wait."""
+
+    balanced: StepCost
+    busiest: StepCost
+
+
+class ExpertParallel(TypedDict):
+    """Whole experts on `ranks` GPUs; `skew` = tokens of the busiest rank / mean, as given (or 1).
+
+    `redundant` copies of experts are counted in `experts_per_rank`.
+    """
+
+    ranks: int
+    experts: int
+    redundant: int
+    experts_per_rank: ExpertRange
+    ranks_with_most: int
+    skew: float
+    decode: StepLoad
+    prefill: StepLoad
+    decode_step: StepCosts
 
 
 class FlopsByPart(TypedDict):
@@ -271,6 +349,7 @@ class PlanDocument(TypedDict):
     gpus: list[Gpu]
     host: Host
     kv_cache: KvCache
+    expert_parallel: ExpertParallel | None
     compute: Compute
     performance: Performance
     verdict: Verdict

@@ -73,6 +73,11 @@ class _Planner:
         self.gpu, self.request = gpu, request
         # Sizes that were given for the old number of GPUs say nothing about a new one.
         self.free = replace(request, tensor_parallel_size=None, pipeline_parallel_size=None)
+        # --tp 2 on 4 GPUs leaves two idle: using them is a change worth trying.
+        tp = request.tensor_parallel_size
+        sizes = (tp or 1) * (request.pipeline_parallel_size or 1)
+        used = sizes * (request.data_parallel_size or 1)
+        self.idle = tp is not None and used < request.num_gpus
         self.sizes_given = (
             request.tensor_parallel_size is not None or request.pipeline_parallel_size is not None
         )
@@ -123,7 +128,8 @@ class _Planner:
 
     def more_gpus(self, scheme: Scheme | None = None) -> Suggestion | None:
         for count in _COUNTS:
-            if count <= self.request.num_gpus:
+            least = self.request.num_gpus + (not self.idle)
+            if count < least:
                 continue
             plan = self.attempt(replace(self.free, num_gpus=count), scheme=scheme)
             if plan is not None:
@@ -162,7 +168,8 @@ class _Planner:
             plan = self.attempt(request, gpu=other)
             if plan is not None:
                 options = ("--gpu", other.id, *self.gpu_options(plan, always=count is not None))
-                return _suggestion(f"{request.num_gpus} x {other.name}", options, plan)
+                count = plan.deployment["gpu_count"]
+                return _suggestion(f"{count} x {other.name}", options, plan)
         return None
 
     def larger_gpus(self) -> Suggestion | None:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Literal
 
 from moesize.core.checkpoint import StoredEntry
-from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.errors import InvalidDeploymentError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.records import dataclass
 
@@ -77,6 +77,9 @@ class Request:
         _positive(self, "max_num_batched_tokens", _MOST_TOKENS)
         _positive(self, "block_tokens", 1 << 20)
         _positive(self, "num_gpus", 1 << 16)
+        _positive(self, "tensor_parallel_size", 1 << 16)
+        _positive(self, "pipeline_parallel_size", 1 << 16)
+        _positive(self, "data_parallel_size", 1 << 16)
         _positive(self, "decode_context_parallel_size", 1 << 10)
         _positive(self, "num_spec_tokens", 64)
         _positive(self, "lora_rank", 1 << 12)
@@ -111,63 +114,94 @@ def _positive(request: Request, name: str, most: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How the GPUs are used: t x p ranks make a replica."""
+    """How the GPUs are used: t x p ranks make a replica, of which there are d.
 
-    tensor_parallel_size: int
-    pipeline_parallel_size: int
-    expert_parallel: bool
+    decode_context_parallel_size   ranks of a tensor-parallel group that share out the tokens
+    note                           what was chosen for the user, in words; empty = nothing
+    """
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    decode_context_parallel_size: int = 1
+    expert_parallel: bool = False
     note: str = ""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs in use."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks of one pipeline stage, which share out the routed experts."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def expert_parallel_size(self) -> int:
         """Ranks that share out whole experts; 1 without expert parallelism."""
-        return self.tensor_parallel_size if self.expert_parallel else 1
+        return self.expert_ranks if self.expert_parallel else 1
 
 
 def choose_layout(request: Request, valid_sizes: list[int], model: str) -> Layout:
-    """Tensor and pipeline sizes that use all GPUs.
+    """Tensor, pipeline and data-parallel sizes for the GPUs.
 
-    Without --tp and --pp all GPUs are tensor parallel; where that does not divide the model, the
-    largest size that does is combined with pipeline stages. Raises InvalidDeploymentError when the
-    sizes that were given do not multiply to the number of GPUs.
+    Without --tp and --pp all GPUs of a data-parallel rank are tensor parallel; where that does not
+    divide the model, the largest size that does is combined with pipeline stages. Sizes that were
+    given are taken as an engine takes them: --tp 2 on 4 GPUs leaves two idle, and the note says so.
+    Raises InvalidDeploymentError when they need more GPUs than there are, or do not divide them.
     """
-    if request.data_parallel_size not in (None, 1):
-        raise UnsupportedError(
-            "data parallelism is not planned yet",
-            "plan one replica: --dp 1 with the GPUs of one replica",
-        )
     n, t, p = request.num_gpus, request.tensor_parallel_size, request.pipeline_parallel_size
+    d = request.data_parallel_size or 1
+    context_ranks = request.decode_context_parallel_size or 1
     expert_parallel = bool(request.expert_parallel)
-    if t is not None or p is not None:
-        t = t or max(1, n // (p or 1))
-        p = p or max(1, n // t)
-        if t * p != n:
-            raise InvalidDeploymentError(
-                f"--tp {t} x --pp {p} uses {t * p} GPUs, but there are {n}",
-                f"use --gpus {t * p}, or sizes that multiply to {n}",
-            )
-        return Layout(
-            tensor_parallel_size=t, pipeline_parallel_size=p, expert_parallel=expert_parallel
-        )
-    if n in valid_sizes:
-        note = f"all {n} GPUs are used as tensor parallel" if n > 1 else ""
-        return Layout(
-            tensor_parallel_size=n,
-            pipeline_parallel_size=1,
-            expert_parallel=expert_parallel,
-            note=note,
-        )
-    sizes = [size for size in valid_sizes if n % size == 0]
-    if not sizes:
+    if n % d:
         raise InvalidDeploymentError(
-            f"{n} GPUs cannot be shared out: no tensor parallel size of {model} divides {n}",
-            f"sizes that work: {', '.join(map(str, valid_sizes)) or 'none'}",
+            f"--dp {d} does not divide {n} GPUs",
+            f"use --gpus {d * (t or 1) * (p or 1)}, or another --dp",
         )
-    t = max(sizes)
-    note = f"{n} does not divide {model}; used as tensor parallel {t} x {n // t} pipeline stages"
+    each = n // d
+    note = ""
+    if t is not None or p is not None:
+        if t is None:
+            t = max(1, each // (p or 1))
+        elif p is None:
+            p = 1
+        p = p or 1
+        used = t * p * d
+        if used > n or n % used or (each // (t * p) > 1 and d > 1):
+            sizes = f"--tp {t} x --pp {p}" + (f" x --dp {d}" if d > 1 else "")
+            raise InvalidDeploymentError(
+                f"{sizes} uses {used} GPUs, but there are {n}",
+                f"use --gpus {used}, or sizes that multiply to {n}",
+            )
+        if used < n:
+            note = (
+                f"--tp {t} x --pp {p} uses {used} of the {n} GPUs; --dp {n // used} makes "
+                f"{n // used} replicas, --pp {p * n // used} spreads one over all of them"
+            )
+    elif each in valid_sizes:
+        t, p = each, 1
+        if each > 1:
+            note = f"all {each} GPUs are used as tensor parallel"
+            if d > 1:
+                note = f"the {each} GPUs of each of {d} replicas are used as tensor parallel"
+    else:
+        sizes_that_divide = [size for size in valid_sizes if each % size == 0]
+        if not sizes_that_divide:
+            raise InvalidDeploymentError(
+                f"{each} GPUs cannot be shared out: no tensor parallel size of {model} divides "
+                f"{each}",
+                f"sizes that work: {', '.join(map(str, valid_sizes)) or 'none'}",
+            )
+        t = max(sizes_that_divide)
+        p = each // t
+        note = f"{each} does not divide {model}; used as tensor parallel {t} x {p} pipeline stages"
     return Layout(
         tensor_parallel_size=t,
-        pipeline_parallel_size=n // t,
+        pipeline_parallel_size=p,
+        data_parallel_size=d,
+        decode_context_parallel_size=context_ranks,
         expert_parallel=expert_parallel,
         note=note,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from moesize.core.expert_parallel import ExpertBalance
 from moesize.core.ledger import GpuLedger, MemoryItem
 from moesize.core.plan import KvSummary, Note
 from moesize.core.records import dataclass
@@ -76,6 +77,7 @@ class EngineAnswer:
     held_before_start   items that the device holds before the engine compares what is free with
                         its budget; empty where it makes no such check
     host                what lies in the host's memory, all ranks together
+    expert_parallel     how experts and tokens are shared out; None without expert parallelism
     """
 
     deployment: dict[str, Any]
@@ -87,3 +89,4 @@ class EngineAnswer:
     warnings: tuple[Note, ...]
     held_before_start: tuple[str, ...] = ()
     host: tuple[MemoryItem, ...] = ()
+    expert_parallel: ExpertBalance | None = None

@@ -70,6 +70,7 @@ class GpuLedger:
     """What one rank's GPU must hold.
 
     usable_bytes   what the driver hands out; budget_bytes what the engine allows itself of it
+    count          GPUs that hold the same; None = not said
     """
 
     rank: int
@@ -77,6 +78,7 @@ class GpuLedger:
     usable_bytes: int
     budget_bytes: int
     items: tuple[MemoryItem, ...]
+    count: int | None = None
 
     @property
     def used_bytes(self) -> int:

@@ -122,7 +122,7 @@ class TowerTensor:
 
     def __post_init__(self) -> None:
         if len(self.shape) < {"": 0, "out": 1, "in": 2}[self.split]:
-            raise ValueError(f"{self.name}: a shape of {len(self.shape)} sizes has nothing to split")
+            raise ValueError(f"{self.name}: nothing to split in {len(self.shape)} sizes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,7 @@ class KvSummary:
     state_bytes_per_sequence   what does not grow with context
     capacity_tokens, max_concurrency   exactly what the engine of that version logs
     max_context                longest context of which `concurrency` sequences fit; 0 = none
+    replicas                   data-parallel ranks, each with a cache of its own like this
     """
 
     bytes_per_token: int
@@ -107,6 +108,7 @@ class KvSummary:
     available_low_bytes: int = 0
     available_high_bytes: int = 0
     groups: tuple[dict[str, Any], ...] = ()
+    replicas: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """The `kv_cache` object."""
@@ -121,6 +123,8 @@ class KvSummary:
             "needed_bytes": self.needed_bytes,
             "capacity_tokens": self.capacity_tokens,
             "max_concurrency": round(self.max_concurrency, 4),
+            "replicas": self.replicas,
+            "total_capacity_tokens": self.capacity_tokens * self.replicas,
             "max_context": self.max_context,
             "dtype": self.dtype,
             "attention_backend": self.backend,
@@ -190,6 +194,7 @@ class Plan:
     suggestions: tuple[Suggestion, ...] = ()
     host: tuple[MemoryItem, ...] = ()
     engine_title: str = ""
+    expert_parallel: dict[str, Any] | None = None
     version: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -216,6 +221,7 @@ class Plan:
                 "used_bytes": sum(item.size_bytes for item in self.host),
             },
             "kv_cache": self.kv_cache.to_dict(),
+            "expert_parallel": self.expert_parallel,
             "compute": self.compute,
             "performance": self.performance,
             "verdict": self.verdict.to_dict(),
@@ -236,6 +242,7 @@ def _ledger_dict(ledger: GpuLedger) -> dict[str, Any]:
     return {
         "rank": ledger.rank,
         "pp_stage": ledger.pp_stage,
+        "count": ledger.count,
         "usable_bytes": ledger.usable_bytes,
         "budget_bytes": ledger.budget_bytes,
         "items": [_item_dict(item) for item in ledger.items],

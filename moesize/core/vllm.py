@@ -7,18 +7,20 @@ the budget becomes KV blocks. Sources are named by each item.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
 from moesize.core.deployment import Layout, Request, choose_layout
 from moesize.core.engine import EngineAnswer, RankCost
-from moesize.core.errors import InvalidDeploymentError, InvalidInputError
+from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
+from moesize.core.expert_parallel import expert_balance
 from moesize.core.feed_forward import DenseMlp
 from moesize.core.inventory import moe_of
-from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
-from moesize.core.plan import KvSummary, Note
+from moesize.core.ledger import GpuLedger, MemoryItem
+from moesize.core.plan import Note
 from moesize.core.units import ceil_div, format_gib
 from moesize.core.vllm_budget import (
+    BatchDefaults,
     BudgetSettings,
     BudgetShape,
     LatentShape,
@@ -28,26 +30,33 @@ from moesize.core.vllm_budget import (
     max_concurrent_batches,
     vllm_budget,
 )
-from moesize.core.vllm_kv import (
-    KvLayout,
-    KvPlan,
-    KvSettings,
-    group_layers,
-    max_context_tokens,
-    plan_kv,
+from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
+from moesize.core.vllm_items import (
+    budget_item,
+    kv_item,
+    kv_summary,
+    recurrent_bytes,
+    rotary_bytes,
+    weight_items,
 )
+from moesize.core.vllm_kv import KvSettings, MambaCacheMode, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
+from moesize.core.vllm_lora import Lora, plan_lora
+from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
+from moesize.core.vllm_ranks import (
+    Rank,
+    all2all_items,
+    all2all_notes,
+    balancer_items,
+    check_layout,
+    distinct_ranks,
+    kv_copies,
+)
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
+from moesize.core.vllm_speculation import Speculation, plan_speculation
 from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
 from moesize.core.vllm_versions import rules_of as rules_of
-from moesize.core.vllm_weights import (
-    RankWeights,
-    Stage,
-    mxfp4_backend,
-    pipeline_stages,
-    rank_weights,
-    valid_tensor_parallel_sizes,
-)
+from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
     Fp8Block,
     Mxfp4,
@@ -59,6 +68,7 @@ if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
+    from moesize.core.vllm_versions import EngineCore
 
 # Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
 # Hopper for AMD Instinct (FP8, sparse MLA), Ampere for a card known by its size only.
@@ -87,6 +97,17 @@ PLANS = frozenset(
         "enforce_eager",
         "block_tokens",
         "kv_cache_bytes",
+        "decode_context_parallel_size",
+        "data_parallel_attention",
+        "num_redundant_experts",
+        "expert_skew",
+        "num_spec_tokens",
+        "mtp",
+        "draft",
+        "lora_rank",
+        "max_loras",
+        "cpu_offload_bytes",
+        "offload_experts",
         "engine_settings",
     )
 )
@@ -99,73 +120,75 @@ def plan_vllm(
     request: Request,
     profile: VllmProfile,
 ) -> EngineAnswer:
-    """Plan one replica on equal GPUs.
+    """Plan a deployment on equal GPUs: a ledger per distinct rank, the capacity of one replica.
 
     Raises InvalidDeploymentError for settings vLLM refuses, UnsupportedError for what is unknown.
     """
-    engine_settings = _settings(request)
+    options = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
-    tp, capability = layout.tensor_parallel_size, _capability(gpu)
+    check_layout(spec, request, layout, options)
+    _check_dtype(options)
+    capability = _capability(gpu)
     core = profile.core_for(
         spec,
         vendor=gpu.vendor,
         compute_capability=capability,
         kv_dtype=request.kv_dtype or "auto",
         pipeline_parallel_size=layout.pipeline_parallel_size,
-        use_v1=engine_settings.use_v1,
+        use_v1=options.use_v1,
     )
-    profile = profile.for_core(core).with_settings(engine_settings)
-    stages = pipeline_stages(
-        spec.num_layers,
-        layout.pipeline_parallel_size,
-        profile.weight_rules.pipeline_remainder,
-        engine_settings.pp_layer_partition,
+    profile = profile.for_core(core).with_settings(options)
+    speculation = plan_speculation(spec, stored, request, options, layout)
+    lora = plan_lora(request, options, layout)
+    ranks = distinct_ranks(
+        spec,
+        stored,
+        request,
+        layout,
+        options,
+        compute_capability=_capability_text(gpu),
+        rocm=gpu.vendor.lower() == "amd",
+        rules=profile.weight_rules,
     )
-    weights = _stage_weights(spec, stored, layout, stages, gpu, profile)
+    extras = _Extras(
+        speculation,
+        lora,
+        plan_offload(spec, request, options),
+        bool(request.num_redundant_experts or options.enable_eplb),
+        tuple(all2all_items(layout, options)),
+    )
+    applied = [extras.applied(spec, stored, gpu, rank) for rank in ranks]
+    ranks = tuple(rank for rank, _ in applied)
+    host, moved_bytes = _host(spec, stored, layout, extras, applied)
+    stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = profile.batch(
-        core,
-        spec,
-        context,
-        gpu_total_bytes=usable.best_bytes,
-        gpu_name=gpu.name,
-        max_num_seqs=request.max_num_seqs,
-        max_num_batched_tokens=request.max_num_batched_tokens,
-        settings=engine_settings,
-    )
-    if batch.max_num_batched_tokens < batch.max_num_seqs:
-        raise InvalidDeploymentError(
-            f"max_num_batched_tokens ({batch.max_num_batched_tokens}) is below max_num_seqs "
-            f"({batch.max_num_seqs}): vLLM refuses it",
-            f"use --max-num-seqs {batch.max_num_batched_tokens} or more tokens",
-        )
-    if request.block_tokens is not None and request.block_tokens % _BLOCK_MULTIPLE:
-        raise InvalidDeploymentError(
-            f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
-            f"use a multiple of {_BLOCK_MULTIPLE}",
-        )
-    states = profile.mamba_cache_mode(spec, engine_settings)
-    cache = _cache(
-        spec, request, profile, tp, capability, stages, states == "align", engine_settings
-    )
+    batch = _batch(spec, gpu, usable.best_bytes, context, request, profile, core)
+    states = profile.mamba_cache_mode(spec, options)
+    cache = _cache(spec, request, options, profile, layout, capability, stages, speculation, states)
     runner = profile.model_runner(spec)
     in_flight = max_concurrent_batches(
-        len(stages), runner, async_scheduling=engine_settings.async_scheduling is not False
+        len(stages), runner, async_scheduling=options.async_scheduling is not False
     )
     settings = KvSettings(
         max_model_len=context,
         max_num_batched_tokens=batch.max_num_batched_tokens,
         max_concurrent_batches=in_flight if profile.kv_rules.counts_all_in_flight else 1,
         mamba_cache_mode=states,
-        hybrid_manager=not engine_settings.disable_hybrid_kv_cache_manager,
+        decode_context_parallel_size=layout.decode_context_parallel_size,
         block_outermost=cache.block_outermost,
+        hybrid_manager=not options.disable_hybrid_kv_cache_manager,
     )
     kv_layout = group_layers(cache.stages, settings, profile.kv_rules)
     utilization = request.gpu_memory_utilization or profile.default_utilization
+    moe_backend = _moe_backend(stored, capability, profile)
+    if lora is not None and moe_backend == "triton_gpt_oss":
+        moe_backend = "marlin"
+    shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
+    held_by = {rank.stage.index: rank.weights for rank in reversed(ranks)}
     budgets = tuple(
         vllm_budget(
-            _shape(spec, layout),
+            shape,
             BudgetSettings(
                 total_bytes=usable.best_bytes,
                 gpu_memory_utilization=utilization,
@@ -175,72 +198,109 @@ def plan_vllm(
                 max_model_len=context,
                 block_tokens=kv_layout.block_tokens or cache.block_tokens,
                 num_kv_groups=max(1, len(kv_layout.groups)),
-                tensor_parallel_size=tp,
+                tensor_parallel_size=layout.tensor_parallel_size,
+                data_parallel_size=layout.data_parallel_size,
+                communication_ranks=_communication_ranks(spec, layout),
+                num_spec_tokens=speculation.num_tokens if speculation else 0,
                 model_runner=runner,
-                moe_backend=_moe_backend(stored, capability, profile),
+                moe_backend=moe_backend,
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
                 vendor=gpu.vendor,
-                segment_bytes=rank.segment_bytes,
-                repacked_module_bytes=rank.repacked_module_bytes,
+                segment_bytes=held_by[stage.index].segment_bytes,
+                repacked_module_bytes=held_by[stage.index].repacked_module_bytes,
                 rules=profile.budget_rules,
             ),
             profile.constants,
         )
-        for stage, rank in zip(stages, weights, strict=True)
+        for stage in stages
     )
     concurrency = request.concurrency or 1
-    rotary = _rotary_bytes(spec, profile)
+    # The sequences are spread over data-parallel ranks.
+    sequences = ceil_div(concurrency, layout.data_parallel_size)
+    rotary = rotary_bytes(spec, profile.fourfold_position_types)
+    fixed = [request.kv_cache_bytes] * len(stages)
+    if options.num_gpu_blocks_override is not None:
+        blocks = options.num_gpu_blocks_override
+        fixed = [blocks * size for size in kv_layout.stage_block_bytes]
     available = [
-        _available(budget, rank, rotary, request)
-        for budget, rank in zip(budgets, weights, strict=True)
+        _available(budgets[rank.stage.index], rank, rotary, fixed[rank.stage.index])
+        for rank in ranks
     ]
-    kv = plan_kv(kv_layout, settings, [best for best, _, _ in available], profile.kv_rules)
+    # Every rank gets as many blocks as the one with the least memory for them.
+    least = [
+        min(
+            best for rank, (best, _, _) in zip(ranks, available, strict=True) if rank.stage == stage
+        )
+        for stage in stages
+    ]
+    kv = plan_kv(kv_layout, settings, least, profile.kv_rules)
     null_blocks = 1 if profile.kv_rules.reserves_null_block else 0
-    needed_blocks = kv.blocks_per_request * concurrency + null_blocks
-    needed = [needed_blocks * size for size in kv_layout.stage_block_bytes]
+    needed_blocks = kv.blocks_per_request * sequences + null_blocks
+    needed = [needed_blocks * kv_layout.stage_block_bytes[rank.stage.index] for rank in ranks]
     shortfalls = [n - best for n, (best, _, _) in zip(needed, available, strict=True)]
-    limiting = max(range(len(stages)), key=lambda i: shortfalls[i])
-    summary = _kv_summary(
+    limiting = max(range(len(ranks)), key=lambda i: shortfalls[i])
+    stage = ranks[limiting].stage
+    summary = kv_summary(
         kv,
         kv_layout,
         settings,
         cache,
-        limiting,
+        stage.index,
         available[limiting],
         needed[limiting],
-        concurrency,
+        sequences,
         spec.max_context,
+        layout.data_parallel_size,
     )
     ledgers = tuple(
         GpuLedger(
-            rank=stage.index * tp,
-            pp_stage=stage.index,
+            rank=rank.number,
+            pp_stage=rank.stage.index,
+            count=rank.count,
             usable_bytes=usable.best_bytes,
-            budget_bytes=budget.requested_bytes,
+            budget_bytes=budgets[rank.stage.index].requested_bytes,
             items=(
-                *_weight_items(rank, rotary, layout),
-                _kv_item(need, kv, concurrency, context, kv_layout.stage_block_bytes[stage.index]),
-                *(_budget_item(item) for item in budget.items),
+                *weight_items(rank.weights, rotary, layout),
+                *rank.items,
+                kv_item(
+                    need,
+                    kv,
+                    sequences,
+                    context,
+                    kv_layout.stage_block_bytes[rank.stage.index],
+                ),
+                *(budget_item(item) for item in budgets[rank.stage.index].items),
             ),
         )
-        for stage, rank, budget, need in zip(stages, weights, budgets, needed, strict=True)
+        for rank, need in zip(ranks, needed, strict=True)
     )
-    held = weights[limiting]
+    held = ranks[limiting].weights
     # Re-packing holds one layer's largest module twice (vLLM process_weights_after_loading).
     load_peak = held.resident_bytes + (held.largest_module_bytes if held.scale_bytes else 0)
+    balance = None
+    if layout.expert_parallel_size > 1:
+        balance = expert_balance(
+            spec,
+            ranks=layout.expert_parallel_size,
+            redundant=request.num_redundant_experts or 0,
+            skew=request.expert_skew,
+            decode_tokens=ceil_div(concurrency, layout.pipeline_parallel_size),
+            prefill_tokens=batch.max_num_batched_tokens * layout.data_parallel_size,
+        )
     deployment = {
         "engine": "vllm",
         "engine_version": profile.version,
         "gpu": gpu.id,
         "gpu_name": gpu.name,
-        "gpu_count": request.num_gpus,
-        "tp": tp,
-        "pp": len(stages),
-        "dp": 1,
+        "gpu_count": layout.num_gpus,
+        "tp": layout.tensor_parallel_size,
+        "pp": layout.pipeline_parallel_size,
+        "dp": layout.data_parallel_size,
         "ep": layout.expert_parallel,
+        "dcp": layout.decode_context_parallel_size,
         "context": context,
         "concurrency": concurrency,
         "kv_dtype": cache.kv_dtype,
@@ -249,26 +309,41 @@ def plan_vllm(
         "max_num_batched_tokens": batch.max_num_batched_tokens,
         "block_size": kv_layout.block_tokens or cache.block_tokens,
         "enforce_eager": bool(request.enforce_eager),
-        "kv_cache_memory_bytes": request.kv_cache_bytes,
+        "kv_cache_memory_bytes": fixed[stage.index],
         "attention_backend": cache.backend,
-        "moe_backend": _moe_backend(stored, capability, profile) if _has_experts(spec) else None,
-        "engine_settings": engine_settings.to_dict(),
+        "moe_backend": moe_backend if _has_experts(spec) else None,
+        "num_redundant_experts": request.num_redundant_experts or 0,
+        "cpu_offload_bytes": moved_bytes,
+        "speculation": speculation.to_dict() if speculation else None,
+        "lora_rank": lora.rank if lora else None,
+        "max_loras": lora.slots if lora else None,
+        "engine_settings": options.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
         defaulted=_defaulted(request),
         ledgers=ledgers,
         kv=summary,
-        limiting_rank=stages[limiting].index * tp,
+        limiting_rank=ranks[limiting].number,
         limiting=RankCost(
             weights_by_group=held.by_group,
             scale_bytes=held.scale_bytes,
             parameter_bytes=held.parameter_bytes,
-            num_layers=len(stages[limiting].layers),
-            recurrent_bytes=_recurrent_bytes(cache, limiting),
+            num_layers=len(stage.layers),
+            recurrent_bytes=recurrent_bytes(cache, stage.index),
         ),
-        warnings=tuple(_warnings(spec, gpu, request, layout, ledgers[limiting], load_peak)),
+        warnings=(
+            *_layout_notes(spec, layout, ledgers[limiting], concurrency),
+            *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
+            *all2all_notes(layout, options),
+            *_asleep(options, ranks[limiting], ledgers[limiting]),
+            *_unplanned(options),
+            *(speculation.notes if speculation else ()),
+            *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
+        ),
         held_before_start=_held_before_start(profile),
+        host=host,
+        expert_parallel=balance,
     )
 
 
@@ -283,47 +358,88 @@ def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
             return ("runtime.cuda_context", "runtime.communication")
 
 
+class _Extras(NamedTuple):
+    """What lies beside the model's own weights, or takes of them."""
+
+    speculation: Speculation | None
+    lora: Lora | None
+    offload: Offload | None
+    balances_experts: bool
+    buffers: tuple[MemoryItem, ...]
+
+    def applied(
+        self, spec: ModelSpec, stored: tuple[StoredEntry, ...], gpu: GpuSpec, rank: Rank
+    ) -> tuple[Rank, int]:
+        """The rank with all of them, and what it keeps in host memory."""
+        items = [*self.buffers, *balancer_items(spec, rank, enabled=self.balances_experts)]
+        if self.lora is not None:
+            items += self.lora.items(spec, stored, rank)
+        if self.speculation is not None and rank.stage.last:
+            rocm = gpu.vendor.lower() == "amd"
+            items += self.speculation.items(rank, _capability_text(gpu), rocm=rocm)
+        if items:
+            rank = replace(rank, items=tuple(items))
+        return (rank, 0) if self.offload is None else self.offload.apply(spec, rank)
+
+
+def _host(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    layout: Layout,
+    extras: _Extras,
+    applied: list[tuple[Rank, int]],
+) -> tuple[tuple[MemoryItem, ...], int]:
+    """Items of the host's memory, and the most that one GPU moved there."""
+    items = []
+    moved = [(size, rank.count) for rank, size in applied]
+    most = max(size for size, _ in moved)
+    if most:
+        items.append(host_item(moved))
+    if extras.lora is not None:
+        items.append(extras.lora.host_item(spec, stored, layout.num_gpus))
+    return tuple(items), most
+
+
+def _batch(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    usable_bytes: int,
+    context: int,
+    request: Request,
+    profile: VllmProfile,
+    core: EngineCore,
+) -> BatchDefaults:
+    """Limits of the scheduler, as given or as vLLM chooses them for this GPU."""
+    batch = profile.batch(
+        core,
+        spec,
+        context,
+        gpu_total_bytes=usable_bytes,
+        gpu_name=gpu.name,
+        max_num_seqs=request.max_num_seqs,
+        max_num_batched_tokens=request.max_num_batched_tokens,
+        settings=_settings(request),
+    )
+    if batch.max_num_batched_tokens < batch.max_num_seqs:
+        raise InvalidDeploymentError(
+            f"max_num_batched_tokens ({batch.max_num_batched_tokens}) is below max_num_seqs "
+            f"({batch.max_num_seqs}): vLLM refuses it",
+            f"use --max-num-seqs {batch.max_num_batched_tokens} or more tokens",
+        )
+    if request.block_tokens is not None and request.block_tokens % _BLOCK_MULTIPLE:
+        raise InvalidDeploymentError(
+            f"a block of {request.block_tokens} tokens fits no attention kernel of vLLM",
+            f"use a multiple of {_BLOCK_MULTIPLE}",
+        )
+    return batch
+
+
 def _settings(request: Request) -> VllmSettings:
     """The engine's own settings of a request; all defaults when there are none."""
     found = request.engine_settings or VllmSettings()
     if not isinstance(found, VllmSettings):
         raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
     return found
-
-
-def _stage_weights(
-    spec: ModelSpec,
-    stored: tuple[StoredEntry, ...],
-    layout: Layout,
-    stages: tuple[Stage, ...],
-    gpu: GpuSpec,
-    profile: VllmProfile,
-) -> tuple[RankWeights, ...]:
-    """Weights of a rank of every stage; kept by the spec, for sweeps ask for them again."""
-    tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
-    capability, rocm = _capability_text(gpu), gpu.vendor.lower() == "amd"
-    kept: dict[tuple[object, ...], tuple[object, tuple[RankWeights, ...]]]
-    kept = spec.__dict__.setdefault("_rank_weights", {})
-    # `stored` stands beside its weights, so that its identity stays taken.
-    rules = profile.weight_rules
-    layers = tuple(stage.layers.stop for stage in stages)
-    key = (id(stored), tp, ep, layers, capability, rocm, id(rules))
-    if key not in kept:
-        weights = tuple(
-            rank_weights(
-                spec,
-                stored,
-                tensor_parallel_size=tp,
-                expert_parallel_size=ep,
-                compute_capability=capability,
-                rocm=rocm,
-                stage=stage,
-                rules=rules,
-            )
-            for stage in stages
-        )
-        kept[key] = ((stored, rules), weights)
-    return kept[key][1]
 
 
 def _context(spec: ModelSpec, request: Request) -> int:
@@ -353,40 +469,65 @@ def default_context(spec: ModelSpec) -> int:
 def _cache(
     spec: ModelSpec,
     request: Request,
+    own: VllmSettings,
     profile: VllmProfile,
-    tp: int,
+    layout: Layout,
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
-    aligned_states: bool,
-    settings: VllmSettings,
+    speculation: Speculation | None,
+    states: MambaCacheMode,
 ) -> VllmLayers:
     options = CacheOptions(
-        tensor_parallel_size=tp,
+        tensor_parallel_size=layout.tensor_parallel_size,
         compute_capability=capability,
         kv_dtype=request.kv_dtype or "auto",
         dtype="bfloat16" if spec.dtype == "float32" else "",
         block_tokens=request.block_tokens,
+        num_spec_tokens=speculation.num_tokens if speculation else 0,
+        num_mtp_layers=speculation.num_mtp_layers if speculation else 0,
         checkpoint_kinds=profile.checkpoint_kinds,
-        aligned_states=aligned_states,
-        conv_dtype=_state_dtype(settings.mamba_cache_dtype),
-        recurrent_dtype=_state_dtype(settings.mamba_ssm_cache_dtype),
+        aligned_states=states == "align",
+        state_dtype=_state_dtype(own),
         rules=profile.cache_rules,
     )
-    return vllm_layers(spec, options, [stage.layers for stage in stages])
+    layers = vllm_layers(spec, options, [stage.layers for stage in stages])
+    return speculation.with_draft_layers(layers, options) if speculation else layers
 
 
-def _state_dtype(asked: str | None) -> str:
-    """Number format of recurrent states: as asked; "" is the model's own."""
-    return "" if asked in (None, "auto") else str(asked)
+_STATE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _communication_ranks(spec: ModelSpec, layout: Layout) -> int:
+    """GPUs of a pipeline stage that talk to each other: experts join data-parallel ranks."""
+    return layout.expert_ranks if _has_experts(spec) else layout.tensor_parallel_size
+
+
+def _state_dtype(options: VllmSettings) -> str:
+    asked = options.mamba_ssm_cache_dtype
+    if asked in (None, "auto"):
+        return ""
+    if asked not in _STATE_DTYPES:
+        raise InvalidDeploymentError(
+            f"vLLM takes no recurrent states in {asked!r}", f"use {', '.join(_STATE_DTYPES)}"
+        )
+    return asked
+
+
+def _check_dtype(options: VllmSettings) -> None:
+    """Types of the same width change nothing; a wider one is not planned."""
+    if options.dtype not in (None, "auto", "half", "float16", "bfloat16"):
+        raise UnsupportedError(
+            f"--dtype {options.dtype[:20]} is not planned", "use auto, bfloat16 or float16"
+        )
 
 
 def _available(
-    budget: VllmBudget, weights: RankWeights, rotary_bytes: int, request: Request
+    budget: VllmBudget, rank: Rank, rotary_bytes: int, fixed_bytes: int | None
 ) -> tuple[int, int, int]:
     """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
-    if request.kv_cache_bytes is not None:
-        return (request.kv_cache_bytes,) * 3
-    left = budget.requested_bytes - weights.resident_bytes - rotary_bytes
+    if fixed_bytes is not None:
+        return (fixed_bytes,) * 3
+    left = budget.requested_bytes - rank.weights.resident_bytes - rotary_bytes - rank.item_bytes
     charged = [item for item in budget.items if item.in_budget]
     best = left - sum(item.bytes for item in charged)
     low = left - sum(item.high_bytes for item in charged)
@@ -432,9 +573,10 @@ def _moe_backend(
     return "triton" if expert.__class__.__name__.startswith("Fp8") else "marlin"
 
 
-def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
+def _shape(spec: ModelSpec, layout: Layout, redundant: int, options: VllmSettings) -> BudgetShape:
     """Widths that decide the activation peak, per rank."""
     tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+    shares = 1 if ep > 1 else layout.expert_ranks
     dense = 0
     moe_shape: MoeShape | None = None
     latent: LatentShape | None = None
@@ -444,11 +586,10 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
                 dense = max(dense, ceil_div(feed_forward.intermediate_size, tp))
         moe = moe_of(block)
         if moe is not None:
-            width = moe.intermediate_size if ep > 1 else ceil_div(moe.intermediate_size, tp)
             moe_shape = MoeShape(
-                num_local_experts=ceil_div(moe.num_experts, ep),
+                num_local_experts=ceil_div(moe.num_experts + redundant, ep),
                 experts_per_token=moe.experts_per_token,
-                intermediate_size=width,
+                intermediate_size=ceil_div(moe.intermediate_size, shares),
             )
             if moe.shared is not None:
                 dense = max(dense, ceil_div(moe.shared.intermediate_size, tp))
@@ -466,151 +607,8 @@ def _shape(spec: ModelSpec, layout: Layout) -> BudgetShape:
         dense_intermediate_size=dense,
         moe=moe_shape,
         latent=latent,
-        has_encoder=bool(spec.towers),
-    )
-
-
-def _rotary_bytes(spec: ModelSpec, profile: VllmProfile) -> int:
-    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
-    element = {"float32": 4, "bfloat16": 2, "float16": 2}
-    model = "bfloat16" if spec.dtype == "float32" else spec.dtype
-    sizes = [
-        table.positions * table.rotary_dim * element[table.dtype or model] * table.copies
-        for table in spec.rotary
-    ]
-    if sizes and spec.model_type in profile.fourfold_position_types:
-        sizes[0] *= 4
-    return sum(sizes)
-
-
-def _weight_items(weights: RankWeights, rotary_bytes: int, layout: Layout) -> list[MemoryItem]:
-    source = "tensor inventory; vLLM 0.32.0 model_executor/layers"
-    split = f"1/{layout.tensor_parallel_size} of what tensor parallelism splits"
-    if layout.expert_parallel_size > 1:
-        split += f", whole experts on {layout.expert_parallel_size} ranks"
-    rows = [
-        (f"weights.{group}", size, f"elements x element width, {split}")
-        for group, size in weights.by_group.items()
-    ]
-    rows += [
-        (
-            "weights.scales",
-            weights.scale_bytes,
-            "scales, zero points and tables of quantized matrices",
-        ),
-        (
-            "weights.padding",
-            weights.padding_bytes,
-            "vocabulary rows to a multiple of 64; MXFP4 experts to kernel tiles",
-        ),
-        (
-            "weights.latent_copies",
-            weights.latent_copy_bytes,
-            "absorbed MLA matrices, de-quantized beside a quantized kv_b",
-        ),
-        (
-            "weights.repacked",
-            weights.repacked_bytes,
-            "what loading adds for a kernel: biases in float32, scales in another order",
-        ),
-        (
-            "weights.allocator_rounding",
-            weights.rounding_bytes,
-            "each tensor rounded as torch's caching allocator does",
-        ),
-        ("weights.buffers", rotary_bytes, "rotary tables: positions x rotary size x element width"),
-    ]
-    return [
-        exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size
-    ]
-
-
-def _kv_item(
-    needed_bytes: int, kv: KvPlan, concurrency: int, context: int, block_bytes: int
-) -> MemoryItem:
-    formula = (
-        f"({concurrency} x {kv.blocks_per_request:,} blocks for {context:,} tokens + 1 null block) "
-        f"x {block_bytes:,} bytes"
-    )
-    return exact_item(
-        "kv_cache", "kv_cache", needed_bytes, formula, "vLLM 0.32.0 v1/core/kv_cache_utils.py"
-    )
-
-
-def _budget_item(item: Any) -> MemoryItem:
-    return MemoryItem(
-        name=item.name,
-        category=item.category,
-        size_bytes=item.bytes,
-        low_bytes=item.low_bytes,
-        high_bytes=item.high_bytes,
-        formula=item.formula,
-        source=item.source,
-        in_budget=item.in_budget,
-    )
-
-
-def _kv_summary(
-    kv: KvPlan,
-    layout: KvLayout,
-    settings: KvSettings,
-    cache: VllmLayers,
-    stage: int,
-    available: tuple[int, int, int],
-    needed_bytes: int,
-    concurrency: int,
-    most_context: int,
-) -> KvSummary:
-    per_token, per_sequence = _steady_state(cache, stage)
-    usable_blocks = max(kv.num_blocks - 1, 0)
-    longest = replace(settings, max_model_len=most_context)
-    return KvSummary(
-        bytes_per_token=per_token,
-        state_bytes_per_sequence=per_sequence,
-        block_tokens=layout.block_tokens or cache.block_tokens,
-        blocks=kv.num_blocks,
-        available_bytes=available[0],
-        available_low_bytes=available[1],
-        available_high_bytes=available[2],
-        needed_bytes=needed_bytes,
-        capacity_tokens=kv.tokens_logged,
-        max_concurrency=kv.max_concurrency,
-        max_context=max_context_tokens(layout, longest, usable_blocks // concurrency),
-        dtype=cache.kv_dtype,
-        backend=cache.backend,
-        groups=tuple(
-            {
-                "kind": group.kind,
-                "layers": group.num_layers,
-                "block_tokens": group.block_tokens,
-                "page_bytes": group.page_bytes(stage),
-            }
-            for group in layout.groups
-        ),
-    )
-
-
-def _steady_state(cache: VllmLayers, stage: int) -> tuple[int, int]:
-    """(bytes per further token, bytes per sequence that do not grow) on one rank of a stage."""
-    per_token = per_sequence = 0
-    for pages in cache.stages[stage]:
-        if pages.kind in ("mamba", "ring"):
-            per_sequence += pages.state_bytes * pages.num_layers
-        elif pages.window_tokens is not None:
-            per_sequence += (
-                pages.state_bytes * pages.num_layers * pages.window_tokens // pages.tokens_per_state
-            )
-        else:
-            per_token += pages.state_bytes * pages.num_layers // pages.tokens_per_state
-    return per_token, per_sequence
-
-
-def _recurrent_bytes(cache: VllmLayers, stage: int) -> int:
-    """States of linear attention and Mamba of one sequence: read and written in every step."""
-    return sum(
-        pages.state_bytes * pages.num_layers
-        for pages in cache.stages[stage]
-        if pages.kind == "mamba"
+        has_encoder=has_active_encoder(spec, options),
+        encoder=encoder_shape(spec, options, tp),
     )
 
 
@@ -629,22 +627,84 @@ def _defaulted(request: Request) -> tuple[str, ...]:
         "max_num_batched_tokens": "max_num_batched_tokens",
         "enforce_eager": "enforce_eager",
         "block_tokens": "block_size",
+        "decode_context_parallel_size": "dcp",
+        "num_redundant_experts": "num_redundant_experts",
+        "cpu_offload_bytes": "cpu_offload_bytes",
     }
     given = request.given()
     return tuple(shown for field, shown in names.items() if field not in given)
+
+
+def _layout_notes(
+    spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int
+) -> list[Note]:
+    """What the sizes mean for the user: what was chosen, what is held more than once."""
+    out = []
+    if layout.note:
+        out.append(Note(code="layout", message=layout.note))
+    tp, dp = layout.tensor_parallel_size, layout.data_parallel_size
+    if dp > 1:
+        share = ceil_div(concurrency, dp)
+        message = (
+            f"cache, tokens and limits are those of one of {dp} data-parallel ranks, which serves "
+            f"{share} of {concurrency} sequence{'s' if concurrency > 1 else ''}"
+        )
+        if _has_experts(spec) and not layout.expert_parallel:
+            message += f"; experts are split over all {layout.expert_ranks} GPUs of a stage"
+        out.append(Note(code="data-parallel", message=message))
+    copies = kv_copies(spec, layout)
+    cached = ledger.category_bytes("kv_cache")
+    if copies > 1 and cached:
+        wasted = cached - cached // copies
+        most = tp // max(1, tp // (copies * layout.decode_context_parallel_size))
+        latent = any(
+            isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
+        )
+        what = "latent attention has no heads to split" if latent else "fewer KV heads than ranks"
+        other = f"--dp {tp} --ep" if _has_experts(spec) else f"--dp {tp}"
+        message = (
+            f"{what}: {copies} ranks hold the same keys and values, {format_gib(wasted)} per GPU "
+            f"are copies; --dcp {most} shares the tokens out, {other} the sequences"
+        )
+        out.append(Note(code="kv-replicated", message=message))
+    return out
+
+
+def _asleep(options: VllmSettings, rank: Rank, ledger: GpuLedger) -> list[Note]:
+    """What sleep leaves on a GPU: weights and cache go, contexts and graphs stay.
+
+    vLLM 0.33.0 v1/worker/gpu_worker.py:sleep.
+    """
+    if not options.enable_sleep_mode:
+        return []
+    stays = ledger.outside_bytes + sum(
+        item.size_bytes
+        for item in ledger.items
+        if item.name in ("runtime.cuda_graphs", "runtime.non_torch")
+    )
+    message = (
+        f"asleep, a GPU keeps about {format_gib(stays)}; level 1 holds its "
+        f"{format_gib(rank.weights.resident_bytes)} of weights in host memory, level 2 drops them"
+    )
+    return [Note(code="sleep", message=message)]
+
+
+def _unplanned(options: VllmSettings) -> list[Note]:
+    names = options.unplanned()
+    if not names:
+        return []
+    message = f"not planned, though it may change memory: {', '.join(names)}"
+    return [Note(code="engine-settings", message=message)]
 
 
 def _warnings(
     spec: ModelSpec,
     gpu: GpuSpec,
     request: Request,
-    layout: Layout,
     ledger: GpuLedger,
     load_peak_bytes: int,
 ) -> list[Note]:
     out = []
-    if layout.note:
-        out.append(Note(code="layout", message=layout.note))
     if request.context_tokens is None and default_context(spec) < spec.max_context:
         message = (
             f"LongRoPE: vLLM serves {default_context(spec):,} tokens unless a context is given; "

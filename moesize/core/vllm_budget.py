@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
 
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB, ceil_div, format_bytes, round_up
+from moesize.core.vllm_encoder import EncoderShape
 
 if TYPE_CHECKING:
     from moesize.core.engine import Constant, Constants
@@ -107,6 +108,7 @@ class BudgetShape:
     moe: MoeShape | None = None
     latent: LatentShape | None = None
     has_encoder: bool = False
+    encoder: EncoderShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,7 @@ class BudgetSettings:
     is_last_stage                 only the last pipeline stage samples
     segment_bytes, repacked_module_bytes   of the rank's weights (RankWeights)
     loose_state_bytes             recurrent states of a sequence beside the paged cache
+    communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
 
     total_bytes: int
@@ -171,6 +174,7 @@ class BudgetSettings:
     vendor: str = "nvidia"
     segment_bytes: int = 0
     repacked_module_bytes: int = 0
+    communication_ranks: int = 0
     rules: BudgetRules = BudgetRules()
 
 
@@ -474,13 +478,9 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
     # The hidden states of all tokens stay alive while logits are made.
     kept = settings.max_num_batched_tokens * shape.hidden_size * _ACTIVATION_BYTES
     sampler = _sampler_band(shape, settings, constants)
-    # A vision or audio encoder runs before the language model, and only its outputs stay.
-    encoder = (0, 0, 0)
-    if shape.has_encoder:
-        encoder = _band(constants["encoder_profile_peak"], 1)
     best, low, high = (
-        max(of_forward, prefill, kept + of_sampler, of_encoder)
-        for of_forward, of_sampler, of_encoder in zip(forward, sampler, encoder, strict=True)
+        max(of_forward, prefill, kept + of_sampler)
+        for of_forward, of_sampler in zip(forward, sampler, strict=True)
     )
     scratch_bytes = 0 if settings.rules.moe_workspace_kept else moe_workspace_bytes(shape, settings)
     logits = _sampled_rows(settings) * shape.vocab_size
@@ -492,7 +492,7 @@ def _forward_peak(shape: BudgetShape, settings: BudgetSettings, constants: Const
         high,
         "largest of: T * 2 * (3 F/t + 3 H) of the forward pass (4 H with experts);"
         " context * N/t * (nope + v) * 2 of a latent-attention prefill;"
-        " c * S * V + T * H * 2 of the sampler; an encoder's dummy run;"
+        " c * S * V + T * H * 2 of the sampler;"
         f" forward = {_forward_bytes(shape, settings):,}, scratch = {scratch_bytes:,},"
         f" logits = {logits:,}, kept = {kept:,}",
         constants["forward_activation_factor"].source,
@@ -554,16 +554,36 @@ def _encoder_cache(
 ) -> BudgetItem | None:
     if not shape.has_encoder:
         return None
-    best = settings.max_num_batched_tokens * shape.hidden_size * _ACTIVATION_BYTES
-    constant = constants["encoder_profile_peak"]
+    tokens, constant = settings.max_num_batched_tokens, constants["encoder_profile_peak"]
+    outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES
+    name, source = "activations.encoder", constant.source
+    encoder = shape.encoder
+    forward = _forward_peak(shape, settings, constants)
+    if encoder is None:
+        return BudgetItem(
+            name,
+            "activations",
+            outputs + max(0, round(constant.value) - forward.bytes),
+            0,
+            outputs + max(0, round(constant.high) - forward.low_bytes),
+            "T * H * 2 of encoder outputs; what its own activations exceed the language model's by",
+            source,
+            in_budget=True,
+        )
+    tokens = max(tokens, encoder.largest_item)
+    outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES * encoder.output_widths
+    inner = tokens * encoder.patches * encoder.patch_bytes
+    # The tower's activations are gone when the language model runs: the larger of both counts.
     return BudgetItem(
-        "activations.encoder",
+        name,
         "activations",
-        best,
+        outputs + max(0, inner - forward.bytes),
         0,
-        2 * best,
-        "T * H * 2 of encoder outputs, the most that a batch may hold",
-        constant.source,
+        2 * outputs + max(0, 2 * inner - forward.low_bytes) + round(constant.value),
+        f"{tokens:,} tokens * H * 2 * {encoder.output_widths} of encoder outputs; what as many * "
+        f"{encoder.patches} "
+        f"patches * {encoder.patch_bytes:,} bytes of the tower exceed the language model's peak by",
+        "vLLM 0.33.0 multimodal/encoder_budget.py, v1/worker/gpu/mm/encoder_runner.py",
         in_budget=True,
     )
 
@@ -620,11 +640,12 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
 
 
 def _communication(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
-    ranks = settings.tensor_parallel_size
+    ranks = settings.communication_ranks or settings.tensor_parallel_size
     if ranks == 1:
         return None
     constant = constants["nccl_8_ranks" if ranks >= 8 else "nccl_2_to_7_ranks"]
     best, low, high = _band(constant, 1)
+    ranks = settings.tensor_parallel_size
     buffers = _CUSTOM_ALL_REDUCE_BYTES if ranks in _CUSTOM_ALL_REDUCE_RANKS else 0
     symmetric = _SYMMETRIC_MEMORY_BYTES.get(settings.compute_capability, {}).get(ranks, 0)
     return BudgetItem(

@@ -101,7 +101,7 @@ class CacheOptions:
     num_mtp_layers       MTP layers that speculation loads, on the last stage
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
     aligned_states       recurrent states are kept at block ends, so that prefixes are found
-    conv_dtype, recurrent_dtype   as --mamba-cache-dtype and --mamba-ssm-cache-dtype; "" is auto
+    state_dtype          as `--mamba-ssm-cache-dtype`; "" is the model's own
     rules                what else differs between releases
     """
 
@@ -114,8 +114,7 @@ class CacheOptions:
     num_mtp_layers: int = 0
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
     aligned_states: bool = True
-    conv_dtype: str = ""
-    recurrent_dtype: str = ""
+    state_dtype: str = ""
     rules: CacheRules = CacheRules()
 
 
@@ -545,7 +544,7 @@ class _Chooser:
                 heads = self._share(mixer.num_v_heads)
                 recurrent = heads * mixer.v_head_dim * mixer.k_head_dim
                 conv *= mixer.conv_kernel + history
-                return self._both(conv, recurrent, mixer.state_dtype)
+                return self._both(conv, recurrent, self.options.state_dtype or mixer.state_dtype)
             case KimiDeltaAttention():
                 conv = self._share(3 * mixer.num_heads * mixer.head_dim)
                 recurrent = self._share(mixer.num_heads) * mixer.head_dim**2
@@ -559,7 +558,7 @@ class _Chooser:
                 conv = self._share(mixer.inner_size + 2 * groups * mixer.state_size)
                 recurrent = self._share(mixer.num_heads) * mixer.head_dim * mixer.state_size
                 conv *= mixer.conv_kernel + history
-                return self._both(conv, recurrent, mixer.state_dtype)
+                return self._both(conv, recurrent, self.options.state_dtype or mixer.state_dtype)
             case Mamba1():
                 inner = self._share(mixer.inner_size)
                 return self._both(inner * (mixer.conv_kernel - 1), inner * mixer.state_size, "")
@@ -573,11 +572,8 @@ class _Chooser:
                 assert_never(mixer)
 
     def _both(self, conv_elements: int, recurrent_elements: int, state_dtype: str) -> int:
-        options = self.options
-        conv_bytes = _state_width(options.conv_dtype, self.dtype_bytes)
-        own = _DTYPE_BYTES[state_dtype] if state_dtype else conv_bytes
-        state_bytes = _state_width(options.recurrent_dtype, own)
-        return conv_elements * conv_bytes + recurrent_elements * state_bytes
+        state_bytes = _DTYPE_BYTES[state_dtype] if state_dtype else self.dtype_bytes
+        return conv_elements * self.dtype_bytes + recurrent_elements * state_bytes
 
     def _share(self, size: int) -> int:
         if size % self.ranks:
@@ -586,12 +582,6 @@ class _Chooser:
                 "choose another --tensor-parallel-size",
             )
         return size // self.ranks
-
-
-def _state_width(dtype: str, own_bytes: int) -> int:
-    if dtype and dtype not in _DTYPE_BYTES:
-        raise UnsupportedError(f"recurrent states in {dtype[:40]!r}", "use float32 or bfloat16")
-    return _DTYPE_BYTES[dtype] if dtype else own_bytes
 
 
 def _index_bytes(head_dim: int) -> int:

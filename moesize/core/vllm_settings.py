@@ -128,6 +128,64 @@ class VllmSettings:
             if (value := getattr(self, item.name)) is not None
         }
 
+    def unplanned(self) -> tuple[str, ...]:
+        """Names that were given, may change memory, and are not looked at by the planner."""
+        return tuple(name for name in self.to_dict() if name not in _PLANNED | _HARMLESS)
+
+
+# What the planner looks at: a name that is not here is named in a warning when it is given.
+_PLANNED = frozenset(
+    (
+        "cudagraph_capture_sizes",
+        "cudagraph_mode",
+        "enable_chunked_prefill",
+        "flashinfer_workspace_bytes",
+        "fused_moe_chunk_size",
+        "max_cudagraph_capture_size",
+        "performance_mode",
+        "profile_cuda_graphs",
+        "usage_context",
+        "use_v1",
+        "use_v2_model_runner",
+        "all2all_backend",
+        "async_scheduling",
+        "cpu_offload_params",
+        "disable_hybrid_kv_cache_manager",
+        "draft_tensor_parallel_size",
+        "dtype",
+        "enable_eplb",
+        "enable_mixed_moe_lora_format",
+        "enable_prefix_caching",
+        "enable_sleep_mode",
+        "fully_sharded_loras",
+        "language_model_only",
+        "limit_mm_per_prompt",
+        "lora_target_modules",
+        "mamba_cache_mode",
+        "mamba_ssm_cache_dtype",
+        "max_cpu_loras",
+        "mm_encoder_tp_mode",
+        "num_gpu_blocks_override",
+        "offload_backend",
+        "offload_group_size",
+        "offload_num_in_group",
+        "offload_params",
+        "offload_prefetch_step",
+        "pp_layer_partition",
+        "prefill_context_parallel_size",
+        "skip_mm_profiling",
+        "spec_method",
+    )
+)
+# What cannot change what a GPU holds, at least not by more than a few bytes.
+_HARMLESS = frozenset(
+    (
+        "data_parallel_size_local",
+        "dcp_kv_cache_interleave_size",
+        "expert_placement_strategy",
+    )
+)
+
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):

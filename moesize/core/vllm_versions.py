@@ -216,10 +216,14 @@ class VllmProfile:
     def mamba_cache_mode(self, spec: ModelSpec, settings: VllmSettings) -> MambaCacheMode:
         """How recurrent states are kept: one for a request, or more so that prefixes are found."""
         match settings.mamba_cache_mode:
-            case "none" | "align" | "all":
+            case "none" | "align":
                 return settings.mamba_cache_mode
-            case _:
+            case None:
                 pass
+            case other:
+                raise UnsupportedError(
+                    f"mamba cache mode {other!r} is not planned", "use align or none"
+                )
         caching = settings.enable_prefix_caching
         if caching is None:
             caching = self.hybrid_prefix_caching

@@ -18,7 +18,7 @@ from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry, published
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError
-from moesize.core.inventory import Entry, moe_of
+from moesize.core.inventory import Entry, Section, moe_of
 from moesize.core.records import dataclass
 from moesize.core.recurrent import KimiDeltaAttention
 from moesize.core.tensors import GROUPS, Tensor
@@ -50,6 +50,23 @@ _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight"
 
 
 @dataclass(slots=True)
+class Parameter:
+    """One tensor as vLLM allocates it: what projections are joined in is one of them.
+
+    layers     indices of the layers that have it; formats may differ between layers of a block
+    is_scale   scales of the parameter `name`, a tensor of their own
+    """
+
+    name: str
+    group: str
+    layers: tuple[int, ...]
+    size_bytes: int
+    padding_bytes: int = 0
+    is_scale: bool = False
+    is_expert: bool = False
+
+
+@dataclass(slots=True)
 class RankWeights:
     """What one rank holds, in bytes.
 
@@ -60,6 +77,8 @@ class RankWeights:
     segment_bytes   what the segments of large tensors have beyond the tensors; not resident_bytes
     repacked_module_bytes   experts of a layer that loading writes anew in another order
     largest_module_bytes   the largest group of tensors that loading re-packs at once
+    expert_bytes   what of it all belongs to routed experts, scales and padding included
+    layer_parameters   parameters of one layer of each block, in the order of the inventory
     """
 
     by_group: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GROUPS, 0))
@@ -71,6 +90,8 @@ class RankWeights:
     segment_bytes: int = 0
     repacked_module_bytes: int = 0
     largest_module_bytes: int = 0
+    expert_bytes: int = 0
+    layer_parameters: dict[str, list[Parameter]] = field(default_factory=dict)
 
     @property
     def parameter_bytes(self) -> int:
@@ -93,8 +114,12 @@ class Stage:
     first: bool
     last: bool
 
-    def count(self, entry: Entry, spec: ModelSpec) -> int:
-        """How many times this stage holds a tensor."""
+    def count(self, entry: Entry, spec: ModelSpec, section: Section = "layers") -> int:
+        """How many times this stage holds a tensor; of section "mtp": the MTP layers alone."""
+        if section == "mtp":
+            if entry.section != "mtp":
+                return 0
+            return sum(1 for layer in entry.layers if layer in self.layers)
         match entry.section:
             case "layers":
                 return sum(1 for layer in entry.layers if layer in self.layers)
@@ -189,8 +214,8 @@ class WeightRules:
 def pipeline_stages(
     num_layers: int,
     pipeline_parallel_size: int,
-    remainder: PipelineRemainder = "before_last",
     partition: tuple[int, ...] | None = None,
+    remainder: PipelineRemainder = "before_last",
 ) -> tuple[Stage, ...]:
     """Layers of every stage: L // p each, one more from the last but one backwards.
 
@@ -204,18 +229,19 @@ def pipeline_stages(
         )
     sizes = [num_layers // pipeline_parallel_size] * pipeline_parallel_size
     left = num_layers % pipeline_parallel_size
-    if partition is not None:
-        if len(partition) != pipeline_parallel_size or sum(partition) != num_layers:
-            raise InvalidDeploymentError(
-                f"the partition {','.join(map(str, partition))} is not one of {num_layers} layers "
-                f"over {pipeline_parallel_size} pipeline stages: vLLM refuses it"
-            )
-        sizes = list(partition)
-    elif remainder == "last":
+    if remainder == "last":
         sizes[-1] += left
     else:
         for i in range(left):
             sizes[-(i + 2)] += 1
+    if partition is not None:
+        if len(partition) != pipeline_parallel_size or sum(partition) != num_layers:
+            raise InvalidDeploymentError(
+                f"VLLM_PP_LAYER_PARTITION {','.join(map(str, partition))[:60]} does not share out "
+                f"{num_layers} layers over {pipeline_parallel_size} pipeline stages",
+                f"for example {','.join(map(str, sizes))}",
+            )
+        sizes = list(partition)
     stages, start = [], 0
     for index, size in enumerate(sizes):
         layers = range(start, start + size)
@@ -269,27 +295,77 @@ def mxfp4_backend(major: int, rules: WeightRules) -> str:
     return table.get(str(major), table["other"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How the tensors of a stage are shared out over its t x d ranks.
+
+    t ranks of a data-parallel rank split everything; the routed experts are split over all t x d
+    ranks, by width, or as whole experts with expert parallelism (0.33.0 fused_moe/config.py:
+    FusedMoEParallelConfig.make).
+
+    redundant_experts     copies that the load balancer adds to the experts of a layer
+    fullest               the rank is one of those with an expert more where they do not divide
+    sequence_parallel     tokens are split over t before the experts: shared experts are held whole
+    adapters              LoRA is on: MXFP4 experts run in Marlin's kernels on every GPU
+    whole_towers          --mm-encoder-tp-mode data
+    without_towers        kinds of tower that are not built: no item of their modalities may come
+    """
+
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    expert_parallel: bool = False
+    redundant_experts: int = 0
+    fullest: bool = True
+    sequence_parallel: bool = False
+    adapters: bool = False
+    whole_towers: bool = False
+    without_towers: tuple[str, ...] = ()
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks that share out the routed experts."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
+    def local_experts(self, experts: int) -> int:
+        """Experts of a layer on the rank. 0.33.0 expert_map_manager.py:determine_expert_map."""
+        total = experts + self.redundant_experts
+        if not self.expert_parallel:
+            return total
+        return total // self.expert_ranks + (self.fullest and total % self.expert_ranks > 0)
+
+
 def rank_weights(
     spec: ModelSpec,
     stored: tuple[StoredEntry, ...],
     *,
-    tensor_parallel_size: int,
+    tensor_parallel_size: int = 1,
     expert_parallel_size: int = 1,
     compute_capability: str | None = None,
     rocm: bool = False,
     stage: Stage | None = None,
     rules: WeightRules | None = None,
+    sharding: Sharding | None = None,
+    section: Section = "layers",
 ) -> RankWeights:
     """Bytes on the fullest rank of a pipeline stage (default: of a model in one stage).
 
+    `sharding` says more than the two sizes, and goes before them. section "mtp": the bytes of the
+    MTP layers alone (`stage.layers` counts on from the trunk's).
     Raises InvalidDeploymentError when t does not divide the model.
     """
     rules = rules or WeightRules()
+    sharding = sharding or Sharding(
+        tensor_parallel_size=tensor_parallel_size, expert_parallel=expert_parallel_size > 1
+    )
+    tensor_parallel_size = sharding.tensor_parallel_size
     stage = stage or pipeline_stages(spec.num_layers, 1)[0]
     weights = RankWeights()
     fused: dict[tuple[str, tuple[int, ...], str], tuple[int, list[int]]] = {}
     modules: dict[tuple[str, str], int] = {}
-    padding = mxfp4_padding(compute_capability, rocm=rocm, rules=rules)
+    # 0.32.0 fused_moe/oracle/mxfp4.py: adapters beside MXFP4 experts need Marlin's kernels.
+    marlin = "8.0" if sharding.adapters else compute_capability
+    padding = mxfp4_padding(marlin, rocm=rocm, rules=rules)
     joined: set[tuple[str, tuple[int, ...], str]] = set()
     mxfp4_blocks = {
         item.entry.block
@@ -298,18 +374,20 @@ def rank_weights(
     }
     for item in stored:
         tensor = item.entry.tensor
-        count = stage.count(item.entry, spec)
+        count = stage.count(item.entry, spec, section)
         is_head = tensor.role == "lm_head.weight" and item.entry.section == "final"
-        if is_head and _is_one_of(spec, rules.head_on_every_stage):
+        if is_head and section != "mtp" and _is_one_of(spec, rules.head_on_every_stage):
             count = item.entry.count
+        if item.entry.section == "tower" and _is_left_out(spec, tensor, sharding):
+            count = 0
         if _is_one_of(spec, _DOUBLED.get(tensor.role, ())):
-            count += 1
+            count += bool(section != "mtp")
         if not count or _is_one_of(spec, _UNUSED.get(tensor.role, ())):
             continue
         if tensor.role == "router.weight" and _computes_router_in_float(spec, compute_capability):
             item = replace(item, dtype="float32")
-        shape, copies = local_shape(spec, item.entry, tensor_parallel_size, expert_parallel_size)
-        if item.entry.section == "layers" and _is_key_and_value(spec, item.entry):
+        shape, copies = local_shape(spec, item.entry, sharding)
+        if item.entry.section in ("layers", "mtp") and _is_key_and_value(spec, item.entry):
             copies *= 2
         try:
             weight, scale, pad = _matrix_bytes(item, shape, padding)
@@ -319,9 +397,8 @@ def rank_weights(
             ) from error
         wide = shape
         if tensor.expert and tensor.shard is not None:
-            wide = _padded_expert(
-                spec, item, shape, compute_capability, expert_parallel_size < tensor_parallel_size
-            )
+            is_split = not sharding.expert_parallel and sharding.expert_ranks > 1
+            wide = _padded_expert(spec, item, shape, compute_capability, is_split)
         if wide != shape:
             pad = sum(_matrix_bytes(item, wide, padding)) - weight - scale
         if item.entry.block in mxfp4_blocks and tensor.expert and tensor.role.endswith(".bias"):
@@ -342,12 +419,15 @@ def rank_weights(
         if tensor.role == "attention.linear.b":
             pad = _joined_padding(spec, item.entry, tensor_parallel_size)
         weights.by_group[tensor.group] += weight * copies * count
+        if tensor.expert:
+            weights.expert_bytes += (weight + scale + pad) * copies * count
         weights.scale_bytes += scale * copies * count
         weights.padding_bytes += pad * copies * count
         if padding.all_input_scales and tensor.expert and isinstance(item.weight_format, Nvfp4):
             # The kernels from Blackwell on read the input scales of all ranks' experts.
             scale_bytes = 4 if item.weight_format.static_input_scale else 0
-            weights.scale_bytes += scale_bytes * (tensor.copies - copies) * count
+            others = tensor.copies + sharding.redundant_experts - copies
+            weights.scale_bytes += scale_bytes * others * count
         if _drops_input_scale(spec, item):
             weights.scale_bytes += number_bytes(item.dtype, 1) * copies * count
         true_rows = _unpadded_rows(tensor, tensor_parallel_size)
@@ -356,6 +436,7 @@ def rank_weights(
             extra = weight - weight * true_rows // shape[0]
             weights.by_group[tensor.group] -= extra * count
             weights.padding_bytes += extra * count
+        _list_parameters(weights, item.entry, (weight, scale, pad), copies)
         _collect(fused, item.entry, count, weight + pad, copies)
         if scale:
             _collect(fused, item.entry, count, scale, copies, "scale")
@@ -458,7 +539,8 @@ def _cache_scale_bytes(spec: ModelSpec, stage: Stage) -> int:
         # Mixed precision lists what it quantizes, and has these only with a quantized cache.
         if last.format == "keep" and not spec.quantization.kv_dtype:
             return 0
-    blocks = [spec.block(spec.layout[layer]) for layer in stage.layers]
+    names = (*spec.layout, *(spec.mtp.layers if spec.mtp else ()))
+    blocks = [spec.block(names[layer]) for layer in stage.layers]
     layers = sum(isinstance(mixer, kinds) for block in blocks for mixer in block.mixers)
     return _CACHE_SCALE_BYTES.get(method, 0) * layers
 
@@ -573,12 +655,12 @@ def _padded_bias(tensor: Tensor, shape: tuple[int, ...], padding: KernelPadding)
     return round_up(shape[0], padding.hidden if down else padding.intermediate)
 
 
-def local_shape(
-    spec: ModelSpec, entry: Entry, tensor_parallel_size: int, expert_parallel_size: int
-) -> tuple[tuple[int, ...], int]:
-    """Shape and number of copies that the fullest rank holds of one tensor."""
-    tensor = entry.tensor
-    if entry.section == "tower" and not _splits_tower(spec, tensor, tensor_parallel_size):
+def local_shape(spec: ModelSpec, entry: Entry, sharding: Sharding) -> tuple[tuple[int, ...], int]:
+    """Shape and number of copies that a rank holds of one tensor."""
+    tensor, tensor_parallel_size = entry.tensor, sharding.tensor_parallel_size
+    if entry.section == "tower" and (
+        sharding.whole_towers or not _splits_tower(spec, tensor, tensor_parallel_size)
+    ):
         return tensor.shape, tensor.copies
     if _is_one_of(spec, _WHOLE.get(tensor.role, ())):
         return tensor.shape, tensor.copies
@@ -586,14 +668,23 @@ def local_shape(
         heads = ceil_div(tensor.shape[0], tensor_parallel_size)
         padded = next((size for size in _COMPRESSED_HEADS if heads <= size), heads)
         return (padded,), tensor.copies
-    if tensor.expert and expert_parallel_size > 1:
-        return tensor.shape, ceil_div(tensor.copies, expert_parallel_size)
+    copies = tensor.copies
+    if tensor.expert:
+        copies = sharding.local_experts(copies)
+        if sharding.expert_parallel:
+            return tensor.shape, copies
+        tensor_parallel_size = sharding.expert_ranks
+    if _is_held_whole(spec, tensor, sharding):
+        return tensor.shape, copies
+    if tensor.role == "other.mtp_projection" and _is_one_of(spec, _SPLIT_PROJECTION):
+        rows, *columns = tensor.shape
+        return (ceil_div(rows, tensor_parallel_size), *columns), copies
     if tensor.role in _VOCABULARY_ROLES:
         rows = round_up(tensor.shape[0], _VOCABULARY_ROWS)
         return (ceil_div(rows, tensor_parallel_size), *tensor.shape[1:]), tensor.copies
     shard = tensor.shard
     if shard is None or tensor_parallel_size == 1:
-        return tensor.shape, tensor.copies
+        return tensor.shape, copies
     size, units = tensor.shape[shard.dim], shard.units
     if units % tensor_parallel_size == 0:
         local = size // tensor_parallel_size
@@ -606,7 +697,36 @@ def local_shape(
             f"in {spec.title}",
             f"sizes that do: {_divisors(spec)}",
         )
-    return (*tensor.shape[: shard.dim], local, *tensor.shape[shard.dim + 1 :]), tensor.copies
+    return (*tensor.shape[: shard.dim], local, *tensor.shape[shard.dim + 1 :]), copies
+
+
+# Model types whose shared experts every rank holds whole where the tokens are split over the
+# tensor-parallel ranks, and those whose dense layers are too. vLLM 0.32.0 models/deepseek_v2.py,
+# llama4.py, nemotron_h.py, qwen3_next.py, models/deepseek_v32/, deepseek_v4/; glm4_moe.py,
+# qwen2_moe.py, ernie45_moe.py and the others split them as ever.
+_WHOLE_SHARED_EXPERTS = (
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "kimi_k2",
+    "kimi_k25", "kimi_vl", "llama4", "llama4_text", "nemotron_h", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_next",
+)  # fmt: skip
+_WHOLE_DENSE_LAYERS = ("deepseek_v32", "glm_moe_dsa")
+
+
+# MTP blocks whose joint projection of state and embedding is split by rows (vLLM 0.32.0
+# models/qwen3_5_mtp.py, qwen3_next_mtp.py, nemotron_h_mtp.py); the others hold it whole.
+_SPLIT_PROJECTION = (
+    "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+)  # fmt: skip
+
+
+def _is_held_whole(spec: ModelSpec, tensor: Tensor, sharding: Sharding) -> bool:
+    """Whether every rank holds an MLP whole because the tokens are split (sequence parallel)."""
+    if not sharding.sequence_parallel:
+        return False
+    if tensor.group == "shared_experts":
+        return _is_one_of(spec, _WHOLE_SHARED_EXPERTS)
+    whole_layers = _is_one_of(spec, _WHOLE_DENSE_LAYERS) and sharding.pipeline_parallel_size == 1
+    return tensor.group == "dense_mlp" and whole_layers
 
 
 # What every rank holds whole in some models. Queries and keys are gathered from all ranks before
@@ -645,6 +765,18 @@ def _splits_tower(spec: ModelSpec, tensor: Tensor, tensor_parallel_size: int) ->
     if not (_is_one_of(spec, _WHOLE_TOWERS) or tensor.role == "towers.audio"):
         return True
     return all(units % tensor_parallel_size == 0 for units in _tower_units(spec, tensor.role))
+
+
+# Their embedding of patches is no tower of its own to vLLM, and stays.
+_TOWERLESS = ("gemma4_unified",)
+
+
+def _is_left_out(spec: ModelSpec, tensor: Tensor, sharding: Sharding) -> bool:
+    """Whether a tower, or the projector that belongs to the vision tower, is not built."""
+    if not sharding.without_towers or _is_one_of(spec, _TOWERLESS):
+        return False
+    kind = tensor.role.removeprefix("towers.")
+    return ("vision" if kind == "projector" else kind) in sharding.without_towers
 
 
 def _tower_units(spec: ModelSpec, role: str) -> set[int]:
@@ -794,6 +926,38 @@ def _local_format(item: StoredEntry, shape: tuple[int, ...]) -> WeightFormat | N
         return tile
     side = gcd(tile.block_rows, tile.block_cols, width, hidden)
     return replace(tile, block_rows=side, block_cols=side) if side >= _LEAST_TILE else tile
+
+
+def _list_parameters(
+    weights: RankWeights, entry: Entry, sizes: tuple[int, int, int], copies: int
+) -> None:
+    """Add a tensor, and its scales, to the parameters of its block's layer."""
+    tensor, (weight, scale, pad) = entry.tensor, sizes
+    block = entry.block if entry.section in ("layers", "mtp") else entry.section
+    listed = weights.layer_parameters.setdefault(block, [])
+    for size, padding, is_scale in ((weight, pad, False), (scale, 0, True)):
+        if is_scale and not size:
+            continue
+        found = None
+        if tensor.fused:
+            key = (tensor.fused, entry.layers, is_scale)
+            found = next((p for p in listed if (p.name, p.layers, p.is_scale) == key), None)
+        if found is not None:
+            found.size_bytes += (size + padding) * copies
+            found.padding_bytes += padding * copies
+            continue
+        # All local experts lie in one tensor.
+        joined = copies if tensor.expert or tensor.fused else 1
+        parameter = Parameter(
+            tensor.fused or tensor.role,
+            tensor.group,
+            entry.layers,
+            (size + padding) * joined,
+            padding * joined,
+            is_scale,
+            tensor.expert,
+        )
+        listed += [replace(parameter) for _ in range(1 if joined > 1 else copies)]
 
 
 def _collect(

@@ -121,8 +121,17 @@ def setting_line(plan: Plan) -> str:
     parts = [] if by_layers else [f"TP {settings['tp']}{star('tp')}"]
     if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
+    if settings["dp"] > 1:
+        parts.append(f"DP {settings['dp']}")
+    if settings.get("dcp", 1) > 1:
+        parts.append(f"DCP {settings['dcp']}")
     if settings["ep"]:
         parts.append("expert parallel")
+    if settings.get("speculation"):
+        guess = settings["speculation"]
+        parts.append(f"{guess['method']} with {_plural(guess['num_tokens'], 'guess', 'guesses')}")
+    if settings.get("lora_rank"):
+        parts.append(f"{_plural(settings['max_loras'], 'LoRA')} of rank {settings['lora_rank']}")
     parts += [
         f"context {settings['context']:,}{star('context')}",
         _plural(settings["concurrency"], "sequence") + star("concurrency"),
@@ -148,6 +157,7 @@ def kv_line(plan: Plan) -> str:
         f"{cost} on each GPU; {format_gib(kv.available_bytes)} left = "
         f"{kv.capacity_tokens:,} tokens, {kv.max_concurrency:,.2f} sequences of "
         f"{settings['context']:,}"
+        + (f" on each of {kv.replicas} data-parallel ranks" if kv.replicas > 1 else "")
     )
 
 
@@ -163,17 +173,43 @@ def ledger_names(plan: Plan) -> list[str]:
         elif len(plan.gpus) == pp:
             names.append(f"GPUs of stage {ledger.pp_stage}")
         else:
-            names.append(f"stage {ledger.pp_stage}, rank {ledger.rank}")
+            alike = f"{ledger.count} " if ledger.count else ""
+            names.append(f"{alike}GPUs like rank {ledger.rank} (stage {ledger.pp_stage})")
     return names
 
 
-def host_line(plan: Plan) -> str:
-    """What lies in host memory; empty if nothing does."""
-    size = sum(item.size_bytes for item in plan.host)
-    if not size:
+def experts_line(plan: Plan) -> str:
+    """Experts of a rank and what a decode step brings to it; empty without expert parallelism."""
+    balance = plan.expert_parallel
+    if balance is None:
         return ""
-    largest = max(plan.host, key=lambda item: item.size_bytes)
-    return f"{format_gib(size)} of host memory, most of it {largest.name.replace('_', ' ')}"
+    least, most = balance["experts_per_rank"]["min"], balance["experts_per_rank"]["max"]
+    held = f"{most}" if least == most else f"{least} or {most}"
+    extra = f" + {balance['redundant']} redundant" if balance["redundant"] else ""
+    decode = balance["decode"]
+    mean, busiest = decode["balanced"], decode["busiest"]
+    text = (
+        f"{balance['experts']}{extra} on {balance['ranks']} ranks: {held} each; a step of "
+        f"{_plural(decode['tokens'], 'token')} brings {mean['rows']:,.1f} rows and reads "
+        f"{mean['distinct_experts']:,.1f} experts per rank and layer"
+    )
+    if balance["skew"] > 1:
+        costs = balance["decode_step"]
+        text += (
+            f"; {busiest['rows']:,.1f} rows and {busiest['distinct_experts']:,.1f} experts on the "
+            f"busiest (skew {balance['skew']:g})"
+        )
+        if costs["busiest"]["ms"] is not None:
+            text += f", {costs['busiest']['ms']:,.1f} ms a step for {costs['balanced']['ms']:,.1f}"
+    return text
+
+
+def host_line(plan: Plan) -> str:
+    """What lies in the host's memory; empty when nothing does."""
+    if not plan.host:
+        return ""
+    parts = (f"{item.name} {format_gib(item.size_bytes)}" for item in plan.host)
+    return f"{', '.join(parts)}, all ranks together"
 
 
 def longest_line(plan: Plan) -> str:
@@ -232,8 +268,8 @@ def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
     ]
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def _plural(count: int, noun: str, nouns: str = "") -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"
 
 
 def _flops(count: float) -> str:

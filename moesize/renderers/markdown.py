@@ -23,8 +23,11 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
         f"- setting: {_escape(lines.setting_line(plan)).replace('*', chr(92) + '*')}",
         f"- KV cache: {_escape(lines.kv_line(plan))}",
     ]
-    if plan.host:
-        out.append(f"- host: {_escape(lines.host_line(plan))}")
+    out += [
+        f"- {name}: {_escape(text)}"
+        for name, text in (("experts", lines.experts_line(plan)), ("host", lines.host_line(plan)))
+        if text
+    ]
     out += [f"- cost: {_escape(line)}" for line in lines.cost_lines(plan)]
     for ledger in plan.gpus:
         out += [

@@ -72,6 +72,7 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     facts = [
         ("KV cache", lines.kv_line(plan)),
         ("", lines.longest_line(plan)),
+        ("experts", lines.experts_line(plan)),
         ("host", lines.host_line(plan)),
     ]
     costs = lines.cost_lines(plan)

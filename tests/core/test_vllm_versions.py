@@ -405,7 +405,7 @@ def test_states_beside_the_cache_in_the_v0_engine() -> None:
 
 def test_layers_that_do_not_divide() -> None:
     """0.7.3: the last stage takes the rest; later one each, from the last but one backwards."""
-    old = [len(stage.layers) for stage in pipeline_stages(61, 4, "last")]
+    old = [len(stage.layers) for stage in pipeline_stages(61, 4, remainder="last")]
     new = [len(stage.layers) for stage in pipeline_stages(61, 4)]
     assert (old, new) == ([15, 15, 15, 16], [15, 15, 16, 15])
     given = pipeline_stages(61, 4, partition=(16, 15, 15, 15))
