@@ -137,7 +137,9 @@ def plan_vllm(
         pipeline_parallel_size=layout.pipeline_parallel_size,
         use_v1=options.use_v1,
     )
-    profile = profile.for_core(core).with_settings(options)
+    profile = profile.for_core(core)
+    if options is not _NO_SETTINGS:
+        profile = profile.with_settings(options)
     speculation = plan_speculation(spec, stored, request, options, layout)
     lora = plan_lora(request, options, layout)
     ranks = distinct_ranks(
@@ -317,7 +319,7 @@ def plan_vllm(
         "speculation": speculation.to_dict() if speculation else None,
         "lora_rank": lora.rank if lora else None,
         "max_loras": lora.slots if lora else None,
-        "engine_settings": options.to_dict(),
+        "engine_settings": {} if options is _NO_SETTINGS else options.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
@@ -434,9 +436,12 @@ def _batch(
     return batch
 
 
+_NO_SETTINGS = VllmSettings()
+
+
 def _settings(request: Request) -> VllmSettings:
     """The engine's own settings of a request; all defaults when there are none."""
-    found = request.engine_settings or VllmSettings()
+    found = request.engine_settings or _NO_SETTINGS
     if not isinstance(found, VllmSettings):
         raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
     return found
@@ -690,7 +695,7 @@ def _asleep(options: VllmSettings, rank: Rank, ledger: GpuLedger) -> list[Note]:
 
 
 def _unplanned(options: VllmSettings) -> list[Note]:
-    names = options.unplanned()
+    names = () if options is _NO_SETTINGS else options.unplanned()
     if not names:
         return []
     message = f"not planned, though it may change memory: {', '.join(names)}"

@@ -292,10 +292,13 @@ def _sees_whole_images(model: ModelSpec) -> bool:
 
 
 def _counted(names: Sequence[str], pages: dict[str, tuple[LayerPages, ...]]) -> list[LayerPages]:
-    counts: dict[LayerPages, int] = {}
+    layers: dict[str, int] = {}
     for name in names:
+        layers[name] = layers.get(name, 0) + 1
+    counts: dict[LayerPages, int] = {}
+    for name, count in layers.items():
         for kind in pages[name]:
-            counts[kind] = counts.get(kind, 0) + 1
+            counts[kind] = counts.get(kind, 0) + count
     return [replace(kind, num_layers=count) for kind, count in counts.items()]
 
 

@@ -794,7 +794,14 @@ def _divisors(spec: ModelSpec) -> str:
 
 
 def valid_tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> list[int]:
-    """The tensor-parallel sizes up to `most` that divide every split tensor."""
+    """The tensor-parallel sizes up to `most` that divide every split tensor; kept by the spec."""
+    kept: dict[int, list[int]] = spec.__dict__.setdefault("_tensor_parallel_sizes", {})
+    if most not in kept:
+        kept[most] = _dividing_sizes(spec, most)
+    return list(kept[most])
+
+
+def _dividing_sizes(spec: ModelSpec, most: int) -> list[int]:
     shards = {
         (entry.tensor.shard.units, entry.tensor.shard.replicate)
         for block in spec.blocks
