@@ -7,11 +7,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesize._version import __version__
-from moesize.catalog import resolve_model
+from moesize.catalog import catalogue_id, normal_form, resolve_model
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
-from moesize.core.inventory import count_parameters
+from moesize.core.inventory import count_parameters, moe_of
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
     KvSummary,
@@ -36,10 +36,13 @@ from moesize.core.weight_formats import (
 )
 from moesize.costs import costs
 from moesize.engines import (
+    YOURS,
+    calibration_without,
     engine_id,
     engine_planner,
     engine_profile,
     engine_rules,
+    planned_fields,
     refuse_unplanned,
 )
 from moesize.gpus import find_gpu
@@ -47,6 +50,7 @@ from moesize.gpus import find_gpu
 if TYPE_CHECKING:
     from moesize.core.engine import EngineProfile
     from moesize.core.gpu import GpuSpec
+    from moesize.engine_args import ServeCommand
 
 
 def plan(
@@ -58,7 +62,7 @@ def plan(
     kv_dtype: str | None = None,
     context: int | str | None = None,
     concurrency: int | str | None = None,
-    engine: str = "vllm",
+    engine: str | None = None,
     engine_version: str | None = None,
     tp: int | None = None,
     pp: int | None = None,
@@ -84,12 +88,20 @@ def plan(
     engine_args: str | None = None,
     online: bool = False,
     suggest: bool = True,
+    calibration: bool = True,
 ) -> Plan:
     """Plan `model` on `gpus` GPUs (default: as many as tp x pp x dp); keyword names are options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
-    "32k". Raises MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
+    "32k". `engine` is vllm if neither it nor a command in `engine_args` names one. What stands in
+    `engine_args` holds where the option itself is not given. `calibration` False leaves out what
+    `audit --save` measured. Raises MoesizeError: UnknownNameError, InvalidInputError,
+    UnsupportedError, ...
     """
+    if not calibration:
+        arguments = {**locals(), "calibration": True}
+        with calibration_without("off"):
+            return plan(arguments.pop("model"), **arguments)
     _check_types(
         {
             "gpu": gpu,
@@ -122,8 +134,16 @@ def plan(
     if gpus is None and count == 1:
         # No number anywhere: as many as the parallel sizes take.
         count = (tp or 1) * (pp or 1) * (dp or 1)
+    command = None
+    if engine_args:
+        from moesize.engine_args import parse_serve_command
+
+        engine = None if engine is None else engine_id(engine)
+        command = parse_serve_command(engine_args, engine=engine, version=engine_version)
+        engine = command.engine if engine is None else engine
+        engine_version = engine_version or command.engine_version
     request = Request(
-        engine=engine_id(engine),
+        engine=engine_id("vllm" if engine is None else engine),
         engine_version=engine_version,
         num_gpus=count,
         tensor_parallel_size=tp,
@@ -151,11 +171,9 @@ def plan(
         lora_rank=lora_rank,
         max_loras=max_loras,
     )
-    if engine_args:
-        from moesize.engine_args import apply_vllm_arguments
-
-        request, ignored = apply_vllm_arguments(request, engine_args)
-        notes += ignored
+    if command is not None:
+        request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
+        notes += pasted
     scheme, resolved = _scheme(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
@@ -177,11 +195,12 @@ def make_plan(
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Plan with everything looked up already; `scheme` None = as published."""
-    profile = engine_profile(request.engine, request.engine_version)
+    kind = model_kind(spec)
+    profile = engine_profile(request.engine, request.engine_version, device.id, kind)
     refuse_unplanned(request.engine, request.given())
     stored = stored_entries(spec, scheme, request.engine)
     limits = _limits(spec, scheme, device, profile)
-    rules = engine_rules(request.engine, request.engine_version)
+    rules = engine_rules(request.engine, request.engine_version, device.id, kind)
     answer = engine_planner(request.engine)(spec, stored, device, request, rules)
     warnings = list(notes)
     if profile.is_newer_than_known:
@@ -194,6 +213,10 @@ def make_plan(
                 ),
             )
         )
+    measured = sorted(n for n, c in profile.constants.items() if c.source.startswith(YOURS))
+    if measured:
+        message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
+        warnings.append(Note(code="calibration", message=message))
     warnings += limits
     cost = costs(spec, stored, device, answer)
     return Plan(
@@ -214,8 +237,24 @@ def make_plan(
     )
 
 
+def model_kind(spec: ModelSpec) -> str:
+    """hybrid, moe or dense: what measured constants may depend on; kept by the spec."""
+    kept: str | None = spec.__dict__.get("_kind")
+    if kept is None:
+        if any(mixer.state() for block in spec.blocks for mixer in block.mixers):
+            kept = "hybrid"
+        else:
+            kept = "moe" if any(moe_of(block) is not None for block in spec.blocks) else "dense"
+        spec.__dict__["_kind"] = kept
+    return kept
+
+
 def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple[StoredEntry, ...]:
     """Entries with their formats, as published or as a scheme would make them."""
+    if engine_profile(engine).facts.get("weights") == "gguf":
+        from moesize.core.gguf_view import gguf_stored
+
+        return gguf_stored(spec, scheme)
     if scheme is not None:
         if scheme.is_gguf:
             raise UnsupportedError(
@@ -359,7 +398,7 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
     from moesize.core.gpu import GpuSpec
 
     for name, value in texts.items():
-        required = name in ("gpu", "quant", "engine")
+        required = name in ("gpu", "quant")
         good = isinstance(value, str) or (name == "gpu" and isinstance(value, GpuSpec))
         if not good and (required or value is not None):
             raise InvalidInputError(f"{name} must be a text, not {value!r:.60}")
@@ -374,6 +413,76 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
     for name, value in flags.items():
         if value is not None and not isinstance(value, bool):
             raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
+
+
+def _apply_command(
+    command: ServeCommand,
+    request: Request,
+    spec: ModelSpec,
+    model: str | ModelSpec,
+    quant: str,
+    online: bool,
+) -> tuple[Request, tuple[Note, ...], str]:
+    """A pasted command put into the request: (request, notes, quantization)."""
+    from moesize.core.errors import CannotAnswerError, UnknownNameError
+    from moesize.engine_args import apply_command
+
+    own_tokens = request.num_spec_tokens
+    request, found = apply_command(request, command)
+    notes = list(found)
+    if command.model and not _same_model(command.model, model, spec):
+        message = (
+            f"--engine-args: the pasted command serves {command.model[:120]}; planned is {spec.id}"
+        )
+        notes.append(Note(code="engine-args-model", message=message))
+    published = spec.quantization
+    if command.quant and quant == "checkpoint" and (published is None or command.is_gguf):
+        if command.scheme is not None:
+            quant = command.scheme
+        elif published is None or published.method not in command.quant.lower():
+            message = (
+                f"--engine-args: quantization {command.quant[:40]} is not planned: the weights are "
+                "as published; name a scheme with --quant"
+            )
+            notes.append(Note(code="engine-args", message=message))
+    if command.draft and request.draft is None and not request.mtp:
+        planned = "draft" in planned_fields(request.engine)
+        trouble = "speculation is not planned for this engine" if not planned else ""
+        if planned:
+            try:
+                draft = _draft(command.draft, online)
+                method = getattr(request.engine_settings, "spec_method", None) or draft.method
+                request = replace(request, draft=replace(draft, method=method))
+            except (UnknownNameError, CannotAnswerError, InvalidInputError) as error:
+                trouble = error.message
+        if trouble:
+            request = _without_speculation(request, own_tokens)
+            message = f"--engine-args: draft {command.draft[:120]} is not in the plan: {trouble}"
+            notes.append(Note(code="engine-args", message=message))
+    return request, tuple(notes), quant
+
+
+def _without_speculation(request: Request, num_spec_tokens: int | None) -> Request:
+    """Without what a pasted command says of a draft model that cannot be planned."""
+    own = request.engine_settings
+    names = ("spec_method", "speculative_algorithm", "spec_type", "draft_tensor_parallel_size")
+    left = {name: None for name in names if getattr(own, name, None) is not None}
+    if own is not None and left:
+        own = replace(own, **left)  # type: ignore[type-var]
+    return replace(request, num_spec_tokens=num_spec_tokens, engine_settings=own)
+
+
+def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:
+    """Whether a pasted model is the one that is planned, by name: hub id, path or catalogue."""
+    from moesize.engine_args import bare_model
+
+    names = {spec.id, spec.hub_id}
+    if isinstance(model, str):
+        names.add(model)
+    wanted = {normal_form(bare_model(name)) for name in names if name}
+    if typed in names or normal_form(bare_model(typed)) in wanted:
+        return True
+    return catalogue_id(typed) == spec.id
 
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
@@ -415,6 +524,8 @@ def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, st
     if key not in FAMILY_WORDS:
         return find_scheme(quant), ""
     choice = resolve_family(key, engine)
+    if choice.scheme.is_gguf:
+        return choice.scheme, choice.reason
     try:
         for item in with_scheme(spec, choice.scheme, engine):
             _ = item.file_bytes
@@ -453,7 +564,8 @@ def _limits(
         needed = facts.get("min_compute_capability")
         if needed is not None:
             _check_capability(title, (needed[0], needed[1]), found, device)
-        if scheme is not None and scheme.min_compute_capability is not None:
+        gguf = facts.get("weights") == "gguf"  # which kernels of its own dequantize anywhere
+        if not gguf and scheme is not None and scheme.min_compute_capability is not None:
             _check_capability(
                 f"{scheme.name} in {title}", scheme.min_compute_capability, found, device
             )

@@ -61,7 +61,7 @@ def resolve_model(name: str, *, online: bool = False) -> tuple[ModelSpec, str]:
     """
     if not name.strip() or any(ord(char) < 32 for char in name):
         raise UnknownNameError("model", name, (), "moesize models")
-    known = _catalogue_id(name)
+    known = catalogue_id(name)
     if online and known is not None:
         from moesize.readers.hub import spec_from_hub
 
@@ -85,7 +85,13 @@ def resolve_model(name: str, *, online: bool = False) -> tuple[ModelSpec, str]:
     raise UnknownNameError("model", name, nearest_names(name), "moesize models")
 
 
-def _catalogue_id(name: str) -> str | None:
+def catalogue_spec(name: str) -> ModelSpec | None:
+    """The catalogue's spec of that name, hub id or alias; never a file, never the network."""
+    known = catalogue_id(name)
+    return None if known is None else load_spec(spec_folder() / f"{known}.yaml")
+
+
+def catalogue_id(name: str) -> str | None:
     key = normal_form(name)
     # The common case costs no index: the file is named as the model is called.
     if _is_plain(key) and (spec_folder() / f"{key}.yaml").is_file():

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from moesize._version import __version__
-from moesize.core.errors import InvalidInputError, MoesizeError
+from moesize.core.errors import MoesizeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -187,6 +187,16 @@ _KV_DTYPE = _option(
     "Workload", "--kv-dtype", "--kv-cache-dtype", "kv_dtype", metavar="D", help="auto, fp8, ..."
 )
 
+_NO_CALIBRATION = _option(
+    "Engine",
+    "--no-calibration",
+    "calibration",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Leave out what `audit --save` measured.",
+)
+
 _PLAN_OPTIONS = _options(
     _option(
         "GPUs",
@@ -229,10 +239,8 @@ _PLAN_OPTIONS = _options(
         "Engine",
         "--engine",
         "engine",
-        default="vllm",
         metavar="E",
-        show_default=True,
-        help="Inference engine.",
+        help="Inference engine; default: vllm, or that of the pasted command.",
     ),
     _option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
@@ -400,11 +408,12 @@ _PLAN_OPTIONS = _options(
         "--engine-args",
         "engine_args",
         metavar='"..."',
-        help="The engine's own flags, verbatim.",
+        help="The engine's own flags, or a whole serve command, verbatim.",
     ),
     _format_option("table", "json", "markdown", "csv"),
     _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
     _option("Output", "--quiet", is_flag=True, help="The verdict line only."),
+    _NO_CALIBRATION,
 )
 
 
@@ -548,6 +557,67 @@ def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output:
     return EXIT_YES
 
 
+@main.command(cls=_PanelCommand)
+@click.argument("log")
+@_options(
+    _option("Model", "--model", "model", metavar="MODEL", help="Instead of what the log names."),
+    _option(
+        "Model",
+        "--quant",
+        "--quantization",
+        "-q",
+        "quant",
+        metavar="Q",
+        help="Instead of what the log says.",
+    ),
+    _ONLINE,
+    _option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", help="Instead of what the log names."),
+    _option(
+        "GPUs", "--gpus", "-n", "gpus", type=click.IntRange(1, 4096), metavar="N", help="How many."
+    ),
+    _option(
+        "Engine", "--engine-version", "engine_version", metavar="V", help="Instead of the log's."
+    ),
+    _option(
+        "Engine",
+        "--engine-args",
+        "engine_args",
+        metavar='"..."',
+        help="Flags that the log does not show, verbatim.",
+    ),
+    _NO_CALIBRATION,
+    _option("Output", "--save", is_flag=True, help="Keep what was measured, for later plans."),
+    _format_option("table", "json", "markdown", "csv"),
+)
+def audit(log: str, output: str, **options: Any) -> int:
+    """Start-up LOG of vLLM, SGLang or llama.cpp beside the plan of the same deployment.
+
+    LOG is a file, or - for a pipe: raw, or as kubectl, docker and journald print it.
+
+    \b
+    moesize audit server.log
+    moesize audit - --gpu h100 --save < server.log
+    """
+    from moesize.audit import audit as make_audit
+
+    found = make_audit(log, **options)
+    if output == "json":
+        _emit(_print_json, found.to_dict())
+    elif output == "markdown":
+        from moesize.renderers.audit import audit_markdown
+
+        _emit(print, audit_markdown(found))
+    elif output == "csv":
+        from moesize.renderers.audit import audit_csv
+
+        _emit(print, audit_csv(found), end="")
+    else:
+        from moesize.renderers.table import print_audit
+
+        _emit(print_audit, found)
+    return EXIT_YES if found.agrees else EXIT_NO
+
+
 @main.command("import", cls=_PanelCommand)
 @click.argument("source")
 @_options(
@@ -581,9 +651,82 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
 
 
 @main.command(cls=_PanelCommand)
+@click.argument("reports", required=False, type=click.Path())
+@_options(
+    _option("Reports", "--engine", "engine", metavar="E", help="Reports of this engine only."),
+    _option(
+        "Reports",
+        "--term",
+        "terms",
+        multiple=True,
+        metavar="T",
+        help="This term only (weights, kv_gib, ...); may be repeated.",
+    ),
+    _format_option("table", "json", "markdown", "csv"),
+    _option(
+        "Output",
+        "--worst",
+        "worst",
+        type=click.IntRange(0, 10_000),
+        default=10,
+        metavar="N",
+        help="How many of the rows that are furthest off to list.",
+        show_default=True,
+    ),
+    _option("Output", "--rows", is_flag=True, help="List every row."),
+)
+def accuracy(
+    reports: str | None,
+    engine: str | None,
+    terms: tuple[str, ...],
+    output: str,
+    worst: int,
+    rows: bool,
+) -> int:
+    """How far plans lie from what engines logged on real machines.
+
+    REPORTS is a file of field reports, one JSON object a line; without it, the reports that come
+    with moesize are taken.
+
+    \b
+    moesize accuracy
+    moesize accuracy --engine vllm --term kv_gib --worst 20 --format markdown
+    """
+    from pathlib import Path
+
+    from moesize.accuracy import check_names, measure
+    from moesize.accuracy.reports import read_reports, shipped_reports
+    from moesize.renderers.table import counting
+
+    file = read_reports(shipped_reports() if reports is None else Path(reports))
+    chosen, wanted = check_names(file, engine, terms)
+    with counting(len(file.reports), "reports") as step:
+        answer = measure(file, engine=chosen, terms=wanted, progress=step)
+    if output == "json":
+        _emit(_print_json, answer.to_dict())
+    elif output == "markdown":
+        from moesize.renderers.accuracy import accuracy_markdown
+
+        _emit(print, accuracy_markdown(answer, worst=worst, rows=rows))
+    elif output == "csv":
+        from moesize.renderers.accuracy import accuracy_csv
+
+        _emit(print, accuracy_csv(answer), end="")
+    else:
+        from moesize.renderers.table import print_accuracy
+
+        _emit(print_accuracy, answer, worst=worst, rows=rows)
+    for problem in file.problems[:20]:
+        print(f"{file.file}:{problem.line}: {_one_line(problem.message)}", file=sys.stderr)
+    if len(file.problems) > 20:
+        print(f"{file.file}: {len(file.problems) - 20} more lines like these", file=sys.stderr)
+    return EXIT_YES if answer.any_covered else EXIT_NO
+
+
+@main.command(cls=_PanelCommand)
 @click.argument("document")
 def schema(document: str) -> int:
-    """The JSON Schema of a document: plan, model, spec, models, gpus, quants, engines, error.
+    """The JSON Schema of a document: plan, audit, accuracy, report, model, spec, models, gpus, ...
 
     \b
     moesize schema plan
@@ -593,13 +736,3 @@ def schema(document: str) -> int:
 
     _emit(_print_json, find_schema(document))
     return EXIT_YES
-
-
-def read_engine_args(text: str) -> list[str]:
-    """Split the text of --engine-args as a shell would. Raises InvalidInputError."""
-    import shlex
-
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InvalidInputError(f"--engine-args: {error}", "check the quotes") from error

@@ -27,6 +27,7 @@ from moesize.core.speed import (
 )
 from moesize.core.units import ceil_div
 from moesize.core.weight_formats import (
+    BLOCK_TYPES,
     BitsAndBytes4Bit,
     Fp8Block,
     Fp8PerChannel,
@@ -79,10 +80,14 @@ def costs(
     """
     settings = answer.deployment
     context = settings["context"]
-    tp, pp, dp = settings["tp"], settings["pp"], settings["dp"]
+    tp, pp = settings["tp"], settings["pp"]
+    # SGLang's data-parallel attention lies inside the tensor-parallel group, other ranks beside it.
+    inside = answer.limiting.attention_dp
+    replicas = max(1, settings["dp"] // inside)
     context_ranks = settings.get("dcp") or 1
     in_flight = ceil_div(settings["concurrency"], pp)
-    sequences = ceil_div(in_flight, dp)
+    sequences = ceil_div(in_flight, replicas)
+    attended = ceil_div(sequences, inside)
     balance = answer.expert_parallel
     rank = answer.limiting
     token = flops_per_token(spec, context)
@@ -97,13 +102,14 @@ def costs(
         sequences=sequences,
         kv_read_bytes=round(
             _read_bytes(
-                kv_read_elements(spec, context, tensor_parallel_size=tp), settings["kv_dtype"]
+                kv_read_elements(spec, context, tensor_parallel_size=tp // inside),
+                settings["kv_dtype"],
             )
-            * sequences
+            * attended
             * share
             / context_ranks
         ),
-        state_bytes=rank.recurrent_bytes * sequences,
+        state_bytes=rank.recurrent_bytes * attended,
         scale_bytes=rank.scale_bytes,
         # The experts of a stage serve the tokens of all its data-parallel ranks.
         routed_tokens=in_flight,
@@ -149,6 +155,11 @@ def costs(
         "dense_equivalent": dense_equivalent(spec, context).to_dict(),
     }
     performance = speed.performance_dict()
+    elsewhere = sum(item.size_bytes for item in answer.host if item.name == "host.weights.layers")
+    if elsewhere or any(item.category == "kv_cache" for item in answer.host):
+        performance = dict.fromkeys(performance) | {
+            "unknown": ["part of every step is done in the host's memory, whose speed is not known"]
+        }
     if not spec.num_layers:
         performance = dict.fromkeys(performance) | {
             "unknown": ["an encoder decodes no tokens; its speed is not estimated"]
@@ -181,6 +192,12 @@ def _busiest(step: StepBytes, held: Mapping[str, int], balance: ExpertBalance) -
 
 
 def _read_bytes(elements: dict[str, int], kv_dtype: str) -> int:
+    block = BLOCK_TYPES.get(kv_dtype.partition("/")[0].upper())
+    if block is not None:  # llama.cpp's types; K's type stands for both
+        return sum(
+            ceil_div(count, block.elements_per_block) * block.bytes_per_block
+            for count in elements.values()
+        )
     width = 1 if kv_dtype.startswith(("fp8", "int8")) else 4 if kv_dtype == "float32" else 2
     total = 0
     for part, count in elements.items():

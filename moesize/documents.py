@@ -6,7 +6,7 @@ version; none is renamed or removed. Readers should pass over fields that they d
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, Required
 
 # typing.TypedDict is not accepted by pydantic before Python 3.12.
 from typing_extensions import TypedDict
@@ -357,6 +357,102 @@ class PlanDocument(TypedDict):
     warnings: list[Note]
 
 
+class AuditTerm(TypedDict):
+    """A figure that the log prints, beside the plan's. Null: not predicted; `why` says why.
+
+    `error` is (predicted - logged) / logged. `ok`: inside the band (`low` to `high`) and what the
+    rounding of the log allows. `line` is where the log prints it.
+    """
+
+    name: str
+    predicted: int | float | None
+    logged: int | float
+    error: float | None
+    unit: Literal["bytes", "tokens", "sequences"]
+    why: str
+    low: int | float | None
+    high: int | float | None
+    ok: bool | None
+    rank: str | None
+    line: int | None
+
+
+class AuditAdvice(TypedDict):
+    """A change of flags that was planned; gains are against the plan without it."""
+
+    what: str
+    options: list[str]
+    detail: str
+    gain_bytes: int
+    gain_tokens: int
+    fits: bool
+
+
+class AuditOutcome(TypedDict):
+    """How the start ended, and what the plan says; null = not known."""
+
+    logged: Literal["started", "failed", "unknown"]
+    predicted: Literal["fits", "fits, but close", "does not fit"] | None
+    agrees: bool | None
+    cause: str
+    line: int | None
+
+
+class AuditLog(TypedDict):
+    """The file, the part of it that was audited, and names as it prints them."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    container: str | None
+    first_line: int
+    last_line: int
+    model: str | None
+    gpu: str | None
+
+
+class CalibrationRecord(TypedDict):
+    """A constant that was measured; `kind` is the kind of model that it holds for, or empty."""
+
+    gpu: str
+    engine: str
+    version: str
+    kind: str
+    constant: str
+    term: str
+    value: float
+    unit: str
+    date: str
+    log: str
+
+
+class AuditDocument(TypedDict):
+    """What `moesize audit LOG --format json` prints.
+
+    `model` is the catalogue id it was planned as, or the name in the log; `settings` are the
+    engine's own names. `agrees` is the exit code: something was compared, nothing is outside.
+    """
+
+    schema: Literal["moesize.audit/1"]
+    moesize_version: str
+    engine: Literal["vllm", "sglang", "llama.cpp"]
+    engine_version: str | None
+    model: str | None
+    settings: dict[str, Any]
+    terms: list[AuditTerm]
+    advice: list[AuditAdvice]
+    agrees: bool
+    compared: int
+    outcome: AuditOutcome
+    log: AuditLog
+    model_source: str | None
+    quantization: str | None
+    gpu: str | None
+    gpu_count: int | None
+    saved: list[CalibrationRecord]
+    notes: list[str]
+
+
 class ModelKv(TypedDict):
     """Cache of one sequence before any engine's blocks.
 
@@ -486,13 +582,17 @@ class QuantsDocument(TypedDict):
 
 
 class EngineRow(TypedDict):
-    """An inference engine, and the versions whose rules are known."""
+    """An inference engine, and the versions whose rules are known.
+
+    `calibration_records`: constants of the user's own logs (`audit --save`) that plans use.
+    """
 
     name: str
     default_version: str
     versions: str
     oldest_version: str
     newest_version: str
+    calibration_records: int
     note: str
 
 
@@ -501,6 +601,265 @@ class EnginesDocument(TypedDict):
 
     schema: Literal["moesize.engines/1"]
     engines: list[EngineRow]
+
+
+class KvPool(TypedDict):
+    """A KV pool that SGLang allocated: tokens, and GiB of K and V together."""
+
+    tokens: int
+    gb: float
+
+
+class RecurrentPool(TypedDict):
+    """SGLang's pool of recurrent states: slots, and GiB by kind of state."""
+
+    slots: int
+    conv_gib: float
+    ssm_gib: float
+
+
+class Observed(TypedDict, total=False):
+    """What an engine logged or a tool read. GiB and MiB are 2^30 and 2^20 bytes, on one GPU.
+
+    docs/field-reports.md says which line of which engine each figure is from.
+    """
+
+    outcome: str | None
+    weights_gib: float | None
+    draft_weights_gb: float | None
+    kv_cache_gib: float | None
+    kv_cache_gib_min: float | None
+    kv_cache_gib_max: float | None
+    kv_cache_tokens: int | None
+    kv_cache_tokens_min: float | None
+    kv_cache_tokens_max: float | None
+    kv_pools: list[KvPool] | None
+    max_total_num_tokens: int | None
+    max_concurrency: float | None
+    max_concurrency_at_tokens: int | None
+    gpu_blocks: int | None
+    kv_needed_gib: float | None
+    kv_needed_for_tokens: int | None
+    estimated_max_model_len: int | None
+    cuda_graph_gib: float | None
+    cuda_graph_estimated_gib: float | None
+    activation_peak_gib: float | None
+    non_torch_gib: float | None
+    weights_plus_non_torch_gib: float | None
+    free_at_start_gib: float | None
+    torch_allocated_at_failure_gib: float | None
+    nvidia_smi_mib_per_gpu: int | None
+    mem_avail_before_load_gb: float | None
+    mem_avail_after_load_gb: float | None
+    mem_avail_after_pool_gb: float | None
+    mamba_cache: str | RecurrentPool | None
+    model_buffer_mib: dict[str, float] | None
+    kv_buffer_mib: dict[str, float] | None
+    kv_self_mib: float | None
+    kv_buffer_parts: dict[str, list[float]] | None
+    kv_cells: dict[str, float] | None
+    kv_detail: str | None
+    compute_buffer_mib: dict[str, float] | None
+    compute_buffer_requested_mib: dict[str, float] | None
+    model_buffer_requested_mib: dict[str, float] | None
+    draft_compute_buffer_mib: dict[str, float] | None
+    output_buffer_mib: dict[str, float] | None
+    rs_buffer_mib: dict[str, float] | None
+    rs_total_mib: float | None
+    projected_device_mib: float | None
+    memory_breakdown_mib: dict[str, dict[str, float]] | None
+    nvidia_smi_used_mib: int | dict[str, float] | None
+
+
+class Report(TypedDict, total=False):
+    """A field report: one line of the file that `moesize accuracy` reads.
+
+    Only `id`, `engine`, `model` and `observed` must be there; null or left out means that nobody
+    said. Fields from `gguf_file` on are llama.cpp's. Fields that are not listed are passed over.
+    """
+
+    id: Required[str]
+    engine: Required[str]
+    model: Required[str]
+    observed: Required[Observed]
+    source_url: str | None
+    source_group: str | None
+    date: str | None
+    suspect: str | bool | None
+    model_public: bool | None
+    engine_version: str | None
+    build: str | None
+    gpu: str | list[str] | None
+    gpu_count: int | None
+    gpu_total_gib: float | None
+    gpu_free_mib: int | dict[str, float] | None
+    tp: int | None
+    pp: int | None
+    dp: int | None
+    ep: bool | int | None
+    dtype: str | None
+    quantization: str | None
+    kv_cache_dtype: str | None
+    max_model_len: int | str | None
+    gpu_memory_utilization: float | str | None
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    enforce_eager: bool | None
+    block_size: int | None
+    other_flags: list[str] | None
+    moe: bool | None
+    model_note: str | None
+    unit_note: str | None
+    quote: str | None
+    gguf_file: str | None
+    gguf_type: str | None
+    params_b: float | None
+    bpw: float | None
+    file_size_gib: float | None
+    tensor_type_counts: dict[str, int] | None
+    hparams: dict[str, int | float | str | None] | None
+    n_ctx: int | None
+    n_batch: int | None
+    n_ubatch: int | None
+    n_parallel: int | None
+    n_gpu_layers: str | int | None
+    offloaded_layers: str | None
+    flash_attn: str | bool | None
+    type_k: str | None
+    type_v: str | None
+    flags: dict[str, bool | int | float | str | list[str] | None] | None
+
+
+class AccuracySummary(TypedDict):
+    """One engine and term: how far predictions lie from observations that nobody doubts.
+
+    Errors are fractions of what was observed; `median_error` keeps its sign (above 0: predicted
+    too much). `in_band` is the share of covered observations between low and high. `of_card`
+    figures are fractions of the memory of one GPU. Null where nothing is covered.
+    """
+
+    engine: str
+    term: str
+    n: int
+    covered: int
+    version_assumed: int
+    median_abs_error: float | None
+    p90_abs_error: float | None
+    worst_abs_error: float | None
+    median_error: float | None
+    in_band: float | None
+    median_abs_error_of_card: float | None
+    p90_abs_error_of_card: float | None
+    median_band_of_card: float | None
+
+
+class AccuracyRow(TypedDict):
+    """One figure of one report. `error` = (predicted - observed) / observed, a fraction.
+
+    `not_covered` says why there is no prediction, else null. `device` is llama.cpp's name of the
+    device that holds the buffer; `suspect_reason` is the collector's.
+    """
+
+    id: str
+    line: int
+    engine: str
+    engine_version: str
+    version_assumed: bool
+    model: str
+    model_id: str
+    gpu: str
+    term: str
+    device: str
+    unit: Literal["GiB", "MiB", "tokens", "requests", "blocks"]
+    predicted: float | None
+    low: float | None
+    high: float | None
+    observed: float
+    error: float | None
+    error_of_card: float | None
+    in_band: bool | None
+    suspect: bool
+    suspect_reason: str
+    not_covered: str | None
+    notes: list[str]
+
+
+class OutcomeCase(TypedDict):
+    """A report whose outcome the plan got wrong. `certain` False: the plan says it is close."""
+
+    id: str
+    line: int
+    engine: str
+    model: str
+    predicted: Literal["fits", "does_not_fit"]
+    observed: str
+    certain: bool
+    suspect: bool
+    reason: str
+
+
+class Outcomes(TypedDict):
+    """Fits or does not fit, against what happened; suspect reports are counted apart.
+
+    `false_fits_without_warning` are those where the plan did not say that it is close.
+    """
+
+    n: int
+    covered: int
+    agree: int
+    false_fits: int
+    false_fits_without_warning: int
+    false_does_not_fit: int
+    suspect: int
+    not_covered: dict[str, int]
+    cases: list[OutcomeCase]
+
+
+class Coverage(TypedDict):
+    """Reports of an engine, and of how many the main figures were predicted.
+
+    Main figures are weights and what the KV cache holds. `covered`: one of them is predicted, and
+    those that are not are left open by the report itself (how a mixed file stores its weights, the
+    card); `fully_covered`: all are. Both count reports of public models that have a figure or an
+    outcome to compare, as `public` does; `share` = covered / public. `reasons` counts reports that
+    are not covered by why.
+    """
+
+    engine: str
+    reports: int
+    public: int
+    covered: int
+    fully_covered: int
+    share: float | None
+    version_assumed: int
+    suspect: int
+    reasons: dict[str, int]
+
+
+class ReportProblem(TypedDict):
+    """A line of the file that could not be used, or should be looked at."""
+
+    line: int
+    message: str
+
+
+class AccuracyDocument(TypedDict):
+    """What `moesize accuracy --format json` prints.
+
+    `summary_suspect` has the same figures for reports that the collector doubts.
+    """
+
+    schema: Literal["moesize.accuracy/1"]
+    moesize_version: str
+    file: str
+    reports: int
+    problems: list[ReportProblem]
+    unread_fields: dict[str, int]
+    summary: list[AccuracySummary]
+    summary_suspect: list[AccuracySummary]
+    coverage: list[Coverage]
+    outcomes: Outcomes
+    rows: list[AccuracyRow]
 
 
 class Error(TypedDict):
@@ -528,10 +887,13 @@ class ErrorDocument(TypedDict):
 
 DOCUMENTS: dict[str, type] = {
     "plan": PlanDocument,
+    "audit": AuditDocument,
     "model": ModelDocument,
     "models": ModelsDocument,
     "gpus": GpusDocument,
     "quants": QuantsDocument,
     "engines": EnginesDocument,
+    "accuracy": AccuracyDocument,
+    "report": Report,
     "error": ErrorDocument,
 }

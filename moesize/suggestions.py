@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moesize.core.errors import MoesizeError
+from moesize.core.inventory import moe_of
 from moesize.core.plan import Plan, Suggestion
 from moesize.core.quantization import Scheme, find_scheme
 from moesize.core.units import format_gib
 from moesize.core.weight_formats import (
     Plain,
 )
+from moesize.engines import engine_profile, refuse_unplanned
 from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:
@@ -34,8 +36,11 @@ _COMMON_GPUS = (
     "b200",
     "b300",
 )
+_SHARES = (0.75, 0.8, 0.85, 0.88, 0.9)
 _COUNTS = (2, 3, 4, 8, 16)
 _SMALLER = ("fp8", "awq-4bit")
+# llama.cpp's, large to small; those that people publish most.
+_SMALLER_GGUF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ2_M")
 _MOST = 4
 # A shorter context is worth naming only if it still holds a conversation.
 _SHORTEST_CONTEXT = 2048
@@ -49,7 +54,9 @@ def suggestions(
     found: list[Suggestion] = []
     for candidate in (
         tries.shorter_context(),
+        tries.larger_share(),
         tries.smaller_weights(),
+        tries.experts_on_host(),
         tries.more_gpus(),
         tries.larger_gpu(),
         tries.smaller_weights_on_more_gpus(),
@@ -108,9 +115,30 @@ class _Planner:
                 )
         return None
 
+    def larger_share(self) -> Suggestion | None:
+        """More of the card, for an engine that takes its share by formula and not by measure."""
+        if self.request.engine != "sglang" or self.request.kv_cache_bytes is not None:
+            return None
+        for share in _SHARES:
+            if share <= (self.request.gpu_memory_utilization or 0):
+                continue
+            plan = self.attempt(replace(self.request, gpu_memory_utilization=share))
+            if plan is not None and not any(n.code == "device-peak" for n in plan.warnings):
+                options = ("--gpu-memory-utilization", f"{share:g}")
+                return _suggestion(f"a static fraction of {share:g}", options, plan)
+        return None
+
     def smaller(self) -> Iterator[Scheme]:
         """Schemes with smaller weights than what was asked for."""
         own = self.scheme
+        if engine_profile(self.request.engine).facts.get("weights") == "gguf":
+            names: tuple[str, ...] = _SMALLER_GGUF
+            if own is not None and own.name in names:
+                names = names[names.index(own.name) + 1 :]
+            elif own is not None and own.is_gguf:
+                names = ()
+            yield from map(find_scheme, names)
+            return
         quantized = self.spec.quantization is not None if own is None else True
         if own is not None and isinstance(own.weight_format, Plain):
             quantized = False
@@ -125,6 +153,19 @@ class _Planner:
             if plan is not None:
                 return _suggestion(f"{scheme.name} weights", ("--quant", scheme.name), plan)
         return None
+
+    def experts_on_host(self) -> Suggestion | None:
+        """All routed experts in the host's memory, where the engine can leave them there."""
+        if self.request.offload_experts == "all" or not _offloads_experts(self.request.engine):
+            return None
+        if not any(moe_of(block) is not None for block in self.spec.blocks):
+            return None
+        plan = self.attempt(replace(self.request, offload_experts="all"))
+        if plan is None:
+            return None
+        size = sum(item.size_bytes for item in plan.host if item.category == "weights")
+        what = f"all routed experts on the host, {format_gib(size)} of its memory"
+        return _suggestion(what, ("--offload-experts", "all"), plan)
 
     def more_gpus(self, scheme: Scheme | None = None) -> Suggestion | None:
         for count in _COUNTS:
@@ -179,6 +220,15 @@ class _Planner:
                 if found is not None:
                     return found
         return None
+
+
+def _offloads_experts(engine: str) -> bool:
+    """Whether an engine plans with experts in the memory of the host."""
+    try:
+        refuse_unplanned(engine, {"offload_experts"})
+    except MoesizeError:
+        return False
+    return True
 
 
 def _round_lengths(longest: int) -> Iterator[int]:

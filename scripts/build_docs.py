@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import click
+
+    from moesize.accuracy.summary import Accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(
@@ -63,6 +66,15 @@ def verdict_examples() -> str:
     return _screen(
         "plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--context", "32k", "--quiet"
     )
+
+
+def audit_example() -> str:
+    """A log beside its plan."""
+    log = Path("tests/fixtures/logs/vllm-qwen3-30b-fp8-h100.log")
+    os.environ["MOESIZE_CALIBRATION"] = "off"
+    shown = output_of("audit", str(ROOT / log), "--engine-version", "0.30.0", columns=120)
+    command = f"moesize audit {log.name} --engine-version 0.30.0"
+    return f"```console\n$ {command}\n{shown}\n```\n"
 
 
 def catalogue_size() -> str:
@@ -157,13 +169,38 @@ def _kind(field: dict[str, Any], root: dict[str, Any]) -> tuple[str, dict[str, A
     return {"null": "null", "boolean": "true or false"}.get(field["type"], field["type"]), None
 
 
+def accuracy_table() -> str:
+    """Errors of the shipped field reports by engine and term."""
+    from moesize.renderers.accuracy import summary_markdown
+
+    return summary_markdown(_accuracy()) + "\n"
+
+
+def accuracy_report() -> str:
+    """The same with outcomes, coverage and the rows that are furthest off."""
+    from moesize.renderers.accuracy import accuracy_markdown
+
+    return accuracy_markdown(_accuracy(), worst=20) + "\n"
+
+
+@cache
+def _accuracy() -> Accuracy:
+    from moesize.accuracy import measure
+    from moesize.accuracy.reports import read_reports, shipped_reports
+
+    return measure(read_reports(shipped_reports()))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "plan-example": plan_example,
     "verdict-example": verdict_examples,
+    "audit-example": audit_example,
     "catalogue-size": catalogue_size,
     "cli-reference": cli_reference,
     "catalogue-table": catalogue_table,
     "json-fields": json_fields,
+    "accuracy-table": accuracy_table,
+    "accuracy-report": accuracy_report,
 }
 
 

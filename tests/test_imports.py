@@ -30,6 +30,12 @@ def loaded_by(*arguments: str) -> set[str]:
     return {name for module in modules for name in (module, module.partition(".")[0])}
 
 
+AUDIT = (
+    "audit",
+    "tests/fixtures/logs/vllm-qwen3-30b-fp8-h100.log",
+    "--engine-version",
+    "0.30.0",
+)
 PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
 
 
@@ -48,6 +54,11 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
         (PLAN, (*HEAVY, *SLOW, "moesize.readers", "moesize.schemas")),
         (("show", "deepseek-v3"), (*HEAVY, *SLOW, "moesize.schemas")),
         (("models",), (*HEAVY, *SLOW, "yaml")),
+        ((*AUDIT, "--format", "json"), (*HEAVY, *SLOW, "rich", "moesize.calibration")),
+        (
+            ("accuracy", "--engine", "sglang", "--format", "json"),
+            (*HEAVY, *SLOW, "rich", "moesize.schemas"),
+        ),
         (("gpus", "--format", "json"), (*HEAVY, *SLOW, "rich", "yaml")),
     ],
     ids=lambda value: " ".join(value) if "numpy" not in value else "",

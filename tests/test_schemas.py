@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pydantic
 import pytest
-from running import call
+from running import ROOT, call
 
 from moesize.catalog import spec_folder
 from moesize.core.errors import UnknownNameError
@@ -21,12 +21,16 @@ from moesize.files import read_yaml
 from moesize.schemas import document_names, find_schema, spec_model
 from moesize.structure import StructureError, build
 
+LOGS = ROOT / "tests" / "fixtures" / "logs"
 OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "plan": [
         ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit"),
         ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "16", "--pp", "2"),
         ("plan", "gpt-oss-120b", "--gpu", "h100", "--kv-cache-memory", "8GiB"),
         ("plan", "llama-3.1-8b", "--gpu", "24GiB"),
+        ("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--engine", "sglang"),
+        ("plan", "qwen3-next-80b-a3b", "--gpu", "h100", "--gpus", "4", "--engine", "sglang"),
+        ("plan", "qwen3-8b", "--gpu", "l4", "--engine", "sglang"),
         ("plan", "mixtral-8x7b", "--gpu", "rtx-4090", "--gpus", "2", "--engine", "transformers"),
         ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "2", "--engine", "tensorrt-llm"),
     ],
@@ -35,6 +39,19 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "gpus": [("gpus",)],
     "quants": [("quants",)],
     "engines": [("engines",)],
+    "audit": [
+        (
+            "audit",
+            str(LOGS / "vllm-qwen3-30b-fp8-h100.log"),
+            "--engine-version",
+            "0.30.0",
+            "--save",
+        ),
+        ("audit", str(LOGS / "vllm-minimax-too-long.log"), "--gpu", "gb10"),
+        ("audit", str(LOGS / "sglang-qwen3.5-9b-tp2.log")),
+        ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
+    ],
+    "accuracy": [("accuracy", "--engine", "vllm")],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),
@@ -57,7 +74,8 @@ def closed(schema: Any) -> Any:
 
 
 def test_every_document_has_an_example_here() -> None:
-    assert set(document_names()) == {*OUTPUTS, "spec"}
+    # Files that are read: tests/readers and tests/accuracy hold their examples.
+    assert set(document_names()) == {*OUTPUTS, "spec", "report"}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -67,7 +85,7 @@ def test_output_is_valid_and_has_no_field_that_the_schema_lacks(name: str) -> No
         validator.validate(call(*arguments, "--format", "json").json())
 
 
-@pytest.mark.parametrize("name", [*OUTPUTS, "spec"])
+@pytest.mark.parametrize("name", [*OUTPUTS, "spec", "report"])
 def test_schemas_are_valid_schemas(name: str) -> None:
     schema = find_schema(name)
     jsonschema.Draft202012Validator.check_schema(schema)

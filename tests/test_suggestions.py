@@ -22,6 +22,10 @@ CASES = [
     "kimi-k2 --gpu h200 --gpus 8 --tp 8",
     "qwen3.5-35b-a3b --gpu h100 --context 64k --concurrency 16",
     "gpt-oss-120b --gpu l40s --ep",
+    "gpt-oss-120b --engine llama.cpp --gpu rtx-4090 --context 32k",
+    "mixtral-8x7b --engine llama.cpp --gpu rtx-4090 --quant Q6_K --context 16k --concurrency 4",
+    "qwen3-32b --engine llama.cpp --gpu rtx-4090 --quant Q8_0 --kv-dtype q8_0",
+    "qwen3.5-27b --engine ik_llama.cpp --gpu l4 --quant Q4_K_M",
 ]
 
 

@@ -60,6 +60,7 @@ class RankCost:
     weights_by_group   weight bytes on the rank by parameter group, without scales
     num_layers         decoder layers on the rank
     recurrent_bytes    states of linear attention and Mamba of one sequence
+    attention_dp       groups inside tensor parallelism that each attend to their own sequences
     """
 
     weights_by_group: Mapping[str, int]
@@ -67,6 +68,7 @@ class RankCost:
     parameter_bytes: int
     num_layers: int
     recurrent_bytes: int = 0
+    attention_dp: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class EngineAnswer:
                         its budget; empty where it makes no such check
     host                what lies in the host's memory, all ranks together
     expert_parallel     how experts and tokens are shared out; None without expert parallelism
+    refusal             why the engine would not start, in words; empty when it does
     """
 
     deployment: dict[str, Any]
@@ -90,3 +93,4 @@ class EngineAnswer:
     held_before_start: tuple[str, ...] = ()
     host: tuple[MemoryItem, ...] = ()
     expert_parallel: ExpertBalance | None = None
+    refusal: str = ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
@@ -588,6 +589,47 @@ def _name(spec: ModelSpec, entry: Entry) -> str:
     return gguf_name(role, mixer=kinds[0] if kinds else "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileTensor:
+    """A tensor of the file as it is stored; `copies` equal ones in each of its layers.
+
+    name    without the block: `ffn_down_exps.weight`
+    shape   ne0 first, experts last
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    block_type: BlockType
+    copies: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one of them."""
+        return self.block_type.row_bytes(self.shape[0]) * prod(self.shape[1:])
+
+
+def file_tensor(spec: ModelSpec, item: StoredEntry) -> FileTensor:
+    """The tensor that an entry of `gguf_entries` is in the file.
+
+    Raises UnsupportedError for an entry that is no GGUF tensor.
+    """
+    tensor = item.entry.tensor
+    stacked = tensor.copies > 1 and (tensor.expert or tensor.role in _STACKED)
+    shape = tuple(reversed(tensor.shape))
+    block_type = BLOCK_TYPES.get(_GGUF_NAMES.get(item.dtype, item.dtype))
+    if block_type is None:
+        raise UnsupportedError(
+            f"{tensor.role} is stored as {item.dtype}, which is no GGUF type",
+            "choose a GGUF type such as Q4_K_M: `moesize quants` lists all",
+        )
+    return FileTensor(
+        name=_name(spec, item.entry),
+        shape=(*shape, tensor.copies) if stacked else shape,
+        block_type=block_type,
+        copies=1 if stacked else tensor.copies,
+    )
+
+
 # --- Sizes --------------------------------------------------------------------------------------
 
 
@@ -629,6 +671,36 @@ def gguf_entries(
     if key not in cache:
         cache[key] = tuple(_stored(_view(spec, mtp), file_type, imatrix))
     return cache[key]
+
+
+# What `convert_hf_to_gguf.py --outtype auto` makes of a checkpoint's type.
+_CONVERTED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# Published formats that the converter copies instead of taking them apart.
+_COPIED = ("mxfp4",)
+
+
+def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ...]:
+    """The tensors that llama.cpp loads: of a GGUF scheme, or (None) of the checkpoint converted.
+
+    Raises UnsupportedError for other schemes, and for published formats that are no GGUF type.
+    """
+    from moesize.core.quantization import find_scheme
+
+    if scheme is not None:
+        if not scheme.gguf_file_type:
+            raise UnsupportedError(
+                f"llama.cpp loads GGUF files; {scheme.name} is no GGUF type",
+                "use --quant Q4_K_M, Q8_0, ...: `moesize quants` lists all",
+            )
+        return gguf_entries(spec, scheme)
+    method = spec.quantization.method if spec.quantization is not None else ""
+    if method and method not in _COPIED:
+        raise UnsupportedError(
+            f"llama.cpp cannot load {spec.title} as published ({method}): a converter makes a GGUF "
+            "file of it",
+            "choose the file's type: --quant Q8_0, Q4_K_M, ...; `moesize quants` lists all",
+        )
+    return gguf_entries(spec, find_scheme(_CONVERTED[spec.dtype]))
 
 
 def gguf_model_bytes(
@@ -688,6 +760,12 @@ def _stored(view: _View, file_type: str, imatrix: bool) -> Iterator[StoredEntry]
 
 
 _PLAIN_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Token tables of hash routing are I32 in the file, as wide as F32; the inventory may say int64.
+_GGUF_NAMES = {
+    **{dtype: name for name, dtype in _PLAIN_DTYPES.items()},
+    "int32": "F32",
+    "int64": "F32",
+}
 
 
 def _stored_entry(entry: Entry, block_type: BlockType) -> StoredEntry:

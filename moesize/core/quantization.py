@@ -360,6 +360,8 @@ _FAMILIES: Mapping[tuple[str, str], tuple[str, str]] = MappingProxyType(
         ("8bit", "tgi"): ("fp8", _FP8_REASON),
         ("4bit", "llama.cpp"): ("Q4_K_M", "what `-hf` downloads when no type is given"),
         ("8bit", "llama.cpp"): ("Q8_0", "Q8_0 is llama.cpp's only 8-bit file type"),
+        ("4bit", "ik_llama.cpp"): ("Q4_K_M", "what llama.cpp downloads when no type is given"),
+        ("8bit", "ik_llama.cpp"): ("Q8_0", "Q8_0 is its only 8-bit file type of llama.cpp"),
         ("4bit", "transformers"): ("nf4", "load_in_4bit with bnb_4bit_quant_type nf4"),
         ("8bit", "transformers"): ("int8", "load_in_8bit, LLM.int8() of bitsandbytes"),
     }

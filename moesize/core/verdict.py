@@ -31,7 +31,7 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     taken = sum(item.low_bytes for item in ledger.items if item.name in answer.held_before_start)
     if taken and ledger.budget_bytes > ledger.usable_bytes - taken:
         return _no_room_to_start(answer, ledger, taken)
-    fits = kv.needed_bytes <= kv.available_bytes
+    fits = kv.needed_bytes <= kv.available_bytes and not answer.refusal
     weights = ledger.category_bytes("weights")
     counted = weights + kv.needed_bytes
     certain = kv.needed_bytes <= low if fits else kv.needed_bytes > high
@@ -42,7 +42,7 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
         confidence = "estimated"
     return Verdict(
         fits=fits,
-        reason=_reason(answer, ledger, weights, fits, certain),
+        reason=answer.refusal or _reason(answer, ledger, weights, fits, certain),
         shortfall_bytes=max(0, kv.needed_bytes - kv.available_bytes),
         limiting_rank=answer.limiting_rank,
         confidence=confidence,
@@ -74,6 +74,8 @@ def _reason(
     kv, settings = answer.kv, answer.deployment
     context, sequences = settings["context"], settings["concurrency"]
     what = f"{sequences} x {context:,} tokens" if sequences > 1 else f"{context:,} tokens"
+    if settings["gpu_memory_utilization"] is None:
+        return _reason_without_budget(answer, ledger, weights, what, fits, certain)
     if fits and not kv.needed_bytes:
         left = format_gib(max(0, kv.available_bytes))
         return f"the model keeps no KV cache; {left} of the budget are left"
@@ -102,6 +104,27 @@ def _reason(
         f"the KV cache for {what} needs {format_gib(kv.needed_bytes)}; "
         f"{format_gib(kv.available_bytes)} are left after weights and activations"
     )
+    return text if certain else text + " (close: within the estimates' band it may fit)"
+
+
+def _reason_without_budget(
+    answer: EngineAnswer, ledger: GpuLedger, weights: int, what: str, fits: bool, certain: bool
+) -> str:
+    """The engine allocates what it is asked for: every GPU holds its part, or it does not start."""
+    gpu = f"GPU {ledger.rank}" if len(answer.ledgers) > 1 else "the card"
+    usable, used = format_gib(ledger.usable_bytes), format_gib(ledger.used_bytes)
+    if weights > ledger.usable_bytes:
+        return f"the weights on {gpu} alone need {format_gib(weights)}; it hands out {usable}"
+    text = f"{gpu} needs {used} of {usable} with a context of {what}"
+    if fits:
+        left = format_gib(max(0, ledger.usable_bytes - ledger.used_bytes))
+        text += f"; {left} are left"
+        return text if certain else text + " (close: within the estimates' band it may not fit)"
+    if answer.kv.available_bytes > 0 and answer.kv.needed_bytes:
+        text += (
+            f": {format_gib(answer.kv.available_bytes)} are left for a KV cache of "
+            f"{format_gib(answer.kv.needed_bytes)}"
+        )
     return text if certain else text + " (close: within the estimates' band it may fit)"
 
 

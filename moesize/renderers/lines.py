@@ -8,7 +8,9 @@ from moesize.core.records import dataclass
 from moesize.core.units import KIB, format_bytes, format_count, format_gib
 
 if TYPE_CHECKING:
-    from moesize.core.ledger import GpuLedger
+    from collections.abc import Callable, Sequence
+
+    from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
 
@@ -79,6 +81,22 @@ def title(plan: Plan) -> str:
     )
 
 
+def allocates_at_start(plan: Plan) -> bool:
+    """Whether the engine allocates its cache for a given number of tokens (llama.cpp)."""
+    return "ctx_size" in plan.deployment.get("engine_settings", {})
+
+
+_HOST = {
+    "host.weights.embedding": "input embedding",
+    "host.weights.layers": "weights",
+    "host.kv_cache.full": "KV cache",
+    "host.kv_cache.window": "KV cache of sliding windows",
+    "host.kv_cache.state": "recurrent states",
+    "host.output_buffer": "logits",
+    "host.compute_buffer": "compute buffer",
+}
+
+
 def verdict_word(plan: Plan) -> str:
     """FITS, FITS, BUT CLOSE, or DOES NOT FIT."""
     if not plan.fits:
@@ -118,6 +136,8 @@ def setting_line(plan: Plan) -> str:
     # Engines without a budget (llama.cpp, transformers) share whole layers out over GPUs.
     share = settings["gpu_memory_utilization"]
     by_layers = share is None
+    if allocates_at_start(plan):
+        return _server_settings(plan, star)
     parts = [] if by_layers else [f"TP {settings['tp']}{star('tp')}"]
     if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
@@ -142,6 +162,24 @@ def setting_line(plan: Plan) -> str:
     return ", ".join(parts) + ("  (* default)" if defaulted else "")
 
 
+def _server_settings(plan: Plan, star: Callable[[str], str]) -> str:
+    """As `setting_line`, for llama.cpp: layers, slots and one context for all of them."""
+    settings = plan.deployment
+    own = settings["engine_settings"]
+    parts = [f"{own['n_gpu_layers']} of {own['n_layers']} layers on GPU"]
+    if own.get("experts_on_host"):
+        parts.append(f"experts of {own['experts_on_host']} layers on the host")
+    parts.append(f"context {settings['context']:,}{star('context')}")
+    slots = settings["max_num_seqs"]
+    shared = " sharing it" if own["kv_unified"] and slots > 1 else ""
+    parts += [
+        _plural(slots, "slot") + shared + star("max_num_seqs"),
+        f"KV {settings['kv_dtype']}{star('kv_dtype')}",
+        settings["attention_backend"],
+    ]
+    return ", ".join(parts) + ("  (* default)" if plan.defaulted else "")
+
+
 def kv_line(plan: Plan) -> str:
     """What a token of context costs and how many are left."""
     kv, settings = plan.kv_cache, plan.deployment
@@ -151,6 +189,8 @@ def kv_line(plan: Plan) -> str:
     if kv.state_bytes_per_sequence:
         fixed = f"{format_bytes(kv.state_bytes_per_sequence)} per sequence"
         cost = f"{cost} + {fixed}" if cost else fixed
+    if allocates_at_start(plan):
+        return _allocated_line(plan, cost)
     if kv.available_bytes <= 0:
         return f"{cost} on each GPU; nothing is left for it"
     return (
@@ -163,14 +203,17 @@ def kv_line(plan: Plan) -> str:
 
 def ledger_names(plan: Plan) -> list[str]:
     """What each ledger stands for: one GPU, all of them, a stage, or a device of its own."""
-    many, pp = plan.deployment["gpu_count"], plan.deployment["pp"]
+    many = plan.deployment["gpu_count"]
+    stages = len({ledger.pp_stage for ledger in plan.gpus})
     names = []
     for ledger in plan.gpus:
         if len(plan.gpus) == 1:
             names.append(f"GPU {ledger.rank}" if many == 1 else f"each of {many} GPUs")
         elif len(plan.gpus) == many:
-            names.append(f"GPU {ledger.rank}")
-        elif len(plan.gpus) == pp:
+            layers = plan.deployment.get("engine_settings", {}).get("layers_by_gpu", ())
+            part = layers[ledger.pp_stage : ledger.pp_stage + 1]
+            names.append(f"GPU {ledger.rank}" + (f" ({part[0]} layers)" if part else ""))
+        elif len(plan.gpus) == stages:
             names.append(f"GPUs of stage {ledger.pp_stage}")
         else:
             alike = f"{ledger.count} " if ledger.count else ""
@@ -205,17 +248,36 @@ def experts_line(plan: Plan) -> str:
 
 
 def host_line(plan: Plan) -> str:
-    """What lies in the host's memory; empty when nothing does."""
-    if not plan.host:
+    """What lies in host memory; empty if nothing does."""
+    size = sum(item.size_bytes for item in plan.host)
+    if not size:
         return ""
-    parts = (f"{item.name} {format_gib(item.size_bytes)}" for item in plan.host)
-    return f"{', '.join(parts)}, all ranks together"
+    items = sorted(plan.host, key=lambda item: -item.size_bytes)
+    if len(items) > 1 and all(item.name in _HOST for item in items):
+        each = ", ".join(f"{_HOST[item.name]} {format_bytes(item.size_bytes)}" for item in items)
+        return f"{format_gib(size)} of host memory: {each}"
+    return f"{format_gib(size)} of host memory, most of it {items[0].name.replace('_', ' ')}"
+
+
+def _allocated_line(plan: Plan, cost: str) -> str:
+    """The cache that is allocated at start, whatever is left beside it."""
+    kv = plan.kv_cache
+    where = " on this GPU" if len(plan.gpus) == 1 else f" on GPU {plan.verdict.limiting_rank}"
+    if any(item.category == "kv_cache" for item in plan.host) and not kv.needed_bytes:
+        held = sum(item.size_bytes for item in plan.host if item.category == "kv_cache")
+        return f"{format_gib(held)} for {kv.capacity_tokens:,} tokens, on the host"
+    return (
+        f"{cost}{where}; {format_gib(kv.needed_bytes)} allocated at start for "
+        f"{kv.capacity_tokens:,} tokens"
+    )
 
 
 def longest_line(plan: Plan) -> str:
     """The longest context that still fits, when it is not the one planned."""
     kv, settings = plan.kv_cache, plan.deployment
-    if plan.fits or not kv.max_context:
+    if not kv.max_context or (plan.fits and not allocates_at_start(plan)):
+        return ""
+    if plan.fits and kv.max_context <= settings["context"]:
         return ""
     many = _plural(settings["concurrency"], "sequence")
     return f"the longest context that fits {many} here is {kv.max_context:,} tokens"
@@ -252,7 +314,7 @@ def suggestion_rows(plan: Plan) -> list[tuple[str, str]]:
     return [(" ".join(item.options), f"{item.what}: {item.detail}") for item in plan.suggestions]
 
 
-def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
+def explain_rows(items: Sequence[MemoryItem]) -> list[dict[str, Any]]:
     """Every item with formula and source."""
     return [
         {
@@ -264,7 +326,7 @@ def explain_rows(ledger: GpuLedger) -> list[dict[str, Any]]:
             "formula": item.formula,
             "source": item.source,
         }
-        for item in ledger.items
+        for item in items
     ]
 
 

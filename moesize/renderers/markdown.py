@@ -8,6 +8,9 @@ from moesize.core.units import format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesize.core.ledger import MemoryItem
     from moesize.core.plan import Plan
 
 
@@ -42,15 +45,14 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
         out += [
             f"| **sum** | **{ledger.used_bytes / 2**30:,.2f}** | |",
             f"| budget of {format_gib(ledger.usable_bytes)} usable | "
-            f"{ledger.budget_bytes / 2**30:,.2f} | |",
+            f"{ledger.budget_bytes / 2**30:,.2f} | |"
+            if ledger.budget_bytes != ledger.usable_bytes
+            else f"| usable | {ledger.usable_bytes / 2**30:,.2f} | |",
         ]
         if explain:
-            out += ["", "| item | size | formula | source |", "|---|---|---|---|"]
-            out += [
-                f"| {row['item']} | {row['size']} | {_escape(row['formula'])} "
-                f"| {_escape(row['source'])} |"
-                for row in lines.explain_rows(ledger)
-            ]
+            out += _explanation(ledger.items)
+    if plan.host and explain:
+        out += ["", "host memory:", *_explanation(plan.host)]
     rows = lines.suggestion_rows(plan)
     if rows:
         out += ["", "What would fit instead:", ""]
@@ -58,6 +60,19 @@ def plan_markdown(plan: Plan, *, explain: bool = False) -> str:
     if plan.warnings:
         out += ["", *(f"> {_escape(warning.message)}" for warning in plan.warnings)]
     return "\n".join(out)
+
+
+def _explanation(items: Sequence[MemoryItem]) -> list[str]:
+    return [
+        "",
+        "| item | size | formula | source |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['item']} | {row['size']} | {_escape(row['formula'])} "
+            f"| {_escape(row['source'])} |"
+            for row in lines.explain_rows(items)
+        ),
+    ]
 
 
 def _escape(text: str) -> str:

@@ -10,23 +10,29 @@ from moesize.core.units import KIB, format_bytes, format_count, format_gib
 from moesize.renderers import lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
+    from moesize.accuracy.summary import Accuracy
     from moesize.api import ModelReport
-    from moesize.core.ledger import GpuLedger
+    from moesize.audit import Audit
+    from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
 
 _BAR_WIDTH = 64
 _LABEL_WIDTH = 9
 _NARROWEST = 16
 _NARROW = 76
+# Fewer steps are over before a bar is read.
+_LEAST_FOR_A_BAR = 50
 
 
 # With more distinct GPUs than this only the limiting one is shown in full.
 _MOST_WHOLE = 2
+# From here on an audit has room for its reasons beside the figures.
+_WIDE = 100
 
 
 def print_plan(plan: Plan, *, explain: bool = False) -> None:
@@ -93,7 +99,10 @@ def _write_plan(console: Console, plan: Plan, explain: bool) -> None:
     if explain:
         for ledger in plan.gpus:
             console.print()
-            _print_explanation(console, ledger)
+            _print_explanation(console, f"every item on rank {ledger.rank}", ledger.items)
+        if plan.host:
+            console.print()
+            _print_explanation(console, "every item on the host", plan.host)
 
 
 def _print_ledger(console: Console, name: str, ledger: GpuLedger) -> None:
@@ -161,11 +170,11 @@ def _bar(parts: list[lines.Share], ledger: GpuLedger, width: int) -> Any:
     return Text.assemble("  ", *cells)
 
 
-def _print_explanation(console: Console, ledger: GpuLedger) -> None:
+def _print_explanation(console: Console, heading: str, items: Sequence[MemoryItem]) -> None:
     from rich.text import Text
 
-    console.print(Text(f"every item on rank {ledger.rank}", style="bold"))
-    for row in lines.explain_rows(ledger):
+    console.print(Text(heading, style="bold"))
+    for row in lines.explain_rows(items):
         band = (
             f"  (estimated between {row['band'].replace(' to ', ' and ')})" if row["band"] else ""
         )
@@ -259,6 +268,76 @@ def _tensor_rows(report: ModelReport) -> list[dict[str, Any]]:
         }
         for row in report.tensor_rows()
     ]
+
+
+def print_audit(audit: Audit) -> None:
+    """Log and plan side by side, why they differ, what to change."""
+    with _page() as console:
+        _write_audit(console, audit)
+
+
+def _write_audit(console: Console, audit: Audit) -> None:
+    from rich.text import Text
+
+    from moesize.renderers import audit as words
+
+    verdict, what = words.headline(audit)
+    styles = {"AGREES": "bold black on green", "DIFFERS": "bold white on red"}
+    style = styles.get(verdict, "bold black on yellow")
+    console.print(Text.assemble((f" {verdict} ", style), f" {what}"))
+    console.print(Text(words.outcome_line(audit), style="bold"))
+    console.print()
+    grid = _grid()
+    for column in range(1, 4):
+        if column > 1:
+            grid.add_column()
+        grid.columns[column].justify = "right"
+        grid.columns[column].no_wrap = True
+    wide = console.width >= _WIDE
+    if wide:
+        grid.add_column(overflow="fold", style="dim")
+    head = ["term", "logged", "predicted", "error", *(("why",) if wide else ())]
+    grid.add_row(*(Text(text, style="bold") for text in head))
+    said: set[str] = set()
+    for term in audit.terms:
+        # Why nothing is predicted is mostly the same for every term.
+        why = "as above" if term.ok is None and term.why in said else term.why
+        said.add(term.why)
+        colour = {True: "green", False: "bold red", None: "yellow"}[term.ok]
+        row = [
+            Text("  " + words.label(term)),
+            Text(words.figure(term.logged, term.unit)),
+            Text(words.figure(term.predicted, term.unit), style=colour),
+            Text(words.error_text(term), style=colour),
+        ]
+        grid.add_row(*row, *((Text(why),) if wide else ()))
+    console.print(grid)
+    if not wide and audit.terms:
+        console.print()
+        console.print(
+            _facts(
+                [
+                    (words.label(term), term.why)
+                    for term in {t.why: t for t in reversed(audit.terms)}.values()
+                    if term.ok is not True
+                ]
+            )
+        )
+    if audit.advice:
+        console.print()
+        console.print(Text("what to change (each was planned)", style="bold"))
+        grid = _grid()
+        for item in audit.advice:
+            options = Text("  " + " ".join(item.options), style="green")
+            grid.add_row(options, Text(item.what + (f": {item.detail}" if item.detail else "")))
+        console.print(grid)
+    facts = [("note" if not i else "", note) for i, note in enumerate(audit.notes)]
+    if audit.saved:
+        kept = ", ".join(f"{row['constant']} = {row['value']:g}" for row in audit.saved)
+        facts.append(("saved", f"{kept} in {audit.saved_to}"))
+    if facts:
+        console.print()
+        console.print(_facts(facts))
 
 
 def print_rows(what: str, rows: list[dict[str, Any]]) -> None:
@@ -375,3 +454,75 @@ def _page() -> Iterator[Console]:
 
 def _unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def print_accuracy(answer: Accuracy, *, worst: int, rows: bool) -> None:
+    """Errors by engine and term, outcomes, coverage, and the rows that are furthest off."""
+    from rich.text import Text
+
+    from moesize.renderers import accuracy as words
+
+    with _page() as console:
+        for suspect in (False, True):
+            found = answer.summary(suspect=suspect)
+            covered = [row for row in found if row["covered"]]
+            for engine in dict.fromkeys(row["engine"] for row in covered):
+                title = f"{engine}, reports that their collector doubts" if suspect else engine
+                console.print(Text(title, style="bold"))
+                own = [row for row in covered if row["engine"] == engine]
+                _print_cells(console, words.HEADINGS, [words.summary_cells(row) for row in own])
+                console.print()
+        outcomes = answer.outcome_summary()
+        console.print(_facts([("outcomes", words.outcome_line(outcomes))]))
+        for case in outcomes["cases"]:
+            console.print(Text("  " + _plain(words.case_line(case))))
+        console.print()
+        for row in answer.coverage():
+            console.print(Text(_plain(words.coverage_line(row))))
+            for line in words.reason_lines(row["reasons"]):
+                console.print(Text("    " + _plain(line), style="dim"))
+        shown = list(answer.rows) if rows else answer.worst(worst)
+        if shown:
+            console.print()
+            console.print(Text("all rows" if rows else "furthest off", style="bold"))
+            cells = [tuple(_plain(cell) for cell in words.row_cells(row)) for row in shown]
+            _print_cells(console, words.ROW_HEADINGS, cells)
+
+
+def _plain(text: str) -> str:
+    # Names come from strangers; control characters must not reach a terminal.
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+_RIGHT = ("n", "covered", "median", "p90", "worst", "bias", "in band", "predicted", "error")
+
+
+def _print_cells(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for heading in headings:
+        right = heading in _RIGHT
+        grid.add_column(justify="right" if right else "left", no_wrap=right, overflow="fold")
+    grid.add_row(*(Text(heading, style="dim") for heading in headings))
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    console.print(grid)
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal's stderr; calls of what it gives move it on. Silent elsewhere."""
+    if not sys.stderr.isatty() or total < _LEAST_FOR_A_BAR:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

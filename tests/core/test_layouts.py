@@ -201,11 +201,11 @@ def test_capacity_is_that_of_the_rank_with_the_least_memory() -> None:
 def test_stages_as_the_user_shares_them_out() -> None:
     """VLLM_PP_LAYER_PARTITION (distributed/utils.py:get_pp_indices)."""
     assert [len(stage.layers) for stage in pipeline_stages(61, 4)] == [15, 15, 16, 15]
-    stages = pipeline_stages(61, 4, (14, 16, 16, 15))
+    stages = pipeline_stages(61, 4, partition=(14, 16, 16, 15))
     assert [len(stage.layers) for stage in stages] == [14, 16, 16, 15]
     for wrong in ((61,), (20, 20, 20, 20)):
         with pytest.raises(InvalidDeploymentError, match="VLLM_PP_LAYER_PARTITION"):
-            pipeline_stages(61, 4, wrong)
+            pipeline_stages(61, 4, partition=wrong)
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,14 @@ def sizes(found: Plan) -> dict[str, int]:
 
 
 def test_settings_are_shown_and_the_unplanned_named() -> None:
-    found = planned("llama-3.1-8b", Request(), ubatch_size=64, dtype="float16")
+    found = planned("llama-3.1-8b", Request(), enable_dbo=True, dtype="float16")
     assert found.deployment["engine_settings"] == {
+        "enable_dbo": True,
         "dtype": "float16",
-        "ubatch_size": 64,
     }
     notes = [note.message for note in found.warnings if note.code == "engine-settings"]
     assert len(notes) == 1
-    assert "ubatch_size" in notes[0]
+    assert "enable_dbo" in notes[0]
     assert "dtype" not in notes[0]
 
 
@@ -80,8 +80,6 @@ def test_states_without_prefix_caching() -> None:
     blocks = both.kv_cache.blocks
     assert both.kv_cache.max_concurrency == pytest.approx(blocks / 970)
     assert none.kv_cache.max_concurrency == pytest.approx(blocks / 967)
-    with pytest.raises(UnsupportedError, match="mamba cache mode"):
-        planned("qwen3-next-80b-a3b", request, mamba_cache_mode="all")
 
 
 def test_wider_states_make_longer_blocks() -> None:

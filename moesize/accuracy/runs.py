@@ -1,0 +1,567 @@
+"""A report -> the plans of its run: engine, version, GPUs, layout, settings, as it said.
+
+What a report leaves out is never filled in by hand. Settings take the engine's default of that
+version. A GPU or a version that nobody stated becomes several candidates, and only what all the
+candidates agree in is predicted (`terms`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from moesize.accuracy.models import is_latent
+from moesize.accuracy.versions import Versions, versions_of
+from moesize.core.deployment import Request
+from moesize.core.errors import InvalidInputError, MoesizeError, UnknownNameError, UnsupportedError
+from moesize.core.gpu import GpuSpec, MemoryReading
+from moesize.core.records import dataclass
+from moesize.core.units import GIB
+from moesize.engines import engine_id
+from moesize.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from moesize.accuracy.models import Resolved
+    from moesize.accuracy.reports import FieldReport
+    from moesize.core.plan import Plan
+
+# An engine that is a fork or a wrapper of one that is planned, and what it has in common with it.
+_FORKS = {"ik_llama.cpp": "llama.cpp"}
+_GGUF_ENGINES = ("llama.cpp", "ik_llama.cpp")
+# One card of each generation whose kernels store weights differently, for reports without a GPU.
+_STAND_INS = ("a100-80gb-sxm", "l40s", "h100-80gb-sxm", "rtx-5090", "b200", "mi300x")
+# Cards whose memory differs by less are one card: a bus or a form factor.
+_SAME_MEMORY = 0.02
+# What engines print with two decimals may be off by half of the last one.
+_HALF_UNIT_GIB = 0.005
+# Block sizes that vLLM takes from the command line; others it made itself (hybrid models).
+GIVEN_BLOCKS = (16, 32, 64, 128)
+# Flags that change what is beside weights and caches (buffers of communication, graphs, the profile
+# run), but neither of these: where they are not planned, both can still be compared.
+_BESIDE_WEIGHTS_AND_CACHES = frozenset(
+    (
+        "--chunked-prefill-size",
+        "--cuda-graph-max-bs",
+        "--deepep-mode",
+        "--disaggregation-mode",
+        "--kv-transfer-config",
+        "--moe-a2a-backend",
+    )
+)
+# Flags of a log that are settings of the report anyway, or change no memory.
+_PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way in which the report may have run."""
+
+    gpu: GpuSpec
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a report ran, ready to be planned.
+
+    engine        the engine whose planner is used; `report.engine` may be a fork of it
+    candidates    more than one where GPU or version were not stated
+    problem       why nothing can be planned; no candidates then
+    gpu           what is shown: the card's id, or empty when it is not known
+    devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
+    unplanned        flags that are not planned and change what lies beside weights and caches
+    weights_moved    why it is not known which weights lie where (llama.cpp)
+    """
+
+    engine: str
+    candidates: tuple[Candidate, ...] = ()
+    problem: str = ""
+    gpu: str = ""
+    gpu_known: bool = False
+    version: str = ""
+    version_assumed: bool = False
+    notes: tuple[str, ...] = ()
+    devices_problem: str = ""
+    weights_moved: str = ""
+    unplanned: str = ""
+
+
+def run_of(report: FieldReport, model: Resolved) -> Run:
+    """The candidates for a report whose model is known."""
+    engine = _engine(report.engine)
+    if engine is None:
+        return Run(engine=report.engine, problem=f"engine not planned: {report.engine[:40]}")
+    versions = _versions(report, engine, model)
+    if versions.problem:
+        return Run(engine=engine, problem=versions.problem)
+    shown = versions.names[0] if len(versions.names) == 1 else ""
+    base = Run(engine=engine, version=shown, version_assumed=versions.assumed)
+    notes = [versions.note] if versions.note else []
+    try:
+        gpus, gpu, gpu_notes = _gpus(report)
+        requests, unplanned = _requests(report, engine, versions.names)
+    except (_NotCoveredError, MoesizeError) as error:
+        kind = "" if isinstance(error, _NotCoveredError) else "settings refused: "
+        return replace(base, problem=f"{kind}{error}", notes=tuple(notes))
+    if not requests:
+        oldest = versions.names[-1]
+        return replace(base, problem=f"version not planned: {engine} {oldest}")
+    return replace(
+        base,
+        candidates=tuple(Candidate(gpu=g, request=r) for r in requests for g in gpus),
+        gpu=gpu,
+        gpu_known=bool(gpu),
+        notes=(*notes, *gpu_notes),
+        unplanned=unplanned,
+        devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
+        weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
+    )
+
+
+def plan_run(model: Resolved, candidate: Candidate, **changes: Any) -> Plan:
+    """Plan a candidate, with other settings where `changes` says so. Raises MoesizeError."""
+    from moesize.api import make_plan
+
+    assert model.spec is not None
+    request = replace(candidate.request, **changes) if changes else candidate.request
+    return make_plan(model.spec, "catalogue", model.scheme, "", candidate.gpu, request)
+
+
+class _NotCoveredError(Exception):
+    """Why a report cannot be planned."""
+
+
+def _engine(name: str) -> str | None:
+    """The engine whose planner is used: its own, or of a fork the one it was forked from."""
+    for known in (name, _FORKS.get(name, name)):
+        try:
+            return engine_id(known)
+        except UnknownNameError:
+            continue
+    return None
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+
+def _versions(report: FieldReport, engine: str, model: Resolved) -> Versions:
+    if report.engine == engine or report.engine not in _FORKS:
+        return versions_of(report, engine)
+    # A fork has numbers of its own. What it shares with llama.cpp is taken from the newest rules.
+    if model.spec is not None and is_latent(model.spec) and _latent_is_off(report):
+        return Versions(
+            problem=f"setting not planned: {report.engine} without MLA keeps a cache of its own"
+        )
+    from moesize.engines import engine_profile
+
+    newest = engine_profile(engine).version
+    return Versions(
+        names=(newest,), note=f"{report.engine} planned as {engine} {newest}, its newest rules"
+    )
+
+
+def _latent_is_off(report: FieldReport) -> bool:
+    # With MLA in use the log says that no V is kept: the keys hold everything.
+    return "MLA" not in report.text("type_v")
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def _gpus(report: FieldReport) -> tuple[tuple[GpuSpec, ...], str, tuple[str, ...]]:
+    """(candidates, what to show, notes). Nothing to show: the GPU is not known."""
+    stated = report.settings.get("gpu")
+    names = [stated] if isinstance(stated, str) else list(stated or ())
+    total = report.settings.get("gpu_total_gib")
+    kinds = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not kinds:
+        if isinstance(total, (int, float)) and total > 0:
+            spec = find_gpu(f"{total:g}GiB").spec
+            stand_ins = tuple(_with_total(gpu, total) for gpu in _stand_ins())
+            return stand_ins, spec.id, ("no GPU stated, only its memory",)
+        return _stand_ins(), "", ()
+    if len(kinds) > 1:
+        return _stand_ins(), "", ("GPUs of different kinds: planned without their memory",)
+    try:
+        match = find_gpu(kinds[0])
+    except (UnknownNameError, InvalidInputError):
+        return _stand_ins(), "", (f"GPU {kinds[0][:60]!r} is not in the catalogue",)
+    if isinstance(total, (int, float)) and total > 0:
+        return (_with_total(match.spec, total),), match.spec.id, ()
+    alike = _memory_variants(match.spec, match.candidates)
+    if len(alike) == 1:
+        return (match.spec,), match.spec.id, ()
+    held = _held_gib(report)
+    share = report.settings.get("gpu_memory_utilization")
+    share = share if isinstance(share, float) else 0.92
+    if held:
+        fitting = [g for g in alike if g.usable_memory().best_bytes * share >= held * GIB * 0.99]
+        if fitting:
+            said = f"{kinds[0]}: the smallest that holds the reported weights and KV cache"
+            return (fitting[0],), fitting[0].id, (said,)
+    return tuple(alike), "", (f"GPU {kinds[0]} comes with different memories",)
+
+
+def _memory_variants(spec: GpuSpec, candidates: tuple[str, ...]) -> list[GpuSpec]:
+    """The card and those that its name may also mean, one for each memory size, smallest first."""
+    found = [spec]
+    for name in candidates:
+        other = find_gpu(name).spec
+        size = other.usable_memory().best_bytes
+        if all(abs(size / g.usable_memory().best_bytes - 1) > _SAME_MEMORY for g in found):
+            found.append(other)
+    return sorted(found, key=lambda gpu: gpu.usable_memory().best_bytes)
+
+
+def _held_gib(report: FieldReport) -> float:
+    weights, kv = report.observed.get("weights_gib"), report.observed.get("kv_cache_gib")
+    return weights + kv if weights and kv and kv > 0 else 0.0
+
+
+@cache
+def _stand_ins() -> tuple[GpuSpec, ...]:
+    return tuple(find_gpu(name).spec for name in _STAND_INS)
+
+
+def _with_total(gpu: GpuSpec, total_gib: float) -> GpuSpec:
+    """The card with the memory that the report says the driver handed out."""
+    best = int(total_gib * GIB)
+    half = int(_HALF_UNIT_GIB * GIB)
+    reading = MemoryReading(
+        best_bytes=best,
+        low_bytes=max(1, best - half),
+        high_bytes=best + half,
+        basis="observed",
+        source="the report",
+    )
+    return replace(gpu, torch_total=reading, memory_rule=None, driver_total_bytes=None)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def _requests(
+    report: FieldReport, engine: str, versions: tuple[str, ...]
+) -> tuple[tuple[Request, ...], str]:
+    """A request for each version that is planned, and the flags that are not."""
+    from moesize.engines import engine_profile
+
+    made = []
+    left: dict[str, None] = {}
+    for version in versions:
+        try:
+            engine_profile(engine, version)
+        except UnsupportedError:
+            continue
+        words = (
+            _llamacpp_words(report) if engine in _GGUF_ENGINES else _serving_words(report, engine)
+        )
+        request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
+        request, unplanned = read_flags(request, words)
+        left.update(dict.fromkeys(unplanned))
+        made.append(_with_latent_mode(request, report))
+    text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
+    if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
+        raise _NotCoveredError(text)
+    return tuple(made), text
+
+
+def _with_latent_mode(request: Request, report: FieldReport) -> Request:
+    """ik_llama.cpp's -mla, which llama-server does not have."""
+    mode = str((report.settings.get("flags") or {}).get("mla_attn", ""))
+    settings: Any = request.engine_settings
+    if request.engine != "ik_llama.cpp" or not mode.isdigit() or not hasattr(settings, "mla"):
+        return request
+    return replace(request, engine_settings=replace(settings, mla=int(mode)))
+
+
+def read_flags(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
+    """The engine's own flags, as they were typed, put into a request.
+
+    Returns the flags too that may change memory and are not planned.
+    """
+    from moesize.engine_args import apply_engine_arguments
+
+    made, notes = apply_engine_arguments(request, words)
+    unplanned = [
+        flag
+        for note in notes
+        if "may change memory" in note.message
+        for flag in note.message.partition("memory: ")[2].split(", ")
+    ]
+    return made, tuple(unplanned)
+
+
+def _num_gpus(report: FieldReport, engine: str) -> int:
+    if engine in _GGUF_ENGINES:
+        return max(1, len(_devices(report)))
+    tp, pp, dp = (_size(report, name) for name in ("tp", "pp", "dp"))
+    inside = engine == "sglang" and _switched_on(report, "enable_dp_attention")
+    return tp * pp * (1 if inside else dp)
+
+
+def _size(report: FieldReport, name: str) -> int:
+    value = report.number(name)
+    if value is None:
+        if name == "tp" and (report.number("gpu_count") or 1) > 1 and not report.number("pp"):
+            raise _NotCoveredError("layout not stated: several GPUs, but no tensor parallel size")
+        return 1
+    if not 1 <= value <= 4096:
+        raise _NotCoveredError(f"setting not planned: {name} is {value}")
+    return value
+
+
+def _serving_words(report: FieldReport, engine: str) -> list[str]:
+    """The report's settings as flags of vLLM or SGLang."""
+    name = _SERVING_FLAGS[engine] if engine in _SERVING_FLAGS else _SERVING_FLAGS["vllm"]
+    words: list[str] = []
+    for field in ("tp", "pp", "dp"):
+        size = _size(report, field)
+        if size > 1:
+            words += [name[field], str(size)]
+    parallel = report.settings.get("ep")
+    ranks = _size(report, "tp") * (1 if engine == "sglang" else _size(report, "dp"))
+    if parallel is True:
+        words.append("--enable-expert-parallel")
+    elif parallel not in (None, False, 0, 1):
+        if engine == "vllm" and parallel != ranks:
+            raise _NotCoveredError(
+                f"setting not planned: expert parallel over {parallel} of {ranks} ranks"
+            )
+        words += ["--enable-expert-parallel"] if engine == "vllm" else [name["ep"], str(parallel)]
+    for field in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        value = report.number(field)
+        if value is not None and (value > 0 or (engine == "sglang" and value == -1)):
+            words += [name[field], str(value)]
+    if report.number("max_model_len") is None:
+        at = report.observed.get("max_concurrency_at_tokens")
+        if at:
+            words += [name["max_model_len"], str(at)]
+    share = _utilization(report)
+    if share is not None:
+        words += [name["gpu_memory_utilization"], f"{share:g}"]
+    kv_dtype = report.text("kv_cache_dtype")
+    if kv_dtype and kv_dtype.lower() != "auto":
+        words += ["--kv-cache-dtype", kv_dtype]
+    block = report.number("block_size")
+    if block is not None and (engine == "sglang" or block in GIVEN_BLOCKS):
+        words += [name["block_size"], str(block)]
+    if report.settings.get("enforce_eager"):
+        words.append(name["enforce_eager"])
+    return words + _other_words(report)
+
+
+_SERVING_FLAGS = {
+    "vllm": {
+        "tp": "--tensor-parallel-size",
+        "pp": "--pipeline-parallel-size",
+        "dp": "--data-parallel-size",
+        "ep": "--enable-expert-parallel",
+        "max_num_seqs": "--max-num-seqs",
+        "max_num_batched_tokens": "--max-num-batched-tokens",
+        "max_model_len": "--max-model-len",
+        "gpu_memory_utilization": "--gpu-memory-utilization",
+        "block_size": "--block-size",
+        "enforce_eager": "--enforce-eager",
+    },
+    "sglang": {
+        "tp": "--tp-size",
+        "pp": "--pp-size",
+        "dp": "--dp-size",
+        "ep": "--ep-size",
+        "max_num_seqs": "--max-running-requests",
+        "max_num_batched_tokens": "--chunked-prefill-size",
+        "max_model_len": "--context-length",
+        "gpu_memory_utilization": "--mem-fraction-static",
+        "block_size": "--page-size",
+        "enforce_eager": "--disable-cuda-graph",
+    },
+}
+
+
+def _utilization(report: FieldReport) -> float | None:
+    """`default` is the engine's own; "default (0.9)" is what the source says it was."""
+    value = report.settings.get("gpu_memory_utilization")
+    if isinstance(value, (int, float)):
+        return float(value)
+    text = report.text("gpu_memory_utilization")
+    inside = text.partition("(")[2].rstrip(") ")
+    try:
+        return float(inside) if inside else None
+    except ValueError:
+        return None
+
+
+def _other_words(report: FieldReport) -> list[str]:
+    """`name=value` of a log as flags; NAME=value stands for an environment variable."""
+    words: list[str] = []
+    for item in report.settings.get("other_flags") or ():
+        name, equals, value = item.partition("=")
+        name = name.strip()
+        if not equals:
+            raise _NotCoveredError(f"flag not planned: {item[:60]}")
+        if name in _PASSED_OVER:
+            continue
+        if name.isupper():
+            words.insert(0, f"{name}={value}")
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value == "True":
+            words.append(flag)
+        elif value == "False":
+            words.append("--no-" + flag[2:])
+        elif value not in ("None", "null", ""):
+            words += [flag, _as_json(value)]
+    return words
+
+
+def _as_json(value: str) -> str:
+    """A dictionary as Python prints it, as JSON, which is how it is typed."""
+    if not (value.startswith("{") and "'" in value and '"' not in value):
+        return value
+    return value.replace("'", '"').replace("True", "true").replace("False", "false")
+
+
+def _switched_on(report: FieldReport, name: str) -> bool:
+    return f"{name}=True" in (report.settings.get("other_flags") or ())
+
+
+# --- llama.cpp ------------------------------------------------------------------------------------
+
+
+def _devices(report: FieldReport) -> list[str]:
+    """Names of the accelerators that hold something: CUDA0, CUDA1, Metal, Vulkan0, ..."""
+    found: dict[str, None] = {}
+    for name in ("model_buffer_mib", "kv_buffer_mib", "compute_buffer_mib", "rs_buffer_mib"):
+        for device in report.observed.get(name) or ():
+            if is_accelerator(device) and not device.endswith("_Split"):
+                found[device] = None
+    return list(found)
+
+
+def is_accelerator(device: str) -> bool:
+    """Whether llama.cpp's name of a buffer is one of an accelerator, not of the host."""
+    return device not in ("CPU", "AMX", "BLAS") and not device.endswith(("_Host", "_Mapped"))
+
+
+def is_mapped(report: FieldReport) -> bool:
+    """Whether host and devices both hold weights and the host's figure is of a mapped file.
+
+    Then the log gives the range from the first to the last tensor on the host, with what lies on
+    devices between them, or weights that were copied into another form as well (llama.cpp
+    src/llama-model-loader.cpp:get_mapping_range).
+    """
+    sizes = report.observed.get("model_buffer_mib") or {}
+    flags = report.settings.get("flags") or {}
+    if not any(is_accelerator(name) for name in sizes) and "AMX" not in sizes:
+        return False
+    if any(name.endswith("_Mapped") for name in sizes):
+        return True
+    # Pinned host memory takes the place of the mapping, as does repacking while loading.
+    read = any(name.endswith("_Host") for name in sizes) or flags.get("no-mmap") or flags.get("rtr")
+    return "CPU" in sizes and not read
+
+
+def moves_tensors(report: FieldReport) -> bool:
+    """Whether tensors were placed by hand."""
+    flags = report.settings.get("flags") or {}
+    return any(flags.get(n) for n in ("override_tensor", "n_cpu_moe", "n_tensors_overridden"))
+
+
+def _weights_moved(report: FieldReport) -> str:
+    flags = report.settings.get("flags") or {}
+    if flags.get("n_tensors_overridden") and not (
+        flags.get("override_tensor") or flags.get("n_cpu_moe")
+    ):
+        return "tensors were moved by hand, and the report does not say which"
+    return ""
+
+
+def _devices_problem(report: FieldReport) -> str:
+    flags = report.settings.get("flags") or {}
+    if any(name.endswith("_Split") for name in report.observed.get("model_buffer_mib") or ()):
+        return "rows are split over GPUs, and the log counts them together"
+    stated = report.settings.get("gpu")
+    kinds = set(stated) if isinstance(stated, list) else set()
+    if len(_devices(report)) > 1 and not flags.get("tensor_split") and len(kinds) != 1:
+        return "the model is shared out by free memory, which is not stated for each GPU"
+    return ""
+
+
+def _llamacpp_words(report: FieldReport) -> list[str]:
+    """The report's settings as flags of llama-server."""
+    words: list[str] = []
+    for field, flag in (
+        ("n_ctx", "--ctx-size"),
+        ("n_batch", "--batch-size"),
+        ("n_ubatch", "--ubatch-size"),
+        ("n_parallel", "--parallel"),
+    ):
+        value = report.number(field)
+        if value is not None and value > 0:
+            words += [flag, str(value)]
+    for field, flag in (("type_k", "--cache-type-k"), ("type_v", "--cache-type-v")):
+        kind = report.text(field)
+        if field == "type_v" and "MLA" in kind:
+            kind = report.text("type_k")  # the keys hold everything; no V is kept
+        if kind and "(" not in kind:
+            words += [flag, kind]
+    attention = str(report.settings.get("flash_attn", "")).lower()
+    if attention in ("1", "on", "true", "enabled"):
+        words += ["--flash-attn", "on"]
+    elif attention in ("0", "off", "false", "disabled"):
+        words += ["--flash-attn", "off"]
+    layers = report.settings.get("n_gpu_layers")
+    offloaded = report.text("offloaded_layers").partition("/")[0]
+    if layers is not None:
+        words += ["--n-gpu-layers", str(layers)]
+    elif offloaded.isdigit():
+        words += ["--n-gpu-layers", offloaded]
+    elif not _devices(report):
+        words += ["--n-gpu-layers", "0"]
+    return words + _llamacpp_flags(report.settings.get("flags") or {})
+
+
+# Remarks of a report and switches of ik_llama.cpp that move no cache and no weights.
+_SILENT_FLAGS = frozenset(
+    (
+        "amb", "attn_max_batch_mib", "binding", "fmoe", "kv_unified", "mla", "mla_attn",
+        "n_cpu_moe", "n_rs_seq", "n_tensors_overridden", "nkvo", "no-mmap", "override_tensor",
+        "rtr", "spec_type", "sweep", "tensor_split", "fit", "fit-target",
+    )
+)  # fmt: skip
+
+
+def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
+    unknown = sorted(set(flags) - _SILENT_FLAGS)
+    if unknown:
+        raise _NotCoveredError(f"flag not planned: {', '.join(unknown)[:100]}")
+    words: list[str] = []
+    if flags.get("spec_type"):
+        words += ["--spec-type", str(flags["spec_type"])]
+        if flags.get("n_rs_seq"):  # states kept to go back to, one for each guessed token
+            words += ["--spec-draft-n-max", str(flags["n_rs_seq"])]
+    for name in ("fit", "fit-target"):
+        if flags.get(name) is not None:
+            words += [f"--{name}", str(flags[name])]
+    overrides = flags.get("override_tensor") or []
+    if not isinstance(overrides, (str, list)):
+        raise _NotCoveredError("setting not planned: override_tensor is no pattern")
+    patterns = [overrides] if isinstance(overrides, str) else overrides
+    if patterns:  # one flag for all: of repeated ones the last may count alone
+        words += ["--override-tensor", ",".join(str(p).strip('"') for p in patterns)]
+    if flags.get("n_cpu_moe"):
+        words += ["--n-cpu-moe", str(flags["n_cpu_moe"])]
+    if flags.get("tensor_split"):
+        words += ["--tensor-split", str(flags["tensor_split"]).rstrip("`. ")]
+    unified = str(flags.get("kv_unified", "")).partition(" ")[0].lower()
+    if unified in ("true", "1"):
+        words.append("--kv-unified")
+    elif unified in ("false", "0"):
+        words.append("--no-kv-unified")
+    if flags.get("nkvo") is True:
+        words.append("--no-kv-offload")
+    if flags.get("no-mmap") is True:
+        words.append("--no-mmap")
+    return words
