@@ -57,7 +57,8 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
         ((*AUDIT, "--format", "json"), (*HEAVY, *SLOW, "rich", "moesize.calibration")),
         (
             ("accuracy", "--engine", "sglang", "--format", "json"),
-            (*HEAVY, *SLOW, "rich", "moesize.schemas"),
+            # Near names are looked for where a report names no model of the catalogue.
+            (*HEAVY, *(name for name in SLOW if name != "difflib"), "rich", "moesize.schemas"),
         ),
         (("gpus", "--format", "json"), (*HEAVY, *SLOW, "rich", "yaml")),
     ],

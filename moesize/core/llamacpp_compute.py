@@ -23,15 +23,19 @@ from moesize.core.llamacpp_layers import (
     HostExperts,
     Shared,
     Style,
+    dense,
+    experts_of,
     feed_forward,
-    gated_delta_net,
     grouped_query,
-    kimi_delta,
     latent,
-    mamba1,
-    mamba2,
     norm,
     rms_norm,
+)
+from moesize.core.llamacpp_recurrent import (
+    gated_delta_net,
+    kimi_delta,
+    mamba1,
+    mamba2,
     short_conv,
 )
 from moesize.core.records import dataclass
@@ -86,7 +90,7 @@ class ComputeSettings:
                      two tensors instead of one cross to the next GPU. A server allocates less
     The rest tells builds apart; the defaults are those of 2026:
     wide_mask        the mask is F32 even with flash attention, and cast on the device (2025)
-    two_inputs       room for tokens and for embeddings as input (from build 7700 or so on)
+    two_inputs       room for tokens and for embeddings as input (2026, pull request 18550)
     cache_copies     CUDA's 16-bit copies of a quantized cache lie in this buffer (2026; before in
                      the hidden pool)
     """
@@ -112,6 +116,11 @@ class ComputeSettings:
     wide_mask: bool = False
     two_inputs: bool = True
     cache_copies: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n_ubatch", "cells_full", "streams", "sequences", "n_outputs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +190,9 @@ _STYLES: dict[str, Style] = {
     "mimo2": Style(window_cache=True),
     "hy_v3": Style(late_outputs=True, keeps_hidden=True),
     "step35": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
-    "cohere2moe": Style(window_cache=True, late_outputs=True, keeps_hidden=True),
+    "cohere2moe": Style(
+        parallel="command-r", window_cache=True, late_outputs=True, keeps_hidden=True
+    ),
     "minimax-m3": Style(),
     "kimi-linear": Style(no_positions=True),
     "lfm2": Style(residual_first=True),
@@ -207,7 +218,7 @@ _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
 # The residual is the first summand behind the mixer as well.
 _RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
-_NEARLY = frozenset({"jamba", "smollm3", "laguna", "step35", "cohere2moe"})
+_NEARLY = frozenset({"smollm3", "cohere2moe"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -450,17 +461,25 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         (name, device_of.get(index, HOST), on_host.get(index))
         for index, name in enumerate(spec.layout)
     ]
-    # Sparse attention takes room for every layer from the start, so that all of them count.
-    for index in range(last + 1) if shared.index_rows is not None else _representative(kinds):
+    before_index = -1
+    for index in _representative(kinds):
+        _pass_over(g, spec, range(before_index + 1, index), shared)
+        before_index = index
         name, where, _ = kinds[index]
         g.host_tensors = None
         g.device = where
         if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
-        if index and arch in _STATES_FIRST and _is_mamba(block):
-            # States are read before the sum that ends the layer before: it runs here.
+        if index and _reads_states_first(arch, block) and _is_early(spec.layout[index - 1], spec):
+            # States are read before the sum that ends the layer before, which runs where the
+            # operation before it does: here.
             x.device = g.device
+        g.late_device = None
+        if index < last and not _is_early(name, spec):
+            following = spec.block(spec.layout[index + 1])
+            if _reads_states_first(arch, following):
+                g.late_device = device_of.get(index + 1, HOST)
         picks = picked if index == last and not style.late_outputs else None
         host = None
         if g.host_tensors is not None:
@@ -542,7 +561,18 @@ def _build_deepseek4(spec: ModelSpec, s: ComputeSettings) -> Graph:
     x = g.op((hidden, inputs.streams, tokens), g.view(x, hidden, 1, tokens))
     sizes = s.host_expert_tensors or ((s.host_expert_bytes,) * 3,) * len(s.experts_on_host)
     on_host = dict(zip(s.experts_on_host, sizes, strict=True))
-    for index, block in enumerate(blocks):
+    kinds = [
+        (name, device_of.get(index, HOST), on_host.get(index))
+        for index, name in enumerate(spec.layout)
+    ]
+    before_index = -1
+    # Over several GPUs the pattern of ratios is cut, and all layers are planned.
+    alone = len(s.layers_by_device) < 2
+    for index in _representative(kinds) if alone else range(len(kinds)):
+        passed = [blocks[each].mixers[0] for each in range(before_index + 1, index)]
+        v4.pass_over(g, passed, inputs)
+        before_index = index
+        block = blocks[index]
         g.device = device_of.get(index, HOST)
         mixer, moe = block.mixers[0], block.feed_forwards[0]
         if not isinstance(mixer, CompressedAttention) or not isinstance(moe, MoeMlp):
@@ -566,8 +596,37 @@ _MAX_PERIOD = 8
 _KEPT_PERIODS = 6
 
 
-def _is_mamba(block: Block) -> bool:
-    return any(isinstance(mixer, Mamba1 | Mamba2) for mixer in block.mixers)
+def _pass_over(g: Graph, spec: ModelSpec, layers: range, shared: Shared) -> None:
+    """What layers that are not planned still need: room of sparse attention's zeros.
+
+    It is taken at the beginning of the graph for every layer, and free behind the layer.
+    """
+    best = 0
+    zeros = []
+    for index in layers:
+        for mixer in spec.block(spec.layout[index]).mixers:
+            if isinstance(mixer, LatentAttention) and (mixer.indexer or mixer.index_shared):
+                best = best or _top_k(spec, shared.cells)
+                zeros.append(g.leaf(1, best, shared.tokens // shared.streams, shared.streams))
+    if zeros:
+        g.expand(g.store(*zeros))
+
+
+def _top_k(spec: ModelSpec, cells: int) -> int:
+    mixers = (mixer for block in spec.blocks for mixer in block.mixers)
+    sizes = (m.indexer.top_k for m in mixers if isinstance(m, LatentAttention) and m.indexer)
+    return min(cells, next(sizes, 0))
+
+
+def _reads_states_first(arch: str, block: Block) -> bool:
+    """Whether a layer reads its states before anything that the layer before left for later."""
+    return arch in _STATES_FIRST and any(isinstance(m, Mamba1 | Mamba2) for m in block.mixers)
+
+
+def _is_early(name: str, spec: ModelSpec) -> bool:
+    """Whether all of a layer but its last sum is in the graph when the next one begins."""
+    layers = spec.block(name).feed_forwards
+    return bool(layers) and isinstance(layers[-1], MoeMlp) and layers[-1].shared is None
 
 
 def _representative(kinds: Sequence[Hashable]) -> list[int]:
@@ -721,8 +780,6 @@ def _both(
     host: HostExperts | None,
 ) -> Node:
     """A dense MLP and experts side by side (Gemma 4)."""
-    from moesize.core.llamacpp_layers import dense, experts_of
-
     moe = next(each for each in block.feed_forwards if isinstance(each, MoeMlp))
     mlp = next(each for each in block.feed_forwards if not isinstance(each, MoeMlp))
     t = x.shape[1]

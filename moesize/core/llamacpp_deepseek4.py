@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moesize.core.attention import CompressedAttention
 from moesize.core.llamacpp_graph import Node
 from moesize.core.llamacpp_layers import dense, experts_of, rms_norm
 from moesize.core.records import dataclass
 
 if TYPE_CHECKING:
-    from moesize.core.attention import CompressedAttention
+    from collections.abc import Sequence
+
     from moesize.core.feed_forward import MoeMlp
     from moesize.core.llamacpp_graph import Graph
     from moesize.core.llamacpp_layers import HostExperts, Style
+    from moesize.core.mixers import Mixer
 
 WINDOW_RATIO, INDEXED_RATIO = 128, 4
 
@@ -321,6 +324,24 @@ def _chosen(
     written = g.overwrite(everything, zeros, g.view(picked, best, t // s, s))
     window = g.view(written, part.cells, t // s, 1, s)
     return g.op(mask.shape, window, mask, dtype=mask.dtype, inplace=True)
+
+
+def pass_over(g: Graph, mixers: Sequence[Mixer], inputs: Inputs) -> None:
+    """What layers that are not planned still need: the zeros of their indexers."""
+    part, s = inputs.index, inputs.sequences
+    zeros = [
+        g.leaf(
+            1,
+            min(part.cells, mixer.index_top_k),
+            inputs.tokens // s,
+            s,
+            dtype=inputs.indexed.mask.dtype,
+        )
+        for mixer in mixers
+        if isinstance(mixer, CompressedAttention) and mixer.compress_ratio == INDEXED_RATIO
+    ]
+    if zeros:
+        g.expand(g.store(*zeros))
 
 
 def layer(

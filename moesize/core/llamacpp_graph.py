@@ -108,12 +108,14 @@ class Graph:
     """Operations in the order in which llama.cpp would run them.
 
     device   where new operations run: HOST or 1, 2, ... for the GPUs; change it between layers
+    late_device  where the first operation behind a recurrent state runs, if not on `device`
     host_tensors  of a layer whose weights lie in host memory while a GPU works on them: bytes by
                   name; the name of a matrix that is not in it costs no room. None otherwise
     """
 
     def __init__(self, device: int) -> None:
         self.device = device
+        self.late_device: int | None = None
         self.host_tensors: Mapping[str, int] | None = None
         self.nodes: list[Node] = []
         self.leafs: list[Node] = []

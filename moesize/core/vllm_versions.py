@@ -215,6 +215,7 @@ class VllmProfile:
 
     def mamba_cache_mode(self, spec: ModelSpec, settings: VllmSettings) -> MambaCacheMode:
         """How recurrent states are kept: one for a request, or more so that prefixes are found."""
+        kinds = {m.kind for block in spec.blocks for m in block.mixers if m.state()}
         match settings.mamba_cache_mode:
             case "none" | "align":
                 return settings.mamba_cache_mode
@@ -229,7 +230,6 @@ class VllmProfile:
             caching = self.hybrid_prefix_caching
         if not caching:
             return "none"
-        kinds = {m.kind for block in spec.blocks for m in block.mixers if m.state()}
         if kinds and kinds <= set(self.mamba_all_kinds):
             raise UnsupportedError(
                 f"vLLM {self.version} caches a state for every chunk of these layers when prefixes "

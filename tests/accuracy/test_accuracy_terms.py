@@ -360,12 +360,12 @@ def test_an_engine_that_is_added_is_planned_without_a_change_here(
     monkeypatch.setitem(engines._ENGINES, "sglang", engines._Planner("fake_sglang", "plan"))
     monkeypatch.setattr(engines, "_data", lambda name: known if name == "sglang" else real(name))
     monkeypatch.setattr(runs, "read_flags", lambda request, words: (request, ()))
-    for cached in (engines.engine_profile, engines.engine_rules):
+    for cached in (engines._profile, engines._rules):
         cached.cache_clear()
     try:
         rows = rows_of(made)
     finally:
-        for cached in (engines.engine_profile, engines.engine_rules):
+        for cached in (engines._profile, engines._rules):
             cached.cache_clear()
     assert {term for term, row in rows.items() if row.predicted is not None} == {
         "weights",
