@@ -46,6 +46,7 @@ _SEQUENCE_PARALLEL_BACKENDS = frozenset(
         "passthrough",
     )
 )
+_NEWEST = WeightRules()
 DEFAULT_ALL2ALL = "allgather_reducescatter"
 _DEEPEP_BUFFER_BYTES = 1024 * MIB
 _GPUS_PER_HOST = 8
@@ -216,10 +217,10 @@ def distinct_ranks(
     rules: WeightRules | None = None,
 ) -> tuple[Rank, ...]:
     """A rank of every kind, stage by stage; kept by the spec, for sweeps ask for them again."""
+    rules = rules or _NEWEST
     partition = settings.pp_layer_partition
-    rules = rules or WeightRules()
     stages = pipeline_stages(
-        spec.num_layers, layout.pipeline_parallel_size, rules.pipeline_remainder, partition
+        spec.num_layers, layout.pipeline_parallel_size, partition, rules.pipeline_remainder
     )
     sharding = Sharding(
         tensor_parallel_size=layout.tensor_parallel_size,
@@ -234,7 +235,7 @@ def distinct_ranks(
     )
     kept: dict[tuple[object, ...], tuple[object, tuple[Rank, ...]]]
     kept = spec.__dict__.setdefault("_ranks", {})
-    # `stored` stands beside its ranks, so that its identity stays taken.
+    # `stored` and `rules` stand beside the ranks, so that their identities stay taken.
     key = (id(stored), sharding, stages, compute_capability, rocm, id(rules))
     if key not in kept:
         ranks = tuple(

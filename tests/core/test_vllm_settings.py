@@ -67,10 +67,13 @@ def test_states_without_prefix_caching() -> None:
     vLLM 0.32.0 v1/kv_cache_interface.py:MambaSpec.max_memory_usage_bytes.
     """
     request = Request(
-        num_gpus=4, tensor_parallel_size=4, context_tokens=262144, kv_cache_bytes=32 * GIB
+        engine_version="0.32.0",
+        num_gpus=4,
+        tensor_parallel_size=4,
+        context_tokens=262144,
+        kv_cache_bytes=32 * GIB,
     )
     # 0.33 keeps one more state of gated delta nets while prefixes are cached.
-    request = replace(request, engine_version="0.32.0")
     both = planned("qwen3-next-80b-a3b", request)
     none = planned("qwen3-next-80b-a3b", request, enable_prefix_caching=False)
     assert both.kv_cache.blocks == none.kv_cache.blocks
@@ -82,7 +85,7 @@ def test_states_without_prefix_caching() -> None:
 def test_wider_states_make_longer_blocks() -> None:
     """Per layer at TP 4: 12,288 bytes of convolution, 8 x 128 x 128 x 2 or x 4 of state."""
     request = Request(
-        num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB, engine_version="0.32.0"
+        engine_version="0.32.0", num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB
     )
     plain = planned("qwen3-next-80b-a3b", request)
     wide = planned("qwen3-next-80b-a3b", request, mamba_ssm_cache_dtype="float32")
@@ -238,6 +241,7 @@ def test_whole_parameters_go_to_the_host(gib: float, moved: int) -> None:
 
 def test_every_gpu_has_its_share_on_the_host() -> None:
     request = Request(num_gpus=4, tensor_parallel_size=2, data_parallel_size=2)
+    from dataclasses import replace
 
     found = planned("llama-3.1-8b", replace(request, cpu_offload_bytes=100 * GIB))
     (item,) = found.host
