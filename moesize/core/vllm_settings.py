@@ -136,6 +136,17 @@ class VllmSettings:
 # What the planner looks at: a name that is not here is named in a warning when it is given.
 _PLANNED = frozenset(
     (
+        "cudagraph_capture_sizes",
+        "cudagraph_mode",
+        "enable_chunked_prefill",
+        "flashinfer_workspace_bytes",
+        "fused_moe_chunk_size",
+        "max_cudagraph_capture_size",
+        "performance_mode",
+        "profile_cuda_graphs",
+        "usage_context",
+        "use_v1",
+        "use_v2_model_runner",
         "all2all_backend",
         "async_scheduling",
         "cpu_offload_params",
