@@ -3,8 +3,8 @@
 A name counts only whole: a catalogue name, an alias, a hub id, the last part of a hub id or of a
 path, each with or without words at its end that say how weights are stored (-FP8, -AWQ-4bit,
 -Q4_K_M, -GGUF). A name with any other word (a fine-tune, a merge, a date that no alias vouches
-for) is nobody's unless `data/derived_names.json` has it: no model is guessed. A GGUF file's own numbers are evidence of another kind:
-`by_hparams` knows the one catalogue model that they describe.
+for) is nobody's unless `data/derived_names.json` has it: no model is guessed. A GGUF file's own
+numbers are evidence of another kind: `by_hparams` knows the one catalogue model that they describe.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Make model_specs/*.yaml and moesize/data/models.json from real config.json files.
 
-    python scripts/build_catalogue.py --configs FOLDER [--configs FOLDER ...] --totals CSV [--totals CSV ...]
+    python scripts/build_catalogue.py --configs FOLDER [--configs FOLDER ...]
+        --totals CSV [--totals CSV ...]
     python scripts/build_catalogue.py --index-only
 
 FOLDER holds `owner__name.json` files and a sources.csv (model_id, file, source). CSV holds
