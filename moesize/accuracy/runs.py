@@ -7,6 +7,7 @@ candidates agree in is predicted (`terms`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ _BESIDE_WEIGHTS_AND_CACHES = frozenset(
         "--moe-a2a-backend",
     )
 )
+# ik_llama.cpp's types with rows side by side: IQ4_K_R4, Q8_0_R8.
+_INTERLEAVED = re.compile(r"_[Rr][48](?![0-9A-Za-z])")
 # Flags of a log that are settings of the report anyway, or change no memory.
 _PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
 
@@ -71,6 +74,7 @@ class Run:
     gpu           what is shown: the card's id, or empty when it is not known
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
     unplanned        flags that are not planned and change what lies beside weights and caches
+    split_problem    why it is not known which layers lie on which GPU (llama.cpp)
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
@@ -83,6 +87,7 @@ class Run:
     version_assumed: bool = False
     notes: tuple[str, ...] = ()
     devices_problem: str = ""
+    split_problem: str = ""
     weights_moved: str = ""
     unplanned: str = ""
 
@@ -114,6 +119,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
         unplanned=unplanned,
+        split_problem=_split_problem(report) if engine in _GGUF_ENGINES else "",
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
@@ -260,20 +266,43 @@ def _requests(
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
         request, unplanned = read_flags(request, words)
         left.update(dict.fromkeys(unplanned))
-        made.append(_with_latent_mode(request, report))
+        made.append(_with_fork_settings(request, report))
     text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
     if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
         raise _NotCoveredError(text)
     return tuple(made), text
 
 
-def _with_latent_mode(request: Request, report: FieldReport) -> Request:
-    """ik_llama.cpp's -mla, which llama-server does not have."""
-    mode = str((report.settings.get("flags") or {}).get("mla_attn", ""))
+def _with_fork_settings(request: Request, report: FieldReport) -> Request:
+    """ik_llama.cpp's own flags, which llama-server does not have."""
+    flags = report.settings.get("flags") or {}
     settings: Any = request.engine_settings
-    if request.engine != "ik_llama.cpp" or not mode.isdigit() or not hasattr(settings, "mla"):
+    if request.engine != "ik_llama.cpp" or not hasattr(settings, "mla"):
         return request
-    return replace(request, engine_settings=replace(settings, mla=int(mode)))
+
+    def number(*names: str) -> int | None:
+        found = (str(flags.get(name, "")) for name in names)
+        return next((int(text) for text in found if text.isdigit() and len(text) < 9), None)
+
+    made = replace(
+        settings,
+        mla=number("mla_attn", "mla"),
+        amb=number("attn_max_batch_mib", "amb"),
+        rtr=True if flags.get("rtr") is True or _rows_for_the_cpu(report) else None,
+    )
+    return replace(request, engine_settings=made)
+
+
+def _rows_for_the_cpu(report: FieldReport) -> bool:
+    """Whether rows of the file are interleaved, in a type that no GPU computed with at that time.
+
+    ikawrakow/ik_llama.cpp pull request 461 (end of May 2025) brought the first CUDA kernels.
+    """
+    if not "" < report.text("date") < "2025-05-28":
+        return False
+    counts = report.settings.get("tensor_type_counts")
+    names = [report.text("gguf_type"), report.text("gguf_file"), *(counts or ())]
+    return any(_INTERLEAVED.search(name) for name in names)
 
 
 def read_flags(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
@@ -479,12 +508,17 @@ def _weights_moved(report: FieldReport) -> str:
 
 
 def _devices_problem(report: FieldReport) -> str:
-    flags = report.settings.get("flags") or {}
     if any(name.endswith("_Split") for name in report.observed.get("model_buffer_mib") or ()):
         return "rows are split over GPUs, and the log counts them together"
-    stated = report.settings.get("gpu")
-    kinds = set(stated) if isinstance(stated, list) else set()
-    if len(_devices(report)) > 1 and not flags.get("tensor_split") and len(kinds) != 1:
+    return ""
+
+
+def _split_problem(report: FieldReport) -> str:
+    flags = report.settings.get("flags") or {}
+    devices = _devices(report)
+    # Equal cards have unequal free memory: a screen, or another program.
+    free = report.settings.get("gpu_free_mib") or {}
+    if len(devices) > 1 and not flags.get("tensor_split") and not set(devices) <= set(free):
         return "the model is shared out by free memory, which is not stated for each GPU"
     return ""
 
@@ -520,6 +554,8 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
         words += ["--n-gpu-layers", offloaded]
     elif not _devices(report):
         words += ["--n-gpu-layers", "0"]
+    if not _devices(report):
+        words.append("--no-op-offload")  # no GPU is in the log: a build or a machine without one
     return words + _llamacpp_flags(report.settings.get("flags") or {})
 
 

@@ -103,6 +103,8 @@ _NEEDS_GPU = frozenset(
     )
 )
 _BY_PLACE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buffer"))
+# Compute buffers are of one layer at a time, however many there are.
+_BY_LAYERS = _BY_PLACE - {"compute_buffer"}
 _OF_PLACED_WEIGHTS = frozenset(
     ("model_buffer", "model_buffer_host", "compute_buffer", "compute_buffer_host", "device_total")
 )
@@ -122,13 +124,35 @@ _STATE_SIZE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One observed figure. `device` is llama.cpp's name where there is one for each device."""
+    """One observed figure. `device` is llama.cpp's name where there is one for each device.
+
+    `printed` is how many printed figures it is the sum of, each of them rounded; `digit` the last
+    digit that was printed, where it is not the one that `half_digit` finds.
+    """
 
     term: str
     unit: Unit
     observed: float
     device: str = ""
     index: int = 0
+    printed: int = 1
+    digit: float = 0.0
+
+    @property
+    def rounding(self) -> float:
+        """How far the true figure may lie from the printed one."""
+        return self.printed * (self.digit / 2 or half_digit(self.observed, self.unit))
+
+
+def half_digit(value: float, unit: Unit) -> float:
+    """Half of the last digit that an engine printed: two decimals, or as many as there are.
+
+    Counts are printed whole, and zeros at the end are lost in a report.
+    """
+    if unit in ("tokens", "blocks"):
+        return 0.0
+    decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
+    return 0.5 / 10 ** max(2, decimals)
 
 
 class Prediction(NamedTuple):
@@ -241,18 +265,22 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     model = seen.get("model_buffer_mib") or {}
     yield from _by_device(model, "model_buffer", "model_buffer_host")
     if model:
-        yield Figure(term="model_total", unit="MiB", observed=round(sum(model.values()), 2))
+        total = round(sum(model.values()), 2)
+        yield Figure(term="model_total", unit="MiB", observed=total, printed=len(model))
     # Where a log shows a part of the cache only, the collector says which in `kv_detail`.
     kv = {} if "kv_detail" in seen else seen.get("kv_buffer_mib") or {}
     yield from _by_device(kv, "kv_buffer", "kv_buffer_host")
     # What is allocated is a little more than what the log calls the cache itself.
     total = sum(kv.values()) or seen.get("kv_self_mib")
     if total:
-        yield Figure(term="kv_total", unit="MiB", observed=round(total, 2))
+        yield Figure(
+            term="kv_total", unit="MiB", observed=round(total, 2), printed=max(1, len(kv))
+        )
     states = seen.get("rs_buffer_mib") or {}
     yield from _by_device(states, "state_buffer", "")
     if states:
-        yield Figure(term="state_total", unit="MiB", observed=sum(states.values()))
+        total = round(sum(states.values()), 2)
+        yield Figure(term="state_total", unit="MiB", observed=total, printed=len(states))
     yield from _by_device(
         seen.get("compute_buffer_mib") or {}, "compute_buffer", "compute_buffer_host"
     )
@@ -260,25 +288,37 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     if output:
         yield Figure(term="output_buffer", unit="MiB", observed=output)
     if "projected_device_mib" in seen:
-        yield Figure(term="device_total", unit="MiB", observed=seen["projected_device_mib"])
+        yield Figure(term="device_total", unit="MiB", observed=seen["projected_device_mib"], digit=1)
     breakdown = seen.get("memory_breakdown_mib") or {}
     for part, term in (("model", "model_buffer"), ("compute", "compute_buffer")):
         sizes = {device: values[part] for device, values in breakdown.items() if part in values}
         if f"{term}_mib" not in seen:
-            yield from _by_device(sizes, term, f"{term}_host")
+            yield from _by_device(sizes, term, f"{term}_host", digit=1)
 
 
-def _by_device(sizes: dict[str, float], term: str, host_term: str) -> Iterator[Figure]:
+def _by_device(
+    sizes: dict[str, float], term: str, host_term: str, digit: float = 0.0
+) -> Iterator[Figure]:
     host = 0.0
-    index = 0
+    index = on_host = 0
     for device in sorted(sizes, key=_device_order):
         if not is_accelerator(device) or device == "Host":
             host += sizes[device]
+            on_host += 1
             continue
-        yield Figure(term=term, unit="MiB", observed=sizes[device], device=device, index=index)
+        yield Figure(
+            term=term, unit="MiB", observed=sizes[device], device=device, index=index, digit=digit
+        )
         index += 1
     if host and host_term:
-        yield Figure(term=host_term, unit="MiB", observed=round(host, 2), device="host")
+        yield Figure(
+            term=host_term,
+            unit="MiB",
+            observed=round(host, 2),
+            device="host",
+            printed=on_host,
+            digit=digit,
+        )
 
 
 def _device_order(device: str) -> tuple[str, int]:
@@ -334,8 +374,10 @@ class Plans:
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
         reason = self._problem()
-        if not reason and (self.run.weights_moved or self.run.devices_problem):
-            reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
+        if not reason:
+            where = (self.run.weights_moved, self.run.devices_problem, self.run.split_problem)
+            unknown = next(filter(None, where), "")
+            reason = f"placement not known: {unknown}" if unknown else ""
         if not reason and self.model.weights_problem:
             reason = f"weights not known: {self.model.weights_problem}"
         if not reason and self.run.unplanned:
@@ -393,6 +435,8 @@ class Plans:
             return f"weights not known: {self.model.weights_problem}"
         if figure.term in _BY_PLACE and self.run.devices_problem:
             return f"placement not known: {self.run.devices_problem}"
+        if figure.term in _BY_LAYERS and self.run.split_problem:
+            return f"placement not known: {self.run.split_problem}"
         if figure.term in _OF_PLACED_WEIGHTS and self.run.weights_moved:
             return f"placement not known: {self.run.weights_moved}"
         return ""
