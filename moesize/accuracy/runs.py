@@ -75,6 +75,9 @@ class Run:
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
     unplanned        flags that are not planned and change what lies beside weights and caches
     split_problem    why it is not known which layers lie on which GPU (llama.cpp)
+    context_problem  why the length of the context is not known (llama.cpp)
+    graph_problem    why what a batch needs is not known (llama.cpp)
+    sequences_problem  why it is not known for how many sequences logits are kept (llama.cpp)
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
@@ -88,6 +91,9 @@ class Run:
     notes: tuple[str, ...] = ()
     devices_problem: str = ""
     split_problem: str = ""
+    context_problem: str = ""
+    graph_problem: str = ""
+    sequences_problem: str = ""
     weights_moved: str = ""
     unplanned: str = ""
 
@@ -120,6 +126,9 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         notes=(*notes, *gpu_notes),
         unplanned=unplanned,
         split_problem=_split_problem(report) if engine in _GGUF_ENGINES else "",
+        context_problem=_context_problem(report) if engine in _GGUF_ENGINES else "",
+        graph_problem=_graph_problem(report, model) if engine in _GGUF_ENGINES else "",
+        sequences_problem=_sequences_problem(report) if engine in _GGUF_ENGINES else "",
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
@@ -266,7 +275,7 @@ def _requests(
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
         request, unplanned = read_flags(request, words)
         left.update(dict.fromkeys(unplanned))
-        made.append(_with_fork_settings(request, report))
+        made.append(_with_mtp(_with_fork_settings(request, report), report))
     text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
     if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
         raise _NotCoveredError(text)
@@ -291,6 +300,15 @@ def _with_fork_settings(request: Request, report: FieldReport) -> Request:
         rtr=True if flags.get("rtr") is True or _rows_for_the_cpu(report) else None,
     )
     return replace(request, engine_settings=made)
+
+
+def _with_mtp(request: Request, report: FieldReport) -> Request:
+    """llama.cpp's --spec-type draft-mtp: the model's own MTP blocks guess."""
+    flags = report.settings.get("flags") or {}
+    if request.engine not in _GGUF_ENGINES or flags.get("spec_type") != "draft-mtp":
+        return request
+    guessed = flags.get("n_rs_seq")
+    return replace(request, mtp=True, num_spec_tokens=guessed if isinstance(guessed, int) else None)
 
 
 def _rows_for_the_cpu(report: FieldReport) -> bool:
@@ -518,9 +536,34 @@ def _split_problem(report: FieldReport) -> str:
     devices = _devices(report)
     # Equal cards have unequal free memory: a screen, or another program.
     free = report.settings.get("gpu_free_mib") or {}
+    if report.engine in _FORKS:
+        free = {}  # ik_llama.cpp of 2026 shares layers out in a way of its own
     if len(devices) > 1 and not flags.get("tensor_split") and not set(devices) <= set(free):
         return "the model is shared out by free memory, which is not stated for each GPU"
     return ""
+
+
+def _context_problem(report: FieldReport) -> str:
+    return "" if report.number("n_ctx") else "the report does not state it"
+
+
+def _graph_problem(report: FieldReport, model: Resolved) -> str:
+    if report.engine not in _FORKS or model.spec is None:
+        return ""
+    flags = report.settings.get("flags") or {}
+    if is_latent(model.spec) and str(flags.get("mla_attn", "")) == "0":
+        return "with -mla 0 keys and values are made in another way"
+    if flags.get("rtr") is True and model.weights_problem and report.text("date") > "2025-05-28":
+        return "whether a GPU computes with repacked rows depends on their type"
+    return ""
+
+
+def _sequences_problem(report: FieldReport) -> str:
+    if report.engine not in _FORKS:
+        return ""
+    # One by one in ik_llama.cpp: its server adds a sequence for a system prompt, llama-bench and
+    # llama-cli do not, and llama-perplexity takes as many as a batch holds chunks of 512 tokens.
+    return "the log does not say which program ran; each keeps another number"
 
 
 def _llamacpp_words(report: FieldReport) -> list[str]:
@@ -574,7 +617,7 @@ def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
     if unknown:
         raise _NotCoveredError(f"flag not planned: {', '.join(unknown)[:100]}")
     words: list[str] = []
-    if flags.get("spec_type"):
+    if flags.get("spec_type") and flags["spec_type"] != "draft-mtp":
         words += ["--spec-type", str(flags["spec_type"])]
         if flags.get("n_rs_seq"):  # states kept to go back to, one for each guessed token
             words += ["--spec-draft-n-max", str(flags["n_rs_seq"])]

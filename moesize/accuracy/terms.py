@@ -9,11 +9,13 @@ all of them.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moesize.accuracy.models import is_latent
 from moesize.accuracy.runs import is_accelerator, is_mapped, moves_tensors, plan_run
 from moesize.core.errors import MoesizeError
+from moesize.core.quantization import find_scheme
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB
 
@@ -112,6 +114,10 @@ _OF_PLACED_WEIGHTS = frozenset(
 _STATES_IN_KV = ("ik_llama.cpp",)
 # Pools hold size + page_size slots (SGLang 0.5.23 srt/mem_cache/memory_pool.py).
 _SPARE_PAGE = ("sglang",)
+_COMPUTE = frozenset(("compute_buffer", "compute_buffer_host"))
+_OF_CONTEXT = _COMPUTE | {"kv_buffer", "kv_buffer_host", "kv_total", "device_total"}
+# Files of the same model that are as small and as large as such files are.
+_SMALL_AND_LARGE = ("IQ1_S", "Q8_0")
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.01
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -335,6 +341,7 @@ class Plans:
     def __init__(self, report: FieldReport, model: Resolved, run: Run) -> None:
         self.report, self.model, self.run = report, model, run
         self._kept: dict[tuple[int, tuple[tuple[str, int], ...]], Plan | str] = {}
+        self._others: dict[str, Plans] = {}
 
     def plan(self, candidate: int, **changes: int) -> Plan:
         """One plan. Raises _RefusedError with the planner's own words."""
@@ -358,6 +365,18 @@ class Plans:
         reason = self._refusal(figure)
         if reason:
             return reason
+        moved = figure.term in _COMPUTE and moves_tensors(self.report)
+        if not moved or not self.model.weights_problem:
+            return self._predicted(figure)
+        # Experts that are copied to a GPU take room there; where the largest and the smallest
+        # files agree, they are not.
+        found = [self._stored_as(scheme)._predicted(figure) for scheme in _SMALL_AND_LARGE]
+        ends = [end for end in found if isinstance(end, Prediction)]
+        if len(ends) < len(found) or ends[1].value - ends[0].value > _AGREE * ends[1].value:
+            return f"weights not known: {self.model.weights_problem}"
+        return Prediction(ends[1].value, ends[0].low, ends[1].high)
+
+    def _predicted(self, figure: Figure) -> Prediction | str:
         made: list[Prediction] = []
         refused = ""
         for candidate in range(len(self.run.candidates)):
@@ -370,6 +389,12 @@ class Plans:
         if not made:
             return f"settings refused: {refused}"
         return self._agreed(made)
+
+    def _stored_as(self, scheme: str) -> Plans:
+        if scheme not in self._others:
+            model = replace(self.model, scheme=find_scheme(scheme))
+            self._others[scheme] = Plans(self.report, model, self.run)
+        return self._others[scheme]
 
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
@@ -430,9 +455,12 @@ class Plans:
             return f"engine not planned: {self.report.engine} builds graphs of its own"
         if figure.term in _OF_HOST_WEIGHTS and is_mapped(self.report):
             return "mapped file: what the log counts overlaps what lies on devices"
-        experts_moved = figure.term.startswith("compute") and moves_tensors(self.report)
-        if experts_moved and self.model.weights_problem:
-            return f"weights not known: {self.model.weights_problem}"
+        if figure.term in _OF_CONTEXT and self.run.context_problem:
+            return f"context not known: {self.run.context_problem}"
+        if figure.term in _COMPUTE and self.run.graph_problem:
+            return f"graph not known: {self.run.graph_problem}"
+        if figure.term == "output_buffer" and self.run.sequences_problem:
+            return f"sequences not known: {self.run.sequences_problem}"
         if figure.term in _BY_PLACE and self.run.devices_problem:
             return f"placement not known: {self.run.devices_problem}"
         if figure.term in _BY_LAYERS and self.run.split_problem:

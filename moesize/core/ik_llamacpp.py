@@ -31,6 +31,7 @@ def decompressed(
     tokens: int,
     cells: int,
     quantized: bool,
+    bits: int,
     limit_bytes: int,
 ) -> Node:
     """Attention of a prompt with -mla 2 or 3 and flash attention; (heads x v, T).
@@ -38,27 +39,28 @@ def decompressed(
     Keys and values of the whole context are made of the latent cache, some heads at a time
     (-amb). The 16-bit copies of all heads are put into the graph before attention reads the first
     one, so that all of them live at once (ikawrakow/ik_llama.cpp pull requests 243, 253, 273).
+    They are of the cache's own type where CUDA is not built in. bits: of 64 of their elements.
     """
     rope, v = attention.qk_rope_head_dim, attention.v_head_dim
     nope, heads = attention.qk_nope_head_dim, attention.num_heads
+
+    def copy(width: int, *srcs: Node) -> Node:
+        return g.op((width * bits // 1024, cells, some), *srcs, dtype="f16")
+
     some = heads_at_once(attention, cells, limit_bytes)
-    cast = (g.op((rope, cells), dtype="f16"),) if quantized else ()
-    k_rope = g.op((rope, cells, some), *cast, dtype="f16")
+    cast = (g.op((rope, cells), dtype="f16"),) if quantized and bits == 1024 else ()
+    k_rope = copy(rope, *cast)
     q = g.op((nope + rope, tokens, heads), q_nope, q_rope)
     g.expand(q)
     out = None
     parts = []
     for _ in range(heads // some):
         both = g.op(((nope + v) * some, cells))
-        values = g.op(
-            (v, cells, some), g.view(both, v, cells, some, packed=False), dtype="f16"
-        )
-        keys = g.op(
-            (nope, cells, some), g.view(both, nope, cells, some, packed=False), dtype="f16"
-        )
+        values = copy(v, g.view(both, v, cells, some, packed=False))
+        keys = copy(nope, g.view(both, nope, cells, some, packed=False))
         g.expand(keys)
         g.expand(values)
-        joint = g.op((nope + rope, cells, some), k_rope, keys, dtype="f16")
+        joint = copy(nope + rope, k_rope, keys)
         g.expand(joint)
         mine = g.view(q, nope + rope, tokens, some, packed=False)
         found = g.op((v, some, tokens), mine, joint, values, mask)

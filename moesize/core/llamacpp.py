@@ -819,6 +819,8 @@ class _World:
                 device_bytes=(0,) * self.num_gpus,
                 formulas=found.formulas + ("not used",) * self.num_gpus,
             )
+        if self._decompressed_cache():
+            return _Compute.of(found, *_ESTIMATED)
         if not found.exact:
             return _Compute.of(found, *_SIMILAR)
         if not self.rules.graph["read"]:
@@ -858,7 +860,7 @@ class _World:
             n_ubatch=self.kv_settings.n_ubatch,
             # A model of states alone has no cells.
             cells_full=max(1, cells_full),
-            cells_swa=window.cells if window else 0,
+            cells_swa=window.cells if window else 0 if self.rules.window_cache else cells_full,
             streams=kv.streams,
             sequences=self.kv_settings.n_seq_max,
             n_outputs=outputs,
@@ -881,6 +883,11 @@ class _World:
             two_inputs=self.rules.graph["two_inputs"],
             cache_copies=self.rules.graph["cache_copies"],
         )
+
+    def _decompressed_cache(self) -> bool:
+        """Whether a model with MLA is run as one without: graphs of another kind."""
+        latent = any(isinstance(m, LatentAttention) for b in self.spec.blocks for m in b.mixers)
+        return latent and self.kv_rules.latent == "decompressed"
 
     def _experts_stay(self) -> bool:
         """Whether experts in host memory are computed there, whatever the batch.

@@ -80,7 +80,7 @@ class ComputeSettings:
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
-                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs).
+                     kind, by GGUF's name without block and ending (attn_q, ffn_down, output).
                      For 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
@@ -264,13 +264,20 @@ def _compute_buffers(key: _Key, settings: ComputeSettings) -> ComputeBuffers:
     spec = key.spec
     arch = gguf_architecture(spec)
     style = _STYLES.get(arch) or _likely_style(spec)
-    asked = replace(settings, n_outputs=1) if settings.one_logit_pass else settings
+    one_pass = settings.one_logit_pass and settings.pipeline_copies == 1
+    asked = replace(settings, n_outputs=1) if one_pass else settings
     graph = _build(spec, asked, arch, style)
     sizes = plan_buffers(graph, len(settings.layers_by_device), settings.pipeline_copies)
     held = [sizes.host, *sizes.devices]
-    if settings.one_logit_pass:
-        place = settings.output_device + 1 if settings.layers_by_device else 0
-        held[place] = max(held[place], logit_bytes(spec, arch, settings))
+    if one_pass:
+        size, place = logit_bytes(spec, arch, settings), 0
+        if settings.layers_by_device:
+            place = settings.output_device + 1
+        offloads = settings.offloads and settings.n_ubatch >= _OFFLOAD_BATCH
+        if not place and settings.layers_by_device and offloads:
+            copied = dict(settings.host_tensors).get("output", 0)
+            place, size = 1, size + copied + 4 * settings.n_ubatch * spec.hidden_size
+        held[place] = max(held[place], size)
     return ComputeBuffers(
         device_bytes=tuple(held[1:]),
         host_bytes=held[0],
@@ -371,6 +378,7 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         window_cells=s.cells_swa,
         flash=s.flash_attn,
         decompresses=s.decompresses,
+        on_gpu=bool(s.layers_by_device),
         cuda=bool(s.layers_by_device) and s.cache_copies,
         snapshots=0 if arch == "qwen3next" else s.snapshots,
         quantized_k=quantized_k,
@@ -538,6 +546,8 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         before = g.device
     g.host_tensors = None
     g.device = s.output_device + 1 if s.layers_by_device else HOST
+    if g.device == HOST and offloads and outputs >= _OFFLOAD_BATCH:
+        g.device, g.host_tensors = 1, dict(s.host_tensors)
     if style.late_outputs:
         if style.pick_first:
             x.is_output = True
@@ -550,7 +560,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         x = norm(g, x, style)
     x.is_output = True
     vocab = spec.embedding.head_vocab_size or spec.embedding.vocab_size
-    logits = g.op((vocab, outputs), x)
+    logits = g.matmul("output", (vocab, outputs), x)
     logits.is_output = True
     g.expand(logits)
     return g

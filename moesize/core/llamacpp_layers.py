@@ -127,6 +127,7 @@ class Shared:
     temperature: Node | None = None
     block_sparse: BlockSparse | None = None
     decompresses: int | None = None
+    on_gpu: bool = True
 
 
 # Smaller batches are computed on the latent cache (ikawrakow/ik_llama.cpp pull request 273).
@@ -564,6 +565,7 @@ def latent(
             tokens=t,
             cells=shared.cells,
             quantized=shared.quantized_k,
+            bits=1024 if shared.on_gpu else shared.k_bits,
             limit_bytes=shared.decompresses,
         )
         g.expand(out)
