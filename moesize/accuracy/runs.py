@@ -50,6 +50,8 @@ _BESIDE_WEIGHTS_AND_CACHES = frozenset(
         "--moe-a2a-backend",
     )
 )
+_OTHER_KERNELS = ("Vulkan", "SYCL")
+_DECOMPRESSED_SINCE = "2025-03-13"
 # ik_llama.cpp's types with rows side by side: IQ4_K_R4, Q8_0_R8.
 _INTERLEAVED = re.compile(r"_[Rr][48](?![0-9A-Za-z])")
 # Flags of a log that are settings of the report anyway, or change no memory.
@@ -77,6 +79,7 @@ class Run:
     split_problem    why it is not known which layers lie on which GPU (llama.cpp)
     context_problem  why the length of the context is not known (llama.cpp)
     graph_problem    why what a batch needs is not known (llama.cpp)
+    host_graph_problem  the same for the host's part
     sequences_problem  why it is not known for how many sequences logits are kept (llama.cpp)
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
@@ -93,6 +96,7 @@ class Run:
     split_problem: str = ""
     context_problem: str = ""
     graph_problem: str = ""
+    host_graph_problem: str = ""
     sequences_problem: str = ""
     weights_moved: str = ""
     unplanned: str = ""
@@ -128,6 +132,7 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         split_problem=_split_problem(report) if engine in _GGUF_ENGINES else "",
         context_problem=_context_problem(report) if engine in _GGUF_ENGINES else "",
         graph_problem=_graph_problem(report, model) if engine in _GGUF_ENGINES else "",
+        host_graph_problem=_host_graph_problem(report),
         sequences_problem=_sequences_problem(report) if engine in _GGUF_ENGINES else "",
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
@@ -548,14 +553,32 @@ def _context_problem(report: FieldReport) -> str:
 
 
 def _graph_problem(report: FieldReport, model: Resolved) -> str:
+    buffers = report.observed.get("compute_buffer_mib") or {}
+    if any(name.startswith(_OTHER_KERNELS) for name in buffers):
+        return "what Vulkan and SYCL lack is computed on the host"
     if report.engine not in _FORKS or model.spec is None:
         return ""
     flags = report.settings.get("flags") or {}
-    if is_latent(model.spec) and str(flags.get("mla_attn", "")) == "0":
+    mode = str(flags.get("mla_attn", ""))
+    if is_latent(model.spec) and mode == "0":
         return "with -mla 0 keys and values are made in another way"
+    early = "" < report.text("date") < _DECOMPRESSED_SINCE
+    if is_latent(model.spec) and mode in ("2", "3") and early and _flash_stated(report):
+        return "-mla 2 of before 13 March 2025 (pull request 253) made other temporaries"
     if flags.get("rtr") is True and model.weights_problem and report.text("date") > "2025-05-28":
         return "whether a GPU computes with repacked rows depends on their type"
     return ""
+
+
+def _host_graph_problem(report: FieldReport) -> str:
+    done, slash, all_layers = report.text("offloaded_layers").partition("/")
+    if report.engine in _FORKS and slash and done != all_layers:
+        return f"what {report.engine} computes on the host of the layers there is not known"
+    return ""
+
+
+def _flash_stated(report: FieldReport) -> bool:
+    return str(report.settings.get("flash_attn", "")).lower() in ("1", "on", "true", "enabled")
 
 
 def _sequences_problem(report: FieldReport) -> str:
@@ -585,7 +608,7 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
         if kind and "(" not in kind:
             words += [flag, kind]
     attention = str(report.settings.get("flash_attn", "")).lower()
-    if attention in ("1", "on", "true", "enabled"):
+    if _flash_stated(report):
         words += ["--flash-attn", "on"]
     elif attention in ("0", "off", "false", "disabled"):
         words += ["--flash-attn", "off"]

@@ -459,6 +459,8 @@ class Plans:
             return f"context not known: {self.run.context_problem}"
         if figure.term in _COMPUTE and self.run.graph_problem:
             return f"graph not known: {self.run.graph_problem}"
+        if figure.term == "compute_buffer_host" and self.run.host_graph_problem:
+            return f"graph not known: {self.run.host_graph_problem}"
         if figure.term == "output_buffer" and self.run.sequences_problem:
             return f"sequences not known: {self.run.sequences_problem}"
         if figure.term in _BY_PLACE and self.run.devices_problem:

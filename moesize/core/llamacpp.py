@@ -245,7 +245,7 @@ class LlamaCppRules:
     plans_mtp: bool
     loads_mtp: bool
     pipeline_copies: int
-    graph: Mapping[str, bool]
+    graph: Mapping[str, Any]
 
     def kv_rules(self, *, flash: bool, mla: int | None) -> KvRules:
         """The cache's rules with or without flash attention."""
@@ -824,7 +824,7 @@ class _World:
         if not found.exact:
             return _Compute.of(found, *_SIMILAR)
         if not self.rules.graph["read"]:
-            return _Compute.of(found, *_OTHER_BUILD)
+            return _Compute.of(found, *self.rules.graph.get("band", _OTHER_BUILD))
         if HOST in (*self.placement.layer_device, self.placement.output_device) and (
             asked.layers_by_device
         ):
