@@ -279,9 +279,7 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     # What is allocated is a little more than what the log calls the cache itself.
     total = sum(kv.values()) or seen.get("kv_self_mib")
     if total:
-        yield Figure(
-            term="kv_total", unit="MiB", observed=round(total, 2), printed=max(1, len(kv))
-        )
+        yield Figure(term="kv_total", unit="MiB", observed=round(total, 2), printed=max(1, len(kv)))
     states = seen.get("rs_buffer_mib") or {}
     yield from _by_device(states, "state_buffer", "")
     if states:
@@ -294,7 +292,9 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     if output:
         yield Figure(term="output_buffer", unit="MiB", observed=output)
     if "projected_device_mib" in seen:
-        yield Figure(term="device_total", unit="MiB", observed=seen["projected_device_mib"], digit=1)
+        yield Figure(
+            term="device_total", unit="MiB", observed=seen["projected_device_mib"], digit=1
+        )
     breakdown = seen.get("memory_breakdown_mib") or {}
     for part, term in (("model", "model_buffer"), ("compute", "compute_buffer")):
         sizes = {device: values[part] for device, values in breakdown.items() if part in values}

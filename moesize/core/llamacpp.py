@@ -836,8 +836,8 @@ class _World:
 
     def _asked(self, kv: KvPlan) -> ComputeSettings:
         full, window = kv.sizes.get("full"), kv.sizes.get("window")
-        compressed = kv.sizes.get("compressed_4")
-        cells_full = full.cells if full else compressed.cells if compressed else 0
+        # DeepSeek-V4 has no such cache; its graph counts the tokens that were compressed.
+        cells_full = full.cells if full else kv.n_ctx_seq if "compressed_4" in kv.sizes else 0
         settings = self.settings
         outputs = self.kv_settings.n_ubatch
         if self.rules.few_outputs and not settings.embeddings:
@@ -852,7 +852,10 @@ class _World:
             for device in range(self.num_gpus)
         )
         on_host = self.placement.experts_on_host
-        blocks = (*self.placement.layer_device[: self.spec.num_layers], self.placement.output_device)
+        blocks = (
+            *self.placement.layer_device[: self.spec.num_layers],
+            self.placement.output_device,
+        )
         if settings.no_op_offload and all(device == HOST for device in blocks):
             layers = ()
         graph = self.rules.graph
