@@ -3,7 +3,8 @@
     python scripts/check_llamacpp.py --facts FILE --configs FOLDER [FOLDER ...]
 
 FILE: one row for each model and setting, with the buffers that llama.cpp 0c1e57098 planned without
-allocating them, on its CPU backend or a device that answers like CUDA. FOLDER of configs:
+allocating them, on its CPU backend or a device that answers like CUDA. They are compared with the
+parts that plan each of them, and ("plan: ...") with the ledgers of a whole plan. FOLDER of configs:
 OWNER__NAME.json files; the first folder that has a model counts.
 """
 
@@ -18,8 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moesize.api import make_plan
+from moesize.core.deployment import Request
 from moesize.core.errors import MoesizeError, UnknownNameError
 from moesize.core.gguf_view import gguf_entries
+from moesize.core.llamacpp import LlamaCppSettings
 from moesize.core.llamacpp_kv import (
     KvRules,
     KvSettings,
@@ -29,6 +33,7 @@ from moesize.core.llamacpp_kv import (
 )
 from moesize.core.llamacpp_weights import HOST, Split, place
 from moesize.core.quantization import find_scheme
+from moesize.gpus import find_gpu
 from moesize.readers.hf.read import spec_from_config
 
 if TYPE_CHECKING:
@@ -71,6 +76,7 @@ class _Term:
             f"{name:22} n {len(self.pairs):5}  within 0.01 MiB {exact:5} "
             f"({exact / len(self.pairs):7.2%})  within 0.05 % {within / max(1, len(shares)):7.2%}  "
             f"median {shares[len(shares) // 2] if shares else 0:.4%}  "
+            f"p90 {shares[int(0.9 * len(shares))] if shares else 0:.3%}  "
             f"worst {shares[-1] if shares else 0:.3%}"
         )
         worst = sorted(self.pairs, key=lambda pair: -abs(pair[0] - pair[1]))[:_WORST]
@@ -184,6 +190,7 @@ def _check_row(
     context = sum(getattr(layer, field) for layer in plan.layers)
     terms["KV + state, allocated"].add(context / _MIB, int(row["context_bytes"]) / _MIB, what)
     output = 4 * spec.embedding.vocab_size * settings.n_seq_max
+    _check_plan(spec, row, terms, what)
     terms["output buffer"].add(round(output / _MIB, 2), float(row["output_buffer_mib"]), what)
     override = ((row["override"], HOST),) if row["override"] else ()
     stored = gguf_entries(spec, find_scheme(_scheme_name(file_type)))
@@ -200,6 +207,61 @@ def _check_row(
         terms["model, GPU"].add(
             placement.gpus[device].buffer_bytes / _MIB, buffers.get(f"SIM{device}", 0.0), what
         )
+
+
+def _check_plan(spec: ModelSpec, row: dict[str, str], terms: dict[str, _Term], what: str) -> None:
+    """Every buffer again, from the ledgers of a whole plan.
+
+    The rows were planned without allocation: of GPUs behind the first the plan's high end counts.
+    """
+    devices, sequences = int(row["n_devices"]), int(row["n_seq_max"])
+    guessed = int(row["n_rs_seq"])
+    if (devices == 2 and "pipeline" not in row["note"] and not row["override"]) or guessed:
+        return  # plans of two GPUs keep four copies; states to go back to belong to --mtp
+    settings = LlamaCppSettings(
+        ctx_size=int(row["n_ctx"]),
+        parallel=sequences,
+        kv_unified=row["kv_unified"] == "1",
+        batch_size=int(row["n_ctx"]),
+        ubatch_size=int(row["n_ubatch"]),
+        flash_attn=row["flash_attn"],
+        cache_type_k=row["type_k"],
+        cache_type_v=row["type_v"],
+        swa_full=row["swa_full"] == "1",
+        override_tensor=((row["override"], "CPU"),) if row["override"] else None,
+        embeddings=row["n_outputs_max"] == "0",
+        n_gpu_layers=None if devices else 0,
+        no_op_offload=not devices,
+        load_mode="none",
+    )
+    request = Request(
+        engine="llama.cpp",
+        num_gpus=max(1, devices),
+        concurrency=None,
+        engine_settings=settings,
+    )
+    plan = make_plan(
+        spec,
+        "config",
+        find_scheme(_scheme_name(row["gguf_types"].split()[0])),
+        "",
+        find_gpu("b200").spec,
+        request,
+    )
+    sizes = json.loads(row["compute_bytes"]) if row["compute_bytes"] else {}
+    host_name = "SIM_Host" if devices else "CPU"
+    for name, planned in sizes.items():
+        if name == host_name:
+            term, items = "plan: compute, host", plan.host
+        elif re.fullmatch(r"SIM\d+", name):
+            term, items = "plan: compute, GPU", plan.gpus[int(name[3:])].items
+        else:
+            continue
+        found = [item for item in items if item.name.endswith("compute_buffer")]
+        terms[term].add(sum(item.high_bytes for item in found) / _MIB, planned / _MIB, what)
+    items = [item for ledger in plan.gpus for item in ledger.items] + list(plan.host)
+    cached = sum(item.size_bytes for item in items if item.category == "kv_cache")
+    terms["plan: KV + state"].add(cached / _MIB, int(row["context_bytes"]) / _MIB, what)
 
 
 def _scheme_name(file_type: str) -> str:

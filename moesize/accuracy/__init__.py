@@ -114,6 +114,7 @@ def _measure(
             low=None if isinstance(found, str) else found.low,
             high=None if isinstance(found, str) else found.high,
             exact_given=not isinstance(found, str) and found.exact_given,
+            rounding=figure.rounding,
             card=card if figure.unit == "GiB" else None,
             not_covered=found if isinstance(found, str) else None,
         )

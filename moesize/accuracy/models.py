@@ -197,9 +197,13 @@ def _gguf_scheme(report: FieldReport, spec: ModelSpec) -> tuple[Scheme | None, s
     odd = sorted(t for t in counts if not _is_known_type(t))
     if odd:
         return scheme, f"tensor types {', '.join(odd)[:60]} are not llama.cpp's"
-    if not size and not counts and report.text("gguf_type"):
+    if not size and not counts and (report.text("gguf_type") or name.lower() not in _ONE_TYPE):
         return scheme, "neither the file's size nor its tensor types are stated"
     return scheme, ""
+
+
+# Files of these types are the same whoever made them.
+_ONE_TYPE = ("f32", "fp32", "f16", "fp16", "bf16", "q8_0")
 
 
 def _is_known_type(name: str) -> bool:

@@ -7,6 +7,7 @@ candidates agree in is predicted (`terms`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,10 @@ _BESIDE_WEIGHTS_AND_CACHES = frozenset(
         "--moe-a2a-backend",
     )
 )
+_OTHER_KERNELS = ("Vulkan", "SYCL")
+_DECOMPRESSED_SINCE = "2025-03-13"
+# ik_llama.cpp's types with rows side by side: IQ4_K_R4, Q8_0_R8.
+_INTERLEAVED = re.compile(r"_[Rr][48](?![0-9A-Za-z])")
 # Flags of a log that are settings of the report anyway, or change no memory.
 _PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
 
@@ -71,6 +76,11 @@ class Run:
     gpu           what is shown: the card's id, or empty when it is not known
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
     unplanned        flags that are not planned and change what lies beside weights and caches
+    split_problem    why it is not known which layers lie on which GPU (llama.cpp)
+    context_problem  why the length of the context is not known (llama.cpp)
+    graph_problem    why what a batch needs is not known (llama.cpp)
+    host_graph_problem  the same for the host's part
+    sequences_problem  why it is not known for how many sequences logits are kept (llama.cpp)
     weights_moved    why it is not known which weights lie where (llama.cpp)
     """
 
@@ -83,6 +93,11 @@ class Run:
     version_assumed: bool = False
     notes: tuple[str, ...] = ()
     devices_problem: str = ""
+    split_problem: str = ""
+    context_problem: str = ""
+    graph_problem: str = ""
+    host_graph_problem: str = ""
+    sequences_problem: str = ""
     weights_moved: str = ""
     unplanned: str = ""
 
@@ -114,6 +129,11 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
         unplanned=unplanned,
+        split_problem=_split_problem(report) if engine in _GGUF_ENGINES else "",
+        context_problem=_context_problem(report) if engine in _GGUF_ENGINES else "",
+        graph_problem=_graph_problem(report, model) if engine in _GGUF_ENGINES else "",
+        host_graph_problem=_host_graph_problem(report),
+        sequences_problem=_sequences_problem(report) if engine in _GGUF_ENGINES else "",
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
@@ -260,20 +280,52 @@ def _requests(
         request = Request(engine=engine, engine_version=version, num_gpus=_num_gpus(report, engine))
         request, unplanned = read_flags(request, words)
         left.update(dict.fromkeys(unplanned))
-        made.append(_with_latent_mode(request, report))
+        made.append(_with_mtp(_with_fork_settings(request, report), report))
     text = f"flag not planned: {', '.join(left)[:120]}" if left else ""
     if any(flag.partition(" ")[0] not in _BESIDE_WEIGHTS_AND_CACHES for flag in left):
         raise _NotCoveredError(text)
     return tuple(made), text
 
 
-def _with_latent_mode(request: Request, report: FieldReport) -> Request:
-    """ik_llama.cpp's -mla, which llama-server does not have."""
-    mode = str((report.settings.get("flags") or {}).get("mla_attn", ""))
+def _with_fork_settings(request: Request, report: FieldReport) -> Request:
+    """ik_llama.cpp's own flags, which llama-server does not have."""
+    flags = report.settings.get("flags") or {}
     settings: Any = request.engine_settings
-    if request.engine != "ik_llama.cpp" or not mode.isdigit() or not hasattr(settings, "mla"):
+    if request.engine != "ik_llama.cpp" or not hasattr(settings, "mla"):
         return request
-    return replace(request, engine_settings=replace(settings, mla=int(mode)))
+
+    def number(*names: str) -> int | None:
+        found = (str(flags.get(name, "")) for name in names)
+        return next((int(text) for text in found if text.isdigit() and len(text) < 9), None)
+
+    made = replace(
+        settings,
+        mla=number("mla_attn", "mla"),
+        amb=number("attn_max_batch_mib", "amb"),
+        rtr=True if flags.get("rtr") is True or _rows_for_the_cpu(report) else None,
+    )
+    return replace(request, engine_settings=made)
+
+
+def _with_mtp(request: Request, report: FieldReport) -> Request:
+    """llama.cpp's --spec-type draft-mtp: the model's own MTP blocks guess."""
+    flags = report.settings.get("flags") or {}
+    if request.engine not in _GGUF_ENGINES or flags.get("spec_type") != "draft-mtp":
+        return request
+    guessed = flags.get("n_rs_seq")
+    return replace(request, mtp=True, num_spec_tokens=guessed if isinstance(guessed, int) else None)
+
+
+def _rows_for_the_cpu(report: FieldReport) -> bool:
+    """Whether rows of the file are interleaved, in a type that no GPU computed with at that time.
+
+    ikawrakow/ik_llama.cpp pull request 461 (end of May 2025) brought the first CUDA kernels.
+    """
+    if not "" < report.text("date") < "2025-05-28":
+        return False
+    counts = report.settings.get("tensor_type_counts")
+    names = [report.text("gguf_type"), report.text("gguf_file"), *(counts or ())]
+    return any(_INTERLEAVED.search(name) for name in names)
 
 
 def read_flags(request: Request, words: list[str]) -> tuple[Request, tuple[str, ...]]:
@@ -479,14 +531,62 @@ def _weights_moved(report: FieldReport) -> str:
 
 
 def _devices_problem(report: FieldReport) -> str:
-    flags = report.settings.get("flags") or {}
     if any(name.endswith("_Split") for name in report.observed.get("model_buffer_mib") or ()):
         return "rows are split over GPUs, and the log counts them together"
-    stated = report.settings.get("gpu")
-    kinds = set(stated) if isinstance(stated, list) else set()
-    if len(_devices(report)) > 1 and not flags.get("tensor_split") and len(kinds) != 1:
+    return ""
+
+
+def _split_problem(report: FieldReport) -> str:
+    flags = report.settings.get("flags") or {}
+    devices = _devices(report)
+    # Equal cards have unequal free memory: a screen, or another program.
+    free = report.settings.get("gpu_free_mib") or {}
+    if report.engine in _FORKS:
+        free = {}  # ik_llama.cpp of 2026 shares layers out in a way of its own
+    if len(devices) > 1 and not flags.get("tensor_split") and not set(devices) <= set(free):
         return "the model is shared out by free memory, which is not stated for each GPU"
     return ""
+
+
+def _context_problem(report: FieldReport) -> str:
+    return "" if report.number("n_ctx") else "the report does not state it"
+
+
+def _graph_problem(report: FieldReport, model: Resolved) -> str:
+    buffers = report.observed.get("compute_buffer_mib") or {}
+    if any(name.startswith(_OTHER_KERNELS) for name in buffers):
+        return "what Vulkan and SYCL lack is computed on the host"
+    if report.engine not in _FORKS or model.spec is None:
+        return ""
+    flags = report.settings.get("flags") or {}
+    mode = str(flags.get("mla_attn", ""))
+    if is_latent(model.spec) and mode == "0":
+        return "with -mla 0 keys and values are made in another way"
+    early = "" < report.text("date") < _DECOMPRESSED_SINCE
+    if is_latent(model.spec) and mode in ("2", "3") and early and _flash_stated(report):
+        return "-mla 2 of before 13 March 2025 (pull request 253) made other temporaries"
+    if flags.get("rtr") is True and model.weights_problem and report.text("date") > "2025-05-28":
+        return "whether a GPU computes with repacked rows depends on their type"
+    return ""
+
+
+def _host_graph_problem(report: FieldReport) -> str:
+    done, slash, all_layers = report.text("offloaded_layers").partition("/")
+    if report.engine in _FORKS and slash and done != all_layers:
+        return f"what {report.engine} computes on the host of the layers there is not known"
+    return ""
+
+
+def _flash_stated(report: FieldReport) -> bool:
+    return str(report.settings.get("flash_attn", "")).lower() in ("1", "on", "true", "enabled")
+
+
+def _sequences_problem(report: FieldReport) -> str:
+    if report.engine not in _FORKS:
+        return ""
+    # One by one in ik_llama.cpp: its server adds a sequence for a system prompt, llama-bench and
+    # llama-cli do not, and llama-perplexity takes as many as a batch holds chunks of 512 tokens.
+    return "the log does not say which program ran; each keeps another number"
 
 
 def _llamacpp_words(report: FieldReport) -> list[str]:
@@ -508,7 +608,7 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
         if kind and "(" not in kind:
             words += [flag, kind]
     attention = str(report.settings.get("flash_attn", "")).lower()
-    if attention in ("1", "on", "true", "enabled"):
+    if _flash_stated(report):
         words += ["--flash-attn", "on"]
     elif attention in ("0", "off", "false", "disabled"):
         words += ["--flash-attn", "off"]
@@ -520,6 +620,8 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
         words += ["--n-gpu-layers", offloaded]
     elif not _devices(report):
         words += ["--n-gpu-layers", "0"]
+    if not _devices(report):
+        words.append("--no-op-offload")  # no GPU is in the log: a build or a machine without one
     return words + _llamacpp_flags(report.settings.get("flags") or {})
 
 
@@ -538,7 +640,7 @@ def _llamacpp_flags(flags: dict[str, Any]) -> list[str]:
     if unknown:
         raise _NotCoveredError(f"flag not planned: {', '.join(unknown)[:100]}")
     words: list[str] = []
-    if flags.get("spec_type"):
+    if flags.get("spec_type") and flags["spec_type"] != "draft-mtp":
         words += ["--spec-type", str(flags["spec_type"])]
         if flags.get("n_rs_seq"):  # states kept to go back to, one for each guessed token
             words += ["--spec-draft-n-max", str(flags["n_rs_seq"])]

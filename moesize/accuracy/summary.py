@@ -1,8 +1,10 @@
 """Predicted against observed: one row for each figure, and what the rows come to.
 
-    error          (predicted - observed) / observed
+    error          (predicted - observed) / observed; 0 where the observation is what the
+                   prediction prints as
     error_of_card  (predicted - observed) / usable memory of one GPU, for sizes in GiB
-    in_band        low <= observed <= high, give or take half of the last printed digit
+    in_band        low <= observed <= high, give or take half of the last printed digit (of every
+                   figure that a sum has)
 
 An error that is measured "given" another logged figure is 0 where the observation lies inside what
 the rounding of that figure allows, else its distance from there.
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 
 Verdict = Literal["fits", "does_not_fit"]
-_HALF_DIGIT = {"GiB": 0.005, "MiB": 0.005, "requests": 0.005, "tokens": 0.0, "blocks": 0.0}
+# What adding and dividing floats may lose.
+_FLOAT = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     exact_given: bool = False
+    rounding: float = 0.0
     card: float | None = None
     not_covered: str | None = None
 
@@ -79,16 +83,19 @@ class Row:
         """Whether the observation lies between low and high."""
         if self.low is None or self.high is None:
             return None
-        half = _HALF_DIGIT[self.unit]
-        return self.low - half <= self.observed <= self.high + half
+        return self._within(self.low, self.high)
+
+    def _within(self, low: float, high: float) -> bool:
+        slack = self.rounding + _FLOAT * abs(self.observed)
+        return low - slack <= self.observed <= high + slack
 
     def _off(self) -> float | None:
         if self.predicted is None or self.low is None or self.high is None:
             return None
         if not self.exact_given:
-            return self.predicted - self.observed
-        half = _HALF_DIGIT[self.unit]
-        if self.low - half <= self.observed <= self.high + half:
+            met = self._within(self.predicted, self.predicted)
+            return 0.0 if met else self.predicted - self.observed
+        if self._within(self.low, self.high):
             return 0.0
         nearest = self.low if self.observed < self.low else self.high
         return nearest - self.observed

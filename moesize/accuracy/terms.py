@@ -9,11 +9,13 @@ all of them.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moesize.accuracy.models import is_latent
 from moesize.accuracy.runs import is_accelerator, is_mapped, moves_tensors, plan_run
 from moesize.core.errors import MoesizeError
+from moesize.core.quantization import find_scheme
 from moesize.core.records import dataclass
 from moesize.core.units import GIB, MIB
 
@@ -103,6 +105,8 @@ _NEEDS_GPU = frozenset(
     )
 )
 _BY_PLACE = frozenset(("model_buffer", "kv_buffer", "state_buffer", "compute_buffer"))
+# Compute buffers are of one layer at a time, however many there are.
+_BY_LAYERS = _BY_PLACE - {"compute_buffer"}
 _OF_PLACED_WEIGHTS = frozenset(
     ("model_buffer", "model_buffer_host", "compute_buffer", "compute_buffer_host", "device_total")
 )
@@ -110,6 +114,10 @@ _OF_PLACED_WEIGHTS = frozenset(
 _STATES_IN_KV = ("ik_llama.cpp",)
 # Pools hold size + page_size slots (SGLang 0.5.23 srt/mem_cache/memory_pool.py).
 _SPARE_PAGE = ("sglang",)
+_COMPUTE = frozenset(("compute_buffer", "compute_buffer_host"))
+_OF_CONTEXT = _COMPUTE | {"kv_buffer", "kv_buffer_host", "kv_total", "device_total"}
+# Files of the same model that are as small and as large as such files are.
+_SMALL_AND_LARGE = ("IQ1_S", "Q8_0")
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.01
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -122,13 +130,35 @@ _STATE_SIZE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One observed figure. `device` is llama.cpp's name where there is one for each device."""
+    """One observed figure. `device` is llama.cpp's name where there is one for each device.
+
+    `printed` is how many printed figures it is the sum of, each of them rounded; `digit` the last
+    digit that was printed, where it is not the one that `half_digit` finds.
+    """
 
     term: str
     unit: Unit
     observed: float
     device: str = ""
     index: int = 0
+    printed: int = 1
+    digit: float = 0.0
+
+    @property
+    def rounding(self) -> float:
+        """How far the true figure may lie from the printed one."""
+        return self.printed * (self.digit / 2 or half_digit(self.observed, self.unit))
+
+
+def half_digit(value: float, unit: Unit) -> float:
+    """Half of the last digit that an engine printed: two decimals, or as many as there are.
+
+    Counts are printed whole, and zeros at the end are lost in a report.
+    """
+    if unit in ("tokens", "blocks"):
+        return 0.0
+    decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
+    return 0.5 / 10 ** max(2, decimals)
 
 
 class Prediction(NamedTuple):
@@ -241,18 +271,20 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     model = seen.get("model_buffer_mib") or {}
     yield from _by_device(model, "model_buffer", "model_buffer_host")
     if model:
-        yield Figure(term="model_total", unit="MiB", observed=round(sum(model.values()), 2))
+        total = round(sum(model.values()), 2)
+        yield Figure(term="model_total", unit="MiB", observed=total, printed=len(model))
     # Where a log shows a part of the cache only, the collector says which in `kv_detail`.
     kv = {} if "kv_detail" in seen else seen.get("kv_buffer_mib") or {}
     yield from _by_device(kv, "kv_buffer", "kv_buffer_host")
     # What is allocated is a little more than what the log calls the cache itself.
     total = sum(kv.values()) or seen.get("kv_self_mib")
     if total:
-        yield Figure(term="kv_total", unit="MiB", observed=round(total, 2))
+        yield Figure(term="kv_total", unit="MiB", observed=round(total, 2), printed=max(1, len(kv)))
     states = seen.get("rs_buffer_mib") or {}
     yield from _by_device(states, "state_buffer", "")
     if states:
-        yield Figure(term="state_total", unit="MiB", observed=sum(states.values()))
+        total = round(sum(states.values()), 2)
+        yield Figure(term="state_total", unit="MiB", observed=total, printed=len(states))
     yield from _by_device(
         seen.get("compute_buffer_mib") or {}, "compute_buffer", "compute_buffer_host"
     )
@@ -260,25 +292,39 @@ def _buffer_figures(report: FieldReport) -> Iterator[Figure]:
     if output:
         yield Figure(term="output_buffer", unit="MiB", observed=output)
     if "projected_device_mib" in seen:
-        yield Figure(term="device_total", unit="MiB", observed=seen["projected_device_mib"])
+        yield Figure(
+            term="device_total", unit="MiB", observed=seen["projected_device_mib"], digit=1
+        )
     breakdown = seen.get("memory_breakdown_mib") or {}
     for part, term in (("model", "model_buffer"), ("compute", "compute_buffer")):
         sizes = {device: values[part] for device, values in breakdown.items() if part in values}
         if f"{term}_mib" not in seen:
-            yield from _by_device(sizes, term, f"{term}_host")
+            yield from _by_device(sizes, term, f"{term}_host", digit=1)
 
 
-def _by_device(sizes: dict[str, float], term: str, host_term: str) -> Iterator[Figure]:
+def _by_device(
+    sizes: dict[str, float], term: str, host_term: str, digit: float = 0.0
+) -> Iterator[Figure]:
     host = 0.0
-    index = 0
+    index = on_host = 0
     for device in sorted(sizes, key=_device_order):
         if not is_accelerator(device) or device == "Host":
             host += sizes[device]
+            on_host += 1
             continue
-        yield Figure(term=term, unit="MiB", observed=sizes[device], device=device, index=index)
+        yield Figure(
+            term=term, unit="MiB", observed=sizes[device], device=device, index=index, digit=digit
+        )
         index += 1
     if host and host_term:
-        yield Figure(term=host_term, unit="MiB", observed=round(host, 2), device="host")
+        yield Figure(
+            term=host_term,
+            unit="MiB",
+            observed=round(host, 2),
+            device="host",
+            printed=on_host,
+            digit=digit,
+        )
 
 
 def _device_order(device: str) -> tuple[str, int]:
@@ -295,6 +341,7 @@ class Plans:
     def __init__(self, report: FieldReport, model: Resolved, run: Run) -> None:
         self.report, self.model, self.run = report, model, run
         self._kept: dict[tuple[int, tuple[tuple[str, int], ...]], Plan | str] = {}
+        self._others: dict[str, Plans] = {}
 
     def plan(self, candidate: int, **changes: int) -> Plan:
         """One plan. Raises _RefusedError with the planner's own words."""
@@ -318,6 +365,18 @@ class Plans:
         reason = self._refusal(figure)
         if reason:
             return reason
+        moved = figure.term in _COMPUTE and moves_tensors(self.report)
+        if not moved or not self.model.weights_problem:
+            return self._predicted(figure)
+        # Experts that are copied to a GPU take room there; where the largest and the smallest
+        # files agree, they are not.
+        found = [self._stored_as(scheme)._predicted(figure) for scheme in _SMALL_AND_LARGE]
+        ends = [end for end in found if isinstance(end, Prediction)]
+        if len(ends) < len(found) or ends[1].value - ends[0].value > _AGREE * ends[1].value:
+            return f"weights not known: {self.model.weights_problem}"
+        return Prediction(ends[1].value, ends[0].low, ends[1].high)
+
+    def _predicted(self, figure: Figure) -> Prediction | str:
         made: list[Prediction] = []
         refused = ""
         for candidate in range(len(self.run.candidates)):
@@ -331,11 +390,19 @@ class Plans:
             return f"settings refused: {refused}"
         return self._agreed(made)
 
+    def _stored_as(self, scheme: str) -> Plans:
+        if scheme not in self._others:
+            model = replace(self.model, scheme=find_scheme(scheme))
+            self._others[scheme] = Plans(self.report, model, self.run)
+        return self._others[scheme]
+
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
         reason = self._problem()
-        if not reason and (self.run.weights_moved or self.run.devices_problem):
-            reason = f"placement not known: {self.run.weights_moved or self.run.devices_problem}"
+        if not reason:
+            where = (self.run.weights_moved, self.run.devices_problem, self.run.split_problem)
+            unknown = next(filter(None, where), "")
+            reason = f"placement not known: {unknown}" if unknown else ""
         if not reason and self.model.weights_problem:
             reason = f"weights not known: {self.model.weights_problem}"
         if not reason and self.run.unplanned:
@@ -388,11 +455,18 @@ class Plans:
             return f"engine not planned: {self.report.engine} builds graphs of its own"
         if figure.term in _OF_HOST_WEIGHTS and is_mapped(self.report):
             return "mapped file: what the log counts overlaps what lies on devices"
-        experts_moved = figure.term.startswith("compute") and moves_tensors(self.report)
-        if experts_moved and self.model.weights_problem:
-            return f"weights not known: {self.model.weights_problem}"
+        if figure.term in _OF_CONTEXT and self.run.context_problem:
+            return f"context not known: {self.run.context_problem}"
+        if figure.term in _COMPUTE and self.run.graph_problem:
+            return f"graph not known: {self.run.graph_problem}"
+        if figure.term == "compute_buffer_host" and self.run.host_graph_problem:
+            return f"graph not known: {self.run.host_graph_problem}"
+        if figure.term == "output_buffer" and self.run.sequences_problem:
+            return f"sequences not known: {self.run.sequences_problem}"
         if figure.term in _BY_PLACE and self.run.devices_problem:
             return f"placement not known: {self.run.devices_problem}"
+        if figure.term in _BY_LAYERS and self.run.split_problem:
+            return f"placement not known: {self.run.split_problem}"
         if figure.term in _OF_PLACED_WEIGHTS and self.run.weights_moved:
             return f"placement not known: {self.run.weights_moved}"
         return ""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
+from moesize.core.feed_forward import MoeMlp
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
 from moesize.core.llamacpp_estimate import estimate_buffers, growth_bytes
@@ -58,6 +59,8 @@ _CODE = "llama.cpp 0c1e57098 "
 # Shares of the best estimate: by closed formulas, by the graph of a similar architecture, and by
 # this build's graph for another build.
 _ESTIMATED, _SIMILAR, _OTHER_BUILD = (0.5, 1.6), (0.75, 1.35), (0.7, 1.5)
+# With layers on the host: by the same code, but not compared with the engine.
+_PARTLY = (0.9, 1.15)
 _STEP = 256
 # LLAMA_MAX_SEQ, src/llama-cparams.h.
 _MOST_SLOTS = 256
@@ -125,9 +128,12 @@ class LlamaCppSettings:
     fit_target: str | None = None
     free_bytes: tuple[int, ...] | None = None
     mla: int | None = None
+    amb: int | None = None
+    rtr: bool | None = None
+    fmoe: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_cpu_moe", "n_cpu_ffn", "main_gpu", "mla"):
+        for name in ("n_cpu_moe", "n_cpu_ffn", "main_gpu", "mla", "amb"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= _MOST_LAYERS:
                 raise InvalidDeploymentError(f"{name} is {value}; it must lie in 0..{_MOST_LAYERS}")
@@ -239,7 +245,7 @@ class LlamaCppRules:
     plans_mtp: bool
     loads_mtp: bool
     pipeline_copies: int
-    graph: Mapping[str, bool]
+    graph: Mapping[str, Any]
 
     def kv_rules(self, *, flash: bool, mla: int | None) -> KvRules:
         """The cache's rules with or without flash attention."""
@@ -396,9 +402,7 @@ def _plan(
             *_weight_items(placement, device),
             *world.cache_items(kv, device),
             *world.mtp_items(kv, device, buffers),
-            buffers.item(
-                "activations.compute_buffer", buffers.devices[device], buffers.formulas[device]
-            ),
+            buffers.on(device),
             context_item,
         ]
         ledgers.append(
@@ -715,22 +719,49 @@ class _Compute:
     host_formula: str
     low: float
     high: float
+    planned: tuple[int, ...]
+    planned_host: int
 
     @classmethod
-    def of(cls, found: ComputeBuffers, low: float, high: float) -> _Compute:
-        """Formulas come with the host's first, or not at all."""
-        planned = "the largest graph's peak, planned as llama.cpp does"
-        texts = found.formulas or (planned,) * (1 + len(found.device_bytes))
-        return cls(found.device_bytes, found.host_bytes, texts[1:], texts[0], low, high)
+    def of(
+        cls, found: ComputeBuffers, low: float, high: float, planned: ComputeBuffers | None = None
+    ) -> _Compute:
+        """Formulas come with the host's first.
 
-    def item(self, name: str, size: int, formula: str) -> MemoryItem:
-        """A buffer as a ledger item."""
+        planned: what llama.cpp expects before it allocates, with --fit; up to 5 % more on the GPUs
+        behind the first.
+        """
+        texts = found.formulas
+        most = planned or found
+        return cls(
+            found.device_bytes,
+            found.host_bytes,
+            texts[1:],
+            texts[0],
+            low,
+            high,
+            most.device_bytes,
+            most.host_bytes,
+        )
+
+    def on(self, device: int, name: str = "activations.compute_buffer") -> MemoryItem:
+        """The buffer of a GPU, or of the host, as a ledger item."""
+        if device == HOST:
+            size, most, formula = self.host, self.planned_host, self.host_formula
+        else:
+            size, most, formula = (
+                self.devices[device],
+                self.planned[device],
+                self.formulas[device],
+            )
+        if most > size:
+            formula += f"; --fit expects {most:,}"
         return MemoryItem(
             name=name,
             category="activations",
             size_bytes=size,
             low_bytes=round(size * self.low),
-            high_bytes=round(size * self.high),
+            high_bytes=max(most, round(size * self.high)),
             formula=formula,
             source=_CODE + "src/llama-graph.cpp, ggml/src/ggml-alloc.c",
         )
@@ -776,20 +807,37 @@ class _World:
     def compute(self, kv: KvPlan) -> _Compute:
         """The compute buffers of a context: the one place that asks for them."""
         asked = self._asked(kv)
-        if self.placement.output_device == HOST or not self.spec.num_layers:
+        if not self.spec.num_layers:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
         try:
             found = compute_buffers(self.spec, asked)
         except UnsupportedError:
             return _Compute.of(estimate_buffers(self.spec, asked), *_ESTIMATED)
+        if not asked.layers_by_device:  # no GPU takes part
+            found = replace(
+                found,
+                device_bytes=(0,) * self.num_gpus,
+                formulas=found.formulas + ("not used",) * self.num_gpus,
+            )
+        if self._decompressed_cache():
+            return _Compute.of(found, *_ESTIMATED)
         if not found.exact:
             return _Compute.of(found, *_SIMILAR)
-        return _Compute.of(found, *((1.0, 1.0) if self.rules.graph["read"] else _OTHER_BUILD))
+        if not self.rules.graph["read"]:
+            return _Compute.of(found, *self.rules.graph.get("band", _OTHER_BUILD))
+        if HOST in (*self.placement.layer_device, self.placement.output_device) and (
+            asked.layers_by_device
+        ):
+            return _Compute.of(found, *_PARTLY)
+        planned = None
+        if len(asked.layers_by_device) > 1:
+            planned = compute_buffers(self.spec, replace(asked, fit_estimate=True))
+        return _Compute.of(found, 1.0, 1.0, planned)
 
     def _asked(self, kv: KvPlan) -> ComputeSettings:
         full, window = kv.sizes.get("full"), kv.sizes.get("window")
-        compressed = kv.sizes.get("compressed_4")
-        cells_full = full.cells if full else compressed.cells if compressed else 0
+        # DeepSeek-V4 has no such cache; its graph counts the tokens that were compressed.
+        cells_full = full.cells if full else kv.n_ctx_seq if "compressed_4" in kv.sizes else 0
         settings = self.settings
         outputs = self.kv_settings.n_ubatch
         if self.rules.few_outputs and not settings.embeddings:
@@ -803,12 +851,19 @@ class _World:
             )
             for device in range(self.num_gpus)
         )
-        on_host = () if settings.no_op_offload else self.placement.experts_on_host
+        on_host = self.placement.experts_on_host
+        blocks = (
+            *self.placement.layer_device[: self.spec.num_layers],
+            self.placement.output_device,
+        )
+        if settings.no_op_offload and all(device == HOST for device in blocks):
+            layers = ()
+        graph = self.rules.graph
         return ComputeSettings(
             n_ubatch=self.kv_settings.n_ubatch,
             # A model of states alone has no cells.
             cells_full=max(1, cells_full),
-            cells_swa=window.cells if window else 0,
+            cells_swa=window.cells if window else 0 if self.rules.window_cache else cells_full,
             streams=kv.streams,
             sequences=self.kv_settings.n_seq_max,
             n_outputs=outputs,
@@ -818,14 +873,46 @@ class _World:
             layers_by_device=layers,
             output_device=self.placement.output_device,
             experts_on_host=on_host,
-            host_expert_tensors=self.placement.host_expert_tensors if on_host else (),
+            host_expert_tensors=self.placement.host_expert_tensors,
             pipeline_copies=self.copies,
-            host_tensors=() if settings.no_op_offload else self.placement.host_tensors,
+            host_tensors=self.placement.host_tensors,
+            offloads=not settings.no_op_offload,
+            experts_stay=self._experts_stay(),
+            fused=bool(graph.get("fused")) and settings.fmoe is not False,
+            one_logit_pass=bool(graph.get("fused")),
+            decompresses=self._decompresses(),
             snapshots=self.kv_settings.guessed_tokens if self.caches.rolls_back else 0,
             wide_mask=self.rules.graph["wide_mask"],
             two_inputs=self.rules.graph["two_inputs"],
             cache_copies=self.rules.graph["cache_copies"],
         )
+
+    def _decompressed_cache(self) -> bool:
+        """Whether a model with MLA is run as one without: graphs of another kind."""
+        latent = any(isinstance(m, LatentAttention) for b in self.spec.blocks for m in b.mixers)
+        return latent and self.kv_rules.latent == "decompressed"
+
+    def _experts_stay(self) -> bool:
+        """Whether experts in host memory are computed there, whatever the batch.
+
+        ik_llama.cpp moves them for batches of 32 tokens for each expert that is used, and not
+        at all where rows were repacked for the CPU.
+        """
+        if self.settings.no_op_offload or self.settings.rtr:
+            return True
+        if not self.rules.graph.get("tokens_per_expert"):
+            return False
+        mixtures = (f for block in self.spec.blocks for f in block.feed_forwards)
+        shares = [f.num_experts / f.experts_per_token for f in mixtures if isinstance(f, MoeMlp)]
+        return bool(shares) and self.kv_settings.n_ubatch < 32 * max(shares)
+
+    def _decompresses(self) -> int | None:
+        """Bytes of -amb where prompts make keys and values of the latent cache, else None."""
+        mode = self.settings.mla if self.settings.mla is not None else 3
+        latent = self.kv_rules.latent == "key_only"
+        if not self.rules.graph.get("decompresses") or not self.flash or mode < 2 or not latent:
+            return None
+        return (self.settings.amb or 0) * MIB
 
     def cache_items(self, kv: KvPlan, device: int) -> Iterator[MemoryItem]:
         """One item for each kind of cache on a device (HOST too)."""
@@ -947,7 +1034,7 @@ class _World:
                 f"4 x {self.spec.embedding.vocab_size:,} x {slots.slots} sequences",
                 _CODE + "src/llama-context.cpp:output_reserve",
             )
-        yield buffers.item("host.compute_buffer", buffers.host, buffers.host_formula)
+        yield buffers.on(HOST, "host.compute_buffer")
 
     def fits_itself(self) -> bool:
         """Whether --fit is on."""

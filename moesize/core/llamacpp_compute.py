@@ -80,7 +80,7 @@ class ComputeSettings:
     host_expert_bytes    the largest expert tensor among them (one of gate, up, down, all experts)
     host_expert_tensors  instead of it, gate, up and down of every layer in experts_on_host
     host_tensors     with some layers on no GPU: the bytes of a weight of theirs, the largest of its
-                     kind, by GGUF's name without block and ending (attn_q, ffn_down, rope_freqs).
+                     kind, by GGUF's name without block and ending (attn_q, ffn_down, output).
                      For 32 tokens and more they are copied to the first GPU one by one
     pipeline_copies  4 with pipeline parallelism over several GPUs, else 1
     snapshots        states kept for roll-back per sequence (n_rs_seq)
@@ -93,6 +93,12 @@ class ComputeSettings:
     two_inputs       room for tokens and for embeddings as input (2026, pull request 18550)
     cache_copies     CUDA's 16-bit copies of a quantized cache lie in this buffer (2026; before in
                      the hidden pool)
+    fused            ik_llama.cpp: up, gate and their product are one operation (-fmoe)
+    experts_stay     routed experts in host memory are computed on the CPU, for batches of this size
+    decompresses     ik_llama.cpp with -mla 2 or 3 makes keys and values for prompts: bytes of -amb,
+                     0 = no limit; None = it does not
+    offloads         weights in host memory are copied to a GPU for large batches (--op-offload)
+    one_logit_pass   ik_llama.cpp: the output layer holds its input once or twice, nothing else
     """
 
     n_ubatch: int
@@ -116,6 +122,11 @@ class ComputeSettings:
     wide_mask: bool = False
     two_inputs: bool = True
     cache_copies: bool = True
+    fused: bool = False
+    experts_stay: bool = False
+    decompresses: int | None = None
+    offloads: bool = True
+    one_logit_pass: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_ubatch", "cells_full", "streams", "sequences", "n_outputs"):
@@ -219,6 +230,9 @@ _ROPE_IN_WINDOWS = frozenset({"cohere2", "exaone-moe", "afmoe", "cohere2moe"})
 _RESIDUAL_BEFORE = frozenset({"jamba", "lfm2", "lfm2moe"})
 # Graphs stated but for details: values within a few percent in some settings.
 _NEARLY = frozenset({"smollm3", "cohere2moe"})
+# ik_llama.cpp: see `logit_bytes`.
+_CAPPED_LOGITS = frozenset({"gemma2", "gemma4"})
+_TWO_INPUTS_OF_LOGITS = frozenset({"qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "qwen35"})
 _FOUR_POSITIONS = frozenset({"qwen35", "qwen35moe", "qwen2vl", "qwen3vl", "qwen3vlmoe"})
 
 
@@ -250,14 +264,39 @@ def _compute_buffers(key: _Key, settings: ComputeSettings) -> ComputeBuffers:
     spec = key.spec
     arch = gguf_architecture(spec)
     style = _STYLES.get(arch) or _likely_style(spec)
-    graph = _build(spec, settings, arch, style)
+    one_pass = settings.one_logit_pass and settings.pipeline_copies == 1
+    asked = replace(settings, n_outputs=1) if one_pass else settings
+    graph = _build(spec, asked, arch, style)
     sizes = plan_buffers(graph, len(settings.layers_by_device), settings.pipeline_copies)
+    held = [sizes.host, *sizes.devices]
+    if one_pass:
+        size, place = logit_bytes(spec, arch, settings), 0
+        if settings.layers_by_device:
+            place = settings.output_device + 1
+        offloads = settings.offloads and settings.n_ubatch >= _OFFLOAD_BATCH
+        if not place and settings.layers_by_device and offloads:
+            copied = dict(settings.host_tensors).get("output", 0)
+            place, size = 1, size + copied + 4 * settings.n_ubatch * spec.hidden_size
+        held[place] = max(held[place], size)
     return ComputeBuffers(
-        device_bytes=sizes.devices,
-        host_bytes=sizes.host,
+        device_bytes=tuple(held[1:]),
+        host_bytes=held[0],
         exact=arch in _STYLES and arch not in _NEARLY,
         formulas=_formulas(settings),
     )
+
+
+def logit_bytes(spec: ModelSpec, arch: str, settings: ComputeSettings) -> int:
+    """What ik_llama.cpp's output layer holds: 4 x outputs x (V + m x D).
+
+    m is 1, or 2 for Qwen3 and dense Qwen3.5; capping logits keeps a second copy of them. Read from
+    field logs of 13 models (ikawrakow/ik_llama.cpp discussions 258, 395, issue 1607 and others).
+    """
+    outputs = min(settings.n_outputs, settings.n_ubatch)
+    vocab = spec.embedding.head_vocab_size or spec.embedding.vocab_size
+    copies = 2 if arch in _CAPPED_LOGITS else 1
+    inputs = 2 if arch in _TWO_INPUTS_OF_LOGITS else 1
+    return 4 * outputs * (copies * vocab + inputs * spec.hidden_size)
 
 
 def _likely_style(spec: ModelSpec) -> Style:
@@ -338,6 +377,8 @@ def _inputs(spec: ModelSpec, style: Style, s: ComputeSettings, tokens: int, arch
         cells=s.cells_full,
         window_cells=s.cells_swa,
         flash=s.flash_attn,
+        decompresses=s.decompresses,
+        on_gpu=bool(s.layers_by_device),
         cuda=bool(s.layers_by_device) and s.cache_copies,
         snapshots=0 if arch == "qwen3next" else s.snapshots,
         quantized_k=quantized_k,
@@ -424,6 +465,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         for layer in layers
     }
     g = Graph(HOST)
+    g.fused, g.experts_stay = s.fused, s.experts_stay
     ids = g.input(tokens, dtype="i32")
     given = g.input(hidden, tokens)
     g.expand(ids)
@@ -431,7 +473,8 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         g.expand(given)
     x = g.op((hidden, tokens), ids)
     g.expand(x)
-    first = device_of.get(0, 1 if s.layers_by_device and tokens >= _OFFLOAD_BATCH else HOST)
+    offloads = s.offloads and bool(s.layers_by_device) and tokens >= _OFFLOAD_BATCH
+    first = device_of.get(0, 1 if offloads else HOST)
     g.device = first
     if style.scaled_input:
         x = g.map(x)
@@ -468,7 +511,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         name, where, _ = kinds[index]
         g.host_tensors = None
         g.device = where
-        if where == HOST and s.layers_by_device and tokens >= _OFFLOAD_BATCH:
+        if where == HOST and offloads:
             g.device, g.host_tensors = 1, dict(s.host_tensors)
         block = spec.block(name)
         if index and _reads_states_first(arch, block) and _is_early(spec.layout[index - 1], spec):
@@ -503,6 +546,8 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         before = g.device
     g.host_tensors = None
     g.device = s.output_device + 1 if s.layers_by_device else HOST
+    if g.device == HOST and offloads and outputs >= _OFFLOAD_BATCH:
+        g.device, g.host_tensors = 1, dict(s.host_tensors)
     if style.late_outputs:
         if style.pick_first:
             x.is_output = True
@@ -515,7 +560,7 @@ def _build(spec: ModelSpec, s: ComputeSettings, arch: str, style: Style) -> Grap
         x = norm(g, x, style)
     x.is_output = True
     vocab = spec.embedding.head_vocab_size or spec.embedding.vocab_size
-    logits = g.op((vocab, outputs), x)
+    logits = g.matmul("output", (vocab, outputs), x)
     logits.is_output = True
     g.expand(logits)
     return g

@@ -111,12 +111,16 @@ class Graph:
     late_device  where the first operation behind a recurrent state runs, if not on `device`
     host_tensors  of a layer whose weights lie in host memory while a GPU works on them: bytes by
                   name; the name of a matrix that is not in it costs no room. None otherwise
+    fused    ik_llama.cpp: up, gate and their product are one operation, as is the experts' sum
+    experts_stay  routed experts in host memory are computed there
     """
 
     def __init__(self, device: int) -> None:
         self.device = device
         self.late_device: int | None = None
         self.host_tensors: Mapping[str, int] | None = None
+        self.fused = False
+        self.experts_stay = False
         self.nodes: list[Node] = []
         self.leafs: list[Node] = []
 

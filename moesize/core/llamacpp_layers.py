@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from moesize.core.feed_forward import DenseMlp, MoeMlp
+from moesize.core.ik_llamacpp import decompressed
 from moesize.core.llamacpp_graph import HOST, Graph, Node
 from moesize.core.records import dataclass
 
@@ -91,6 +92,8 @@ class Shared:
     k_bits, v_bits               of 64 elements in the cache
     snapshots                    states that a recurrent layer keeps for roll-back
     cuda                         CUDA's kernels, which copy a quantized cache to 16 bits first
+    decompresses                 ik_llama.cpp makes keys and values of MLA for prompts: bytes of
+                                 -amb, 0 = no limit; None = it does not
     """
 
     tokens: int
@@ -123,6 +126,12 @@ class Shared:
     state_others: Node | None = None
     temperature: Node | None = None
     block_sparse: BlockSparse | None = None
+    decompresses: int | None = None
+    on_gpu: bool = True
+
+
+# Smaller batches are computed on the latent cache (ikawrakow/ik_llama.cpp pull request 273).
+_DECOMPRESSED_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,6 +552,24 @@ def latent(
     k_rope = _rope(g, g.view(compressed, rope, 1, t, packed=False), shared)
     kv = rms_norm(g, g.view(compressed, r, t, packed=False))
     q_nope = g.view(g.view(q, nope, n, t, packed=False), nope, t, n, packed=False)
+    if shared.decompresses is not None and t >= _DECOMPRESSED_BATCH:
+        key = g.op((r + rope, t), g.view(k_rope, rope, t), kv)
+        g.expand(q_rope)
+        g.expand(g.store(key))
+        out = decompressed(
+            g,
+            q_nope,
+            g.view(q_rope, rope, t, n, packed=False),
+            attention,
+            shared.mask,
+            tokens=t,
+            cells=shared.cells,
+            quantized=shared.quantized_k,
+            bits=1024 if shared.on_gpu else shared.k_bits,
+            limit_bytes=shared.decompresses,
+        )
+        g.expand(out)
+        return g.matmul("attn_output", (hidden, t), out), chosen
     absorbed = g.view(g.matmul("attn_k_b", (r, t, n), q_nope), r, n, t, packed=False)
     q = g.op((r + rope, n, t), absorbed, q_rope)
     kv = g.view(kv, r, 1, t)
@@ -658,6 +685,8 @@ def dense(
     t = x.shape[1] if len(x.shape) > 1 else 1
     if fused:
         out = g.op((width, t), g.matmul("ffn_up" + suffix, (2 * width, t), x))
+    elif gated and g.fused:
+        out = g.matmul("ffn_gate" + suffix, (width, t), x)
     elif gated:
         up = g.matmul("ffn_up" + suffix, (width, t), x)
         out = g.op((width, t), g.matmul("ffn_gate" + suffix, (width, t), x), up)
@@ -718,7 +747,9 @@ def experts_of(
     own = g.device
     if host is not None:
         # Work on weights in host memory goes to the first GPU, whatever the layer's is.
-        g.device = 1
+        g.device = HOST if g.experts_stay else 1
+    if g.experts_stay:
+        host = None
     bias = moe.bias
 
     def product(shape: tuple[int, int], src: Node, nbytes: int) -> Node:
@@ -738,6 +769,8 @@ def experts_of(
             g.view(both, f, k, t, packed=False),
             g.view(both, f, k, t, packed=False),
         )
+    elif g.fused and moe.gated:
+        out = product((width, f), cur, gate_bytes + up_bytes)
     else:
         up = product((width, f), cur, up_bytes)
         if moe.gated:
@@ -748,6 +781,10 @@ def experts_of(
     if not style.weight_first:
         out = g.map(out, weights)
     g.expand(out)
+    if g.fused and k > 1:
+        total = g.op((width, t), out)
+        g.device = own
+        return total
     parts = [g.view(out, width, t, packed=k == 1) for _ in range(k)]
     for part in parts:
         g.expand(part)

@@ -213,6 +213,11 @@ def _place(spec: ModelSpec, stored: Sequence[StoredEntry], split: Split) -> Plac
             for device in _homes(tensor.name, layer_device, output_device, full_layers):
                 target = _override(overrides, tensor.name, device)
                 moved += target != device
+                if target == HOST and tensor.name in (_HEAD, _EMBEDDING) and not is_mtp:
+                    # A tied embedding is the output too; where both are, the head comes later.
+                    kinds.setdefault("output", tensor.size_bytes)
+                    if tensor.name == _HEAD:
+                        kinds["output"] = tensor.size_bytes
                 held.add(target, tensor, group, is_input=tensor.name in _INPUT)
             continue
         if any(layer_device[layer] == HOST for layer in entry.layers if layer < blocks):
