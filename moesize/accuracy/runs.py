@@ -47,6 +47,7 @@ _BESIDE_WEIGHTS_AND_CACHES = frozenset(
         "--disaggregation-mode",
         "--kv-transfer-config",
         "--moe-a2a-backend",
+        "--speculative-config.moe_backend",
     )
 )
 # Flags of a log that are settings of the report anyway, or change no memory.
