@@ -299,8 +299,8 @@ def quantile(values: Iterable[float], share: float) -> float | None:
 
 
 # What a report itself leaves open is no failure of the plan: how a mixed file stores its weights, a
-# figure of a mapped file, the card.
-_LEFT_OPEN = ("weights not known", "mapped file", "gpu not known")
+# figure of a mapped file, the card, a command line that an excerpt does not show.
+_LEFT_OPEN = ("weights not known", "mapped file", "gpu not known", "settings not stated")
 
 
 def why_not_covered(rows: Sequence[Row], *, fully: bool = False) -> str | None:

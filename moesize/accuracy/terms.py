@@ -9,6 +9,7 @@ all of them.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moesize.accuracy.models import is_latent
@@ -112,6 +113,8 @@ _STATES_IN_KV = ("ik_llama.cpp",)
 _SPARE_PAGE = ("sglang",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.01
+# What is estimated with a band: settings that were not stated widen it.
+_ESTIMATED = frozenset(("kv_gib", "cuda_graphs", "activation_peak", "non_torch"))
 # Engines print two decimals: the true figure lies within half of the last one.
 _HALF_UNIT = 0.005
 _STATE_SIZE = re.compile(
@@ -301,7 +304,7 @@ class Plans:
         key = (candidate, tuple(sorted(changes.items())))
         if key not in self._kept:
             try:
-                made: Plan | str = plan_run(self.model, self.run.candidates[candidate], **changes)
+                made: Plan | str = plan_run(self.model, self.run.ways[candidate], **changes)
             except MoesizeError as error:
                 made = error.message
             except (ValueError, OverflowError) as error:
@@ -318,18 +321,25 @@ class Plans:
         reason = self._refusal(figure)
         if reason:
             return reason
-        made: list[Prediction] = []
-        refused = ""
-        for candidate in range(len(self.run.candidates)):
-            try:
-                prediction = _METHODS[figure.term](self, candidate, figure)
-            except _RefusedError as error:
-                refused = refused or str(error)
-                continue
-            made.append(prediction)
+        of_candidates = range(len(self.run.candidates))
+        made, refused = self._predictions(figure, of_candidates)
         if not made:
             return f"settings refused: {refused}"
-        return self._agreed(made)
+        found = self._agreed(made)
+        if isinstance(found, str) or not self.run.variants:
+            return found
+        others, _ = self._predictions(figure, range(len(of_candidates), len(self.run.ways)))
+        return _with_variants(found, others, figure)
+
+    def _predictions(self, figure: Figure, ways: range) -> tuple[list[Prediction], str]:
+        made: list[Prediction] = []
+        refused = ""
+        for way in ways:
+            try:
+                made.append(_METHODS[figure.term](self, way, figure))
+            except _RefusedError as error:
+                refused = refused or str(error)
+        return made, refused
 
     def verdict(self) -> Verdict | str:
         """Whether it fits, where all candidates say the same, or why there is no answer."""
@@ -355,7 +365,20 @@ class Plans:
             return f"settings refused: {refused}"
         if len({verdict.fits for verdict in made}) > 1:
             return "version not known: some fit and some do not"
-        return next((verdict for verdict in made if not verdict.certain), made[0])
+        found = next((verdict for verdict in made if not verdict.certain), made[0])
+        if self._variants_differ(found.fits):
+            found = replace(found, certain=False)
+        return found
+
+    def _variants_differ(self, fits: bool) -> bool:
+        """Whether a setting that was not stated would change the outcome."""
+        for way in range(len(self.run.candidates), len(self.run.ways)):
+            try:
+                if self.plan(way).verdict.fits != fits:
+                    return True
+            except _RefusedError:
+                continue
+        return False
 
     def _agreed(self, made: list[Prediction]) -> Prediction | str:
         low, high = min(p.value for p in made), max(p.value for p in made)
@@ -396,6 +419,22 @@ class Plans:
         if figure.term in _OF_PLACED_WEIGHTS and self.run.weights_moved:
             return f"placement not known: {self.run.weights_moved}"
         return ""
+
+
+def _with_variants(found: Prediction, others: list[Prediction], figure: Figure) -> Prediction | str:
+    """What is estimated gets a band over settings that were not stated; what is counted, nothing.
+
+    A count that the settings decide (tokens of a given cache, weights with MTP blocks) is no
+    prediction where they are not known.
+    """
+    values = [found.value, *(p.value for p in others)]
+    low, high = min(values), max(values)
+    if figure.term not in _ESTIMATED and high - low > _AGREE * abs(high):
+        return f"settings not stated: between {low:,.6g} and {high:,.6g}"
+    return found._replace(
+        low=min(found.low, *(p.low for p in others)) if others else found.low,
+        high=max(found.high, *(p.high for p in others)) if others else found.high,
+    )
 
 
 class _RefusedError(Exception):
@@ -439,7 +478,7 @@ def _limiting(plan: Plan) -> GpuLedger:
 
 
 def _kv_gib(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
-    sizes = kv_band(plans.plan(candidate), plans.run.candidates[candidate].gpu)
+    sizes = kv_band(plans.plan(candidate), plans.run.ways[candidate].gpu)
     best, low, high = (size / GIB for size in sizes)
     return Prediction(best, low, high)
 
@@ -449,7 +488,7 @@ def _end_to_end(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure],
 
     def predict(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
         plan = plans.plan(candidate)
-        _, low, high = kv_band(plan, plans.run.candidates[candidate].gpu)
+        _, low, high = kv_band(plan, plans.run.ways[candidate].gpu)
         ends = [
             read(plans.plan(candidate, kv_cache_bytes=size)) if size > 0 else 0.0
             for size in (low, high)
