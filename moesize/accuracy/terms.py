@@ -113,6 +113,11 @@ _STATES_IN_KV = ("ik_llama.cpp",)
 _SPARE_PAGE = ("sglang",)
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.01
+# SGLang prints by how much free memory shrank while loading (model_runner.py:load_model).
+_PRINTED_WITH_WEIGHTS = ("runtime.load_slack",)
+# SGLang prints what is free on one rank and shares out what is free on the tightest; ranks lay up
+# to so much apart in the logs that its `load_slack` is from.
+_RANKS_APART_GIB = 0.3
 # What is estimated with a band: settings that were not stated widen it.
 _ESTIMATED = frozenset(("kv_gib", "cuda_graphs", "activation_peak", "non_torch"))
 # Engines print two decimals: the true figure lies within half of the last one.
@@ -235,6 +240,8 @@ def _pool_bytes(report: FieldReport) -> tuple[int, int, int] | None:
     # A draft model loads after the pools are made: it takes nothing from them.
     best = after - before * (1 - share)
     slack = _HALF_UNIT * (2 - share)
+    if (report.number("gpu_count") or 2) > 1:
+        slack += _RANKS_APART_GIB
     found = tuple(int(value * GIB) for value in (best, best - slack, best + slack))
     return (found[0], found[1], found[2]) if found[1] > 0 else None
 
@@ -446,7 +453,13 @@ def _weights(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     # vLLM loads a draft inside the same measurement; SGLang prints it apart.
     with_draft = plans.run.engine != "sglang"
     kinds = ("weights", "draft") if with_draft else ("weights",)
-    return _sum(ledger.items, lambda item: item.category in kinds and _is_weights(item), GIB)
+    return _sum(
+        ledger.items,
+        lambda item: (
+            (item.category in kinds and _is_weights(item)) or item.name in _PRINTED_WITH_WEIGHTS
+        ),
+        GIB,
+    )
 
 
 def _is_weights(item: MemoryItem) -> bool:
@@ -527,7 +540,8 @@ def _tokens_given_available(plans: Plans, candidate: int, _figure: Figure) -> Pr
     values = [
         float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens) for size in sizes
     ]
-    return Prediction(values[0], min(values), max(values), exact_given=True)
+    alone = plans.run.ways[candidate].request.num_gpus == 1
+    return Prediction(values[0], min(values), max(values), exact_given=alone)
 
 
 def _is_latent(plans: Plans) -> bool:
