@@ -2,7 +2,9 @@
 
 What a report leaves out is never filled in by hand. Settings take the engine's default of that
 version. A GPU or a version that nobody stated becomes several candidates, and only what all the
-candidates agree in is predicted (`terms`).
+candidates agree in is predicted (`terms`). A vLLM report with neither version nor flags is an
+excerpt that does not show its command line: what people switch on for models with MTP blocks or
+recurrent states is planned beside the defaults (`Run.variants`).
 """
 
 from __future__ import annotations
@@ -48,12 +50,15 @@ _BESIDE_WEIGHTS_AND_CACHES = frozenset(
         "--disaggregation-mode",
         "--kv-transfer-config",
         "--moe-a2a-backend",
+        "--speculative-config.moe_backend",
     )
 )
 _OTHER_KERNELS = ("Vulkan", "SYCL")
 _DECOMPRESSED_SINCE = "2025-03-13"
 # ik_llama.cpp's types with rows side by side: IQ4_K_R4, Q8_0_R8.
 _INTERLEAVED = re.compile(r"_[Rr][48](?![0-9A-Za-z])")
+# A flag whose value the excerpt cuts off: planned like one that may or may not be there.
+_CUT_OFF = ("speculative_config (truncated)",)
 # Flags of a log that are settings of the report anyway, or change no memory.
 _PASSED_OVER = ("device", "dist_timeout", "tokenizer_path")
 
@@ -72,6 +77,7 @@ class Run:
 
     engine        the engine whose planner is used; `report.engine` may be a fork of it
     candidates    more than one where GPU or version were not stated
+    variants      the first candidate with settings that decide and that nobody stated
     problem       why nothing can be planned; no candidates then
     gpu           what is shown: the card's id, or empty when it is not known
     devices_problem  why caches and weights cannot be told apart by device (llama.cpp); totals can
@@ -86,6 +92,7 @@ class Run:
 
     engine: str
     candidates: tuple[Candidate, ...] = ()
+    variants: tuple[Candidate, ...] = ()
     problem: str = ""
     gpu: str = ""
     gpu_known: bool = False
@@ -100,6 +107,11 @@ class Run:
     sequences_problem: str = ""
     weights_moved: str = ""
     unplanned: str = ""
+
+    @property
+    def ways(self) -> tuple[Candidate, ...]:
+        """Candidates and variants."""
+        return self.candidates + self.variants
 
 
 def run_of(report: FieldReport, model: Resolved) -> Run:
@@ -122,9 +134,14 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
     if not requests:
         oldest = versions.names[-1]
         return replace(base, problem=f"version not planned: {engine} {oldest}")
+    candidates = tuple(Candidate(gpu=g, request=r) for r in requests for g in gpus)
+    variants = _variants(report, model, candidates[0])
+    if variants:
+        notes.append("command line not stated: planned with and without MTP and prefix caching")
     return replace(
         base,
-        candidates=tuple(Candidate(gpu=g, request=r) for r in requests for g in gpus),
+        candidates=candidates,
+        variants=variants,
         gpu=gpu,
         gpu_known=bool(gpu),
         notes=(*notes, *gpu_notes),
@@ -137,6 +154,38 @@ def run_of(report: FieldReport, model: Resolved) -> Run:
         devices_problem=_devices_problem(report) if engine in _GGUF_ENGINES else "",
         weights_moved=_weights_moved(report) if engine in _GGUF_ENGINES else "",
     )
+
+
+# Tokens guessed by MTP: the fewest, and the most that recipes of models with MTP blocks use.
+_GUESSES = (1, 3)
+
+
+def _variants(report: FieldReport, model: Resolved, first: Candidate) -> tuple[Candidate, ...]:
+    """The candidate with MTP and with prefixes cached, where the command line is not shown."""
+    from moesize.core.vllm_settings import VllmSettings
+
+    request, spec = first.request, model.spec
+    if request.engine != "vllm" or spec is None:
+        return ()
+    cut = _is_cut_off(report)
+    if not cut and (report.text("engine_version") or report.settings.get("other_flags")):
+        return ()
+    own = request.engine_settings
+    settings = own if isinstance(own, VllmSettings) else VllmSettings()
+    made = [request]
+    # Prefixes are cached anyway, except where finding them costs states of their own.
+    recurrent = any(mixer.state() for block in spec.blocks for mixer in block.mixers)
+    if recurrent and settings.enable_prefix_caching is None:
+        cached = replace(settings, enable_prefix_caching=True)
+        made.append(replace(request, engine_settings=cached))
+    if spec.mtp is not None and not request.num_spec_tokens:
+        made += [replace(r, mtp=True, num_spec_tokens=k) for r in made for k in _GUESSES]
+    return tuple(Candidate(gpu=first.gpu, request=r) for r in made[1:])
+
+
+def _is_cut_off(report: FieldReport) -> bool:
+    flags = report.settings.get("other_flags") or ()
+    return any(flag.strip() in _CUT_OFF for flag in flags)
 
 
 def plan_run(model: Resolved, candidate: Candidate, **changes: Any) -> Plan:
@@ -451,6 +500,8 @@ def _other_words(report: FieldReport) -> list[str]:
     for item in report.settings.get("other_flags") or ():
         name, equals, value = item.partition("=")
         name = name.strip()
+        if name in _CUT_OFF:
+            continue
         if not equals:
             raise _NotCoveredError(f"flag not planned: {item[:60]}")
         if name in _PASSED_OVER:

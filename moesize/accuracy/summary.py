@@ -306,18 +306,22 @@ def quantile(values: Iterable[float], share: float) -> float | None:
 
 
 # What a report itself leaves open is no failure of the plan: how a mixed file stores its weights, a
-# figure of a mapped file, the card.
-_LEFT_OPEN = ("weights not known", "mapped file", "gpu not known")
+# figure of a mapped file, the card, a command line that an excerpt does not show.
+_COMMAND_LINE = "settings not stated"
+_LEFT_OPEN = ("weights not known", "mapped file", "gpu not known", _COMMAND_LINE)
 
 
 def why_not_covered(rows: Sequence[Row], *, fully: bool = False) -> str | None:
     """Why a report is not covered; None: it is.
 
     Covered: one of its main figures is predicted, and those that are not are left open by the
-    report itself (`fully`: all of them are). A report without a main figure is covered when any of
-    its figures is.
+    report itself (`fully`: all of them are). A report without a main figure, or with none that
+    does not hang on settings it does not show, is covered when any of its figures is.
     """
     main = [row for row in rows if row.term in MAIN_TERMS]
+    if not fully:
+        # Counts that an unstated command line decides: what is estimated beside them stands alone.
+        main = [row for row in main if not (row.not_covered or "").startswith(_COMMAND_LINE)]
     if not main:
         missing = [row.not_covered for row in rows if row.predicted is None]
         return None if len(missing) < len(rows) else next((r for r in missing if r), "")

@@ -120,6 +120,13 @@ _OF_CONTEXT = _COMPUTE | {"kv_buffer", "kv_buffer_host", "kv_total", "device_tot
 _SMALL_AND_LARGE = ("IQ1_S", "Q8_0")
 _OF_HOST_WEIGHTS = frozenset(("model_buffer_host", "model_total"))
 _AGREE = 0.01
+# SGLang prints by how much free memory shrank while loading (model_runner.py:load_model).
+_PRINTED_WITH_WEIGHTS = ("runtime.load_slack",)
+# SGLang prints what is free on one rank and shares out what is free on the tightest; ranks lay up
+# to so much apart in the logs that its `load_slack` is from.
+_RANKS_APART_GIB = 0.3
+# What is estimated with a band: settings that were not stated widen it.
+_ESTIMATED = frozenset(("kv_gib", "cuda_graphs", "activation_peak", "non_torch"))
 # Engines print two decimals: the true figure lies within half of the last one.
 _HALF_UNIT = 0.005
 _STATE_SIZE = re.compile(
@@ -262,6 +269,8 @@ def _pool_bytes(report: FieldReport) -> tuple[int, int, int] | None:
     # A draft model loads after the pools are made: it takes nothing from them.
     best = after - before * (1 - share)
     slack = _HALF_UNIT * (2 - share)
+    if (report.number("gpu_count") or 2) > 1:
+        slack += _RANKS_APART_GIB
     found = tuple(int(value * GIB) for value in (best, best - slack, best + slack))
     return (found[0], found[1], found[2]) if found[1] > 0 else None
 
@@ -348,7 +357,7 @@ class Plans:
         key = (candidate, tuple(sorted(changes.items())))
         if key not in self._kept:
             try:
-                made: Plan | str = plan_run(self.model, self.run.candidates[candidate], **changes)
+                made: Plan | str = plan_run(self.model, self.run.ways[candidate], **changes)
             except MoesizeError as error:
                 made = error.message
             except (ValueError, OverflowError) as error:
@@ -377,18 +386,25 @@ class Plans:
         return Prediction(ends[1].value, ends[0].low, ends[1].high)
 
     def _predicted(self, figure: Figure) -> Prediction | str:
-        made: list[Prediction] = []
-        refused = ""
-        for candidate in range(len(self.run.candidates)):
-            try:
-                prediction = _METHODS[figure.term](self, candidate, figure)
-            except _RefusedError as error:
-                refused = refused or str(error)
-                continue
-            made.append(prediction)
+        of_candidates = range(len(self.run.candidates))
+        made, refused = self._predictions(figure, of_candidates)
         if not made:
             return f"settings refused: {refused}"
-        return self._agreed(made)
+        found = self._agreed(made)
+        if isinstance(found, str) or not self.run.variants:
+            return found
+        others, _ = self._predictions(figure, range(len(of_candidates), len(self.run.ways)))
+        return _with_variants(found, others, figure)
+
+    def _predictions(self, figure: Figure, ways: range) -> tuple[list[Prediction], str]:
+        made: list[Prediction] = []
+        refused = ""
+        for way in ways:
+            try:
+                made.append(_METHODS[figure.term](self, way, figure))
+            except _RefusedError as error:
+                refused = refused or str(error)
+        return made, refused
 
     def _stored_as(self, scheme: str) -> Plans:
         if scheme not in self._others:
@@ -422,7 +438,20 @@ class Plans:
             return f"settings refused: {refused}"
         if len({verdict.fits for verdict in made}) > 1:
             return "version not known: some fit and some do not"
-        return next((verdict for verdict in made if not verdict.certain), made[0])
+        found = next((verdict for verdict in made if not verdict.certain), made[0])
+        if self._variants_differ(found.fits):
+            found = replace(found, certain=False)
+        return found
+
+    def _variants_differ(self, fits: bool) -> bool:
+        """Whether a setting that was not stated would change the outcome."""
+        for way in range(len(self.run.candidates), len(self.run.ways)):
+            try:
+                if self.plan(way).verdict.fits != fits:
+                    return True
+            except _RefusedError:
+                continue
+        return False
 
     def _agreed(self, made: list[Prediction]) -> Prediction | str:
         low, high = min(p.value for p in made), max(p.value for p in made)
@@ -472,6 +501,22 @@ class Plans:
         return ""
 
 
+def _with_variants(found: Prediction, others: list[Prediction], figure: Figure) -> Prediction | str:
+    """What is estimated gets a band over settings that were not stated; what is counted, nothing.
+
+    A count that the settings decide (tokens of a given cache, weights with MTP blocks) is no
+    prediction where they are not known.
+    """
+    values = [found.value, *(p.value for p in others)]
+    low, high = min(values), max(values)
+    if figure.term not in _ESTIMATED and high - low > _AGREE * abs(high):
+        return f"settings not stated: between {low:,.6g} and {high:,.6g}"
+    return found._replace(
+        low=min(found.low, *(p.low for p in others)) if others else found.low,
+        high=max(found.high, *(p.high for p in others)) if others else found.high,
+    )
+
+
 class _RefusedError(Exception):
     """The planner's reason."""
 
@@ -481,7 +526,13 @@ def _weights(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
     # vLLM loads a draft inside the same measurement; SGLang prints it apart.
     with_draft = plans.run.engine != "sglang"
     kinds = ("weights", "draft") if with_draft else ("weights",)
-    return _sum(ledger.items, lambda item: item.category in kinds and _is_weights(item), GIB)
+    return _sum(
+        ledger.items,
+        lambda item: (
+            (item.category in kinds and _is_weights(item)) or item.name in _PRINTED_WITH_WEIGHTS
+        ),
+        GIB,
+    )
 
 
 def _is_weights(item: MemoryItem) -> bool:
@@ -513,7 +564,7 @@ def _limiting(plan: Plan) -> GpuLedger:
 
 
 def _kv_gib(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
-    sizes = kv_band(plans.plan(candidate), plans.run.candidates[candidate].gpu)
+    sizes = kv_band(plans.plan(candidate), plans.run.ways[candidate].gpu)
     best, low, high = (size / GIB for size in sizes)
     return Prediction(best, low, high)
 
@@ -523,7 +574,7 @@ def _end_to_end(read: Callable[[Plan], float]) -> Callable[[Plans, int, Figure],
 
     def predict(plans: Plans, candidate: int, _figure: Figure) -> Prediction:
         plan = plans.plan(candidate)
-        _, low, high = kv_band(plan, plans.run.candidates[candidate].gpu)
+        _, low, high = kv_band(plan, plans.run.ways[candidate].gpu)
         ends = [
             read(plans.plan(candidate, kv_cache_bytes=size)) if size > 0 else 0.0
             for size in (low, high)
@@ -562,7 +613,8 @@ def _tokens_given_available(plans: Plans, candidate: int, _figure: Figure) -> Pr
     values = [
         float(plans.plan(candidate, kv_cache_bytes=size).kv_cache.capacity_tokens) for size in sizes
     ]
-    return Prediction(values[0], min(values), max(values), exact_given=True)
+    alone = plans.run.ways[candidate].request.num_gpus == 1
+    return Prediction(values[0], min(values), max(values), exact_given=alone)
 
 
 def _is_latent(plans: Plans) -> bool:

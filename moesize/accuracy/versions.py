@@ -10,6 +10,9 @@ Rules, none of them a guess that goes unsaid:
   (llama.cpp) are planned as of the day.
 - Neither: every range of versions that the engine's data file knows, and again only what they
   agree in.
+- A container of NVIDIA's (nvcr.io/nvidia/vllm:25.10-py3) is planned as the release that its
+  release notes name; an official image called latest as the release current on the date, a nightly
+  one as the next release.
 - A text that names no release (a fork, a container of somebody else): not covered.
 """
 
@@ -55,7 +58,7 @@ def versions_of(report: FieldReport, engine: str) -> Versions:
     if _has_builds(engine):
         return _build(stated, date)
     if stated:
-        return _stated(stated, engine)
+        return _image(stated, date, engine) or _stated(stated, engine)
     if _DAY.fullmatch(date):
         current = release_on(engine, date)
         if current is None:
@@ -100,6 +103,30 @@ def _ends(period: str) -> tuple[str, str]:
         if len(period) == 7
         else (f"{period}-01-01", f"{period}-12-31")
     )
+
+
+def _image(text: str, date: str, engine: str) -> Versions | None:
+    """The release in a container image whose tag names none; None where no rule covers it."""
+    name, colon, tag = text.strip().rpartition(":")
+    if not colon:
+        return None
+    listed = _images(engine)
+    release = listed.get(name, {}).get(tag)
+    if release is not None:
+        note = f"{name} {tag} is planned as {engine} {release}, which its release notes name"
+        return Versions(names=(release,), assumed=True, note=note)
+    if name not in listed or not _DAY.fullmatch(date):
+        return None
+    if tag == "latest":
+        found = release_on(engine, date)
+    elif tag.startswith("nightly"):
+        found = release_after(engine, date) or release_on(engine, date)
+    else:
+        return None
+    if found is None:
+        return None
+    note = f"{name}:{tag} of {date} is planned as {engine} {found}"
+    return Versions(names=(found,), assumed=True, note=note)
 
 
 def _stated(text: str, engine: str) -> Versions:
@@ -168,7 +195,17 @@ def _order(version: str) -> tuple[int, ...]:
 
 @cache
 def _releases(engine: str) -> tuple[tuple[str, str], ...]:
+    return tuple((version, day) for version, day in _known(engine).get("releases", ()))
+
+
+def _images(engine: str) -> dict[str, dict[str, str]]:
+    """Releases by tag, of each container image that is looked into."""
+    return {name: row["tags"] for name, row in _known(engine).get("images", {}).items()}
+
+
+@cache
+def _known(engine: str) -> dict[str, Any]:
     path = Path(__file__).resolve().parent.parent / "data" / "releases.json"
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    known = data["engines"].get(engine, {"releases": []})
-    return tuple((version, day) for version, day in known["releases"])
+    known: dict[str, Any] = data["engines"].get(engine, {})
+    return known

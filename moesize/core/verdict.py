@@ -19,6 +19,8 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     It fits when the KV cache left by the best estimates holds what was asked for. `certain` says
     whether it stays so at either end of the estimates and of the card's usable memory. A "no" is
     exact when weights and KV cache alone, which are counted and not estimated, exceed the budget.
+    An engine that fills a budget of its own leaves the rest of the card to what it does not
+    charge (context, communication, graphs): a "yes" is not certain where these may need more.
     """
     ledger = next(item for item in answer.ledgers if item.rank == answer.limiting_rank)
     kv = answer.kv
@@ -35,18 +37,44 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
     weights = ledger.category_bytes("weights")
     counted = weights + kv.needed_bytes
     certain = kv.needed_bytes <= low if fits else kv.needed_bytes > high
+    peak = _device_peak(answer, ledger)
+    runs_over = fits and peak > ledger.usable_bytes
     confidence: Confidence = "calibrated" if certain else "estimated"
     if not fits and counted > ledger.budget_bytes and spread.basis != "estimated":
         confidence, certain = "exact", True
     if spread.basis == "estimated":
         confidence = "estimated"
+    reason = answer.refusal or _reason(answer, ledger, weights, fits, certain)
+    if runs_over:
+        reason += _beyond_budget(ledger, peak)
+        confidence, certain = "estimated", False
     return Verdict(
         fits=fits,
-        reason=answer.refusal or _reason(answer, ledger, weights, fits, certain),
+        reason=reason,
         shortfall_bytes=max(0, kv.needed_bytes - kv.available_bytes),
         limiting_rank=answer.limiting_rank,
         confidence=confidence,
         certain=certain,
+    )
+
+
+def _device_peak(answer: EngineAnswer, ledger: GpuLedger) -> int:
+    """What the device may hold at most: the budget, which a cache fills, and what lies outside.
+
+    0 for engines that take what they are asked for and no more.
+    """
+    if answer.deployment["gpu_memory_utilization"] is None:
+        return 0
+    return ledger.budget_bytes + sum(i.high_bytes for i in ledger.items if not i.in_budget)
+
+
+def _beyond_budget(ledger: GpuLedger, peak: int) -> str:
+    low = sum(item.low_bytes for item in ledger.items if not item.in_budget)
+    return (
+        f" (close: the budget of {format_gib(ledger.budget_bytes)} is filled; what lies outside it "
+        f"(context, graphs, communication) takes {format_gib(low)} to "
+        f"{format_gib(peak - ledger.budget_bytes)}, {format_gib(ledger.usable_bytes)} is all the "
+        "card hands out: it may run out of memory when it runs)"
     )
 
 

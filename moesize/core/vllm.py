@@ -211,6 +211,8 @@ def plan_vllm(
                 is_last_stage=stage.last,
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
                 vendor=gpu.vendor,
+                # An APU of AMD's with HBM does not count as integrated (platforms/interface.py).
+                unified_memory=gpu.one_device_is == "soc" and gpu.vendor.lower() == "nvidia",
                 segment_bytes=held_by[stage.index].segment_bytes,
                 repacked_module_bytes=held_by[stage.index].repacked_module_bytes,
                 rules=profile.budget_rules,

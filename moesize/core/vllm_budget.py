@@ -151,6 +151,7 @@ class BudgetSettings:
     is_last_stage                 only the last pipeline stage samples
     segment_bytes, repacked_module_bytes   of the rank's weights (RankWeights)
     loose_state_bytes             recurrent states of a sequence beside the paged cache
+    unified_memory                the GPU has no memory of its own: the host's processes use it too
     communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
 
@@ -174,6 +175,7 @@ class BudgetSettings:
     vendor: str = "nvidia"
     segment_bytes: int = 0
     repacked_module_bytes: int = 0
+    unified_memory: bool = False
     communication_ranks: int = 0
     rules: BudgetRules = BudgetRules()
 
@@ -331,6 +333,7 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
         _cuda_graphs(settings, constants),
         _constant_item("runtime.non_torch", constants["non_torch_growth"], in_budget=True),
         slack,
+        _host_growth(settings, constants),
         _constant_item(
             "runtime.cuda_context", constants["cuda_context"], in_budget=basis == "all_in_use"
         ),
@@ -360,6 +363,18 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
             if item is not None and item.high_bytes
         ),
     )
+
+
+def _host_growth(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
+    """Where GPU and host share one memory, what the host's processes take counts as consumed.
+
+    vLLM asks the system there and not the driver how much is free, before and after loading and
+    profiling: `utils/mem_utils.py:MemorySnapshot.measure`, psutil's available memory. Up to 0.27
+    what torch allocated counts, and the rest is part of the growth beside torch.
+    """
+    if not settings.unified_memory or settings.rules.budget_basis != "consumed":
+        return None
+    return _constant_item("runtime.host_growth", constants["unified_host_growth"], in_budget=True)
 
 
 def _of_vendor(constants: Constants, vendor: str) -> Constants:
