@@ -131,8 +131,7 @@ def _reason_without_budget(
 def _fixed_cache(answer: EngineAnswer, ledger: GpuLedger) -> Verdict:
     """With --kv-cache-memory the engine takes what it is told: the card itself is the limit."""
     kv = answer.kv
-    grabbed = kv.available_bytes - kv.needed_bytes
-    used = ledger.used_bytes + max(0, grabbed)
+    used = ledger.used_bytes - ledger.category_bytes("kv_cache") + kv.available_bytes
     estimated = sum(item.high_bytes - item.size_bytes for item in ledger.items)
     over = used - ledger.usable_bytes
     short = max(kv.needed_bytes - kv.available_bytes, over, 0)

@@ -54,6 +54,7 @@ class VllmProfile:
     model_runner_rule "v1", "v2", "v2_if_dense" (and not hybrid) or "v2_if_listed"
     mamba_all_kinds   recurrent kinds that keep a state for each block when prefixes are cached
     deep_gemm         DeepGEMM runs experts in FP8 tiles from Hopper on
+    context_parallel  has --decode-context-parallel-size
     fourfold_position_types   model types whose rotary table has four times the positions
     """
 
@@ -75,6 +76,7 @@ class VllmProfile:
     mamba_align_mode: bool = True
     mamba_all_kinds: tuple[str, ...] = ()
     deep_gemm: bool = True
+    context_parallel: bool = True
     fourfold_position_types: tuple[str, ...] = ()
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
@@ -159,7 +161,7 @@ class VllmProfile:
         rules = self.v0_batch
         chunked = settings.enable_chunked_prefill
         if chunked is None:
-            plain = not spec.towers and not _has_windows(spec)
+            plain = not spec.towers and not has_windows(spec)
             latent = self.cache_rules.latent_cache and _is_latent(spec)
             chunked = context > rules.chunked_beyond_context and plain and not latent
         tokens = rules.chunked_tokens if chunked else max(context, rules.least_tokens)
@@ -245,6 +247,7 @@ def rules_of(profile: EngineProfile) -> VllmProfile:
         mamba_align_mode=facts["mamba_align_mode"],
         mamba_all_kinds=tuple(facts.get("mamba_all_kinds", ())),
         deep_gemm=facts["deep_gemm"],
+        context_parallel=facts["context_parallel"],
         fourfold_position_types=tuple(facts["fourfold_position_types"]),
     )
 
@@ -260,7 +263,8 @@ def _is_recurrent(spec: ModelSpec) -> bool:
     return any(mixer.state() for block in spec.blocks for mixer in block.mixers)
 
 
-def _has_windows(spec: ModelSpec) -> bool:
+def has_windows(spec: ModelSpec) -> bool:
+    """Whether a layer attends to a window only."""
     return any(
         getattr(mixer, "window", None) is not None
         for block in spec.blocks

@@ -42,7 +42,7 @@ def test_settings_are_shown_and_the_unplanned_named() -> None:
     }
     notes = [note.message for note in found.warnings if note.code == "engine-settings"]
     assert len(notes) == 1
-    assert "performance_mode" in notes[0]
+    assert "--performance-mode" in notes[0]
     assert "dtype" not in notes[0]
 
 
