@@ -42,6 +42,7 @@ from moesize.engines import (
     engine_planner,
     engine_profile,
     engine_rules,
+    option_of,
     planned_fields,
     refuse_unplanned,
 )
@@ -174,6 +175,8 @@ def plan(
     if command is not None:
         request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
         notes += pasted
+    elif request.engine_version is not None:
+        notes += _not_in_version(request)
     scheme, resolved = _scheme(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
@@ -182,6 +185,24 @@ def plan(
         found = suggestions(spec, source, scheme, device, request)
         answer = replace(answer, suggestions=found)
     return answer
+
+
+def _not_in_version(request: Request) -> tuple[Note, ...]:
+    """Names options whose flag the asked-for release lacks (pasted flags are named by theirs)."""
+    from moesize.engine_args.table import flag_table
+
+    version = request.engine_version or ""
+    table = flag_table(request.engine)
+    missing = []
+    for field in sorted(request.given()):
+        flags = [flag for flag in table.flags if f"request:{field}" in flag.targets]
+        if flags and not any(table.has(flag, version) for flag in flags):
+            missing.append(f"{option_of(field)} ({flags[0].name})")
+    if not missing:
+        return ()
+    title = engine_profile(request.engine, request.engine_version).title
+    message = f"{title} {version} has no such flag, planned all the same: {', '.join(missing)}"
+    return (Note(code="flag-not-in-version", message=message),)
 
 
 def make_plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moesize.core.plan import Confidence, Verdict
-from moesize.core.units import format_gib
+from moesize.core.units import ceil_div, format_gib
 
 if TYPE_CHECKING:
     from moesize.core.engine import EngineAnswer
@@ -72,8 +72,10 @@ def _reason(
     answer: EngineAnswer, ledger: GpuLedger, weights: int, fits: bool, certain: bool
 ) -> str:
     kv, settings = answer.kv, answer.deployment
-    context, sequences = settings["context"], settings["concurrency"]
+    context, sequences = settings["context"], ceil_div(settings["concurrency"], kv.replicas)
     what = f"{sequences} x {context:,} tokens" if sequences > 1 else f"{context:,} tokens"
+    if kv.replicas > 1:
+        what += f" on each of {kv.replicas} data-parallel ranks"
     if settings["gpu_memory_utilization"] is None:
         return _reason_without_budget(answer, ledger, weights, what, fits, certain)
     if fits and not kv.needed_bytes:
