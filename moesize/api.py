@@ -42,6 +42,7 @@ from moesize.engines import (
     engine_planner,
     engine_profile,
     engine_rules,
+    option_of,
     planned_fields,
     refuse_unplanned,
 )
@@ -163,7 +164,7 @@ def plan(
         data_parallel_attention=dp_attention,
         num_redundant_experts=redundant_experts,
         expert_skew=expert_skew,
-        cpu_offload_bytes=None if cpu_offload_gib is None else round(cpu_offload_gib * GIB),
+        cpu_offload_bytes=_gib(cpu_offload_gib),
         offload_experts=_offload_experts(offload_experts),
         num_spec_tokens=mtp or spec_tokens,
         mtp=True if mtp else None,
@@ -174,6 +175,8 @@ def plan(
     if command is not None:
         request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
         notes += pasted
+    elif request.engine_version is not None:
+        notes += _not_in_version(request)
     scheme, resolved = _scheme(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
@@ -182,6 +185,24 @@ def plan(
         found = suggestions(spec, source, scheme, device, request)
         answer = replace(answer, suggestions=found)
     return answer
+
+
+def _not_in_version(request: Request) -> tuple[Note, ...]:
+    """Names options whose flag the asked-for release lacks (pasted flags are named by theirs)."""
+    from moesize.engine_args.table import flag_table
+
+    version = request.engine_version or ""
+    table = flag_table(request.engine)
+    missing = []
+    for field in sorted(request.given()):
+        flags = [flag for flag in table.flags if f"request:{field}" in flag.targets]
+        if flags and not any(table.has(flag, version) for flag in flags):
+            missing.append(f"{option_of(field)} ({flags[0].name})")
+    if not missing:
+        return ()
+    title = engine_profile(request.engine, request.engine_version).title
+    message = f"{title} {version} has no such flag, planned all the same: {', '.join(missing)}"
+    return (Note(code="flag-not-in-version", message=message),)
 
 
 def make_plan(
@@ -259,8 +280,8 @@ def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple
         if scheme.is_gguf:
             raise UnsupportedError(
                 f"{scheme.name} is a llama.cpp format; {engine} is planned without GGUF",
-                "use --quant 4bit, awq-4bit or fp8 with vLLM; `moesize show MODEL --quant "
-                f"{scheme.name}` gives the file size",
+                "add --engine llama.cpp, or use --quant 4bit, awq-4bit or fp8; `moesize show MODEL "
+                f"--quant {scheme.name}` gives the file size",
             )
         return with_scheme(spec, scheme, engine)
     if spec.quantization is None and spec.dtype == "float32":
@@ -574,6 +595,17 @@ def _size(value: int | str | None) -> int | None:
     return value
 
 
+def _gib(value: float | None) -> int | None:
+    """Bytes of a size in GiB."""
+    if value is None:
+        return None
+    if not 0 <= value <= 1 << 20:  # false for NaN too
+        raise InvalidInputError(
+            f"--cpu-offload-gib {value:g} is no size in GiB", "for example --cpu-offload-gib 16"
+        )
+    return round(value * GIB)
+
+
 def _limits(
     spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, profile: EngineProfile
 ) -> list[Note]:
@@ -582,7 +614,8 @@ def _limits(
     facts, title = profile.facts, profile.title
     if device.vendor.lower() in facts.get("vendors_not_supported", ()):
         raise UnsupportedError(
-            f"{title} does not run on {device.name}", "`moesize gpus` lists other accelerators"
+            f"{title} does not run on {device.name}",
+            "plan it with --engine llama.cpp or transformers, or choose another of `moesize gpus`",
         )
     capability = device.compute_capability
     if capability is not None:

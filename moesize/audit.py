@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SCHEMA = "moesize.audit/1"
 # A device that holds everything: only terms that need no GPU are read off such a plan.
 _ANY_GPU = "4096GiB"
+# What a plan says about that card means nothing.
+_OF_THE_GPU = frozenset(("layout", "backend", "fit", "gpu", "gpu-generation-unknown"))
 _FLAGS_OFF = ("dtype", "quantization", "model", "enable_chunked_prefill", "enable_sleep_mode")
 _LLAMA_FLASH = {"enabled": "on", "disabled": "off", "1": "on", "0": "off"}
 
@@ -200,7 +202,8 @@ def audit(
         outcome = _outcome(start, run, plan)
         advice = advice_for(start, run, plan) if run is not None and plan is not None else ()
         if plan is not None:
-            notes += [note.message for note in plan.warnings if note.code != "layout"]
+            unsaid = {"layout"} if run is not None and run.gpu is not None else _OF_THE_GPU
+            notes += [note.message for note in plan.warnings if note.code not in unsaid]
             notes += _beside(start, plan)
         saved: tuple[dict[str, Any], ...] = ()
         saved_to = ""
@@ -320,16 +323,18 @@ def _gpu(start: Start, given: str | None, notes: list[str]) -> GpuSpec | None:
                 break
             except MoesizeError:
                 continue
-        if spec is None:
-            notes.append(f"the log names the GPU {start.gpu!r}, which is not known: give --gpu")
     if spec is None:
         if total is not None and start.engine != "llama.cpp":
             notes.append(
-                f"the log prints {format_gib(round(total.value))} of memory but no GPU name: "
-                "planned on a card of that size; --gpu names it"
+                f"the log prints {format_gib(round(total.value))} of memory but no GPU "
+                f"{'that is known' if start.gpu else 'name'}: planned on a card of that size; "
+                "--gpu names it"
             )
             return find_gpu(f"{total.value / GIB:.2f}GiB").spec
-        notes.append("the log names no GPU: give --gpu to have every term compared")
+        if start.gpu:
+            notes.append(f"the log names the GPU {start.gpu!r}, which is not known: give --gpu")
+        else:
+            notes.append("the log names no GPU: give --gpu to have every term compared")
         return None
     if total is None:
         return spec

@@ -125,6 +125,9 @@ def all_records() -> tuple[Record, ...]:
 
 
 def _read(path: Path) -> tuple[Record, ...]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        _complain(path, "is not a regular file")
+        return ()
     try:
         with path.open("rb") as stream:
             raw = stream.read(_MAX_FILE_BYTES + 1)

@@ -97,6 +97,7 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
             f"{engine} version {version!r} is not known", f"use {oldest} or later"
         )
     release += (0,) * (3 - len(release))
+    newest = release_of(str(known["newest_version"])) or ()
     facts = {row["name"]: row["value"] for row in known["facts"] if _covers(row, release)}
     rows = [row for row in known["constants"] if _covers(row, release)]
     constants = {
@@ -114,7 +115,7 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
         engine=engine,
         title=str(known["title"]),
         version=version,
-        is_newer_than_known=release > (release_of(str(known["newest_version"])) or ()),
+        is_newer_than_known=release > newest + (0,) * (3 - len(newest)),
         facts=facts,
         constants=constants,
     )
@@ -214,14 +215,39 @@ def planned_fields(engine: str) -> frozenset[str]:
     return found
 
 
+# Options whose name is not that of their Request field.
+_OPTIONS = {
+    "tensor_parallel_size": "--tp",
+    "pipeline_parallel_size": "--pp",
+    "data_parallel_size": "--dp",
+    "expert_parallel": "--ep",
+    "context_tokens": "--context",
+    "block_tokens": "--block-size",
+    "kv_cache_bytes": "--kv-cache-memory",
+    "decode_context_parallel_size": "--dcp",
+    "data_parallel_attention": "--dp-attention",
+    "num_redundant_experts": "--redundant-experts",
+    "cpu_offload_bytes": "--cpu-offload-gib",
+    "num_spec_tokens": "--spec-tokens",
+    "engine_settings": "--engine-args",
+}
+
+
+def option_of(field: str) -> str:
+    """The option that sets a Request field: `--tp` for `tensor_parallel_size`."""
+    return _OPTIONS.get(field) or f"--{field.replace('_', '-')}"
+
+
 def refuse_unplanned(engine: str, given: set[str]) -> None:
     """Raise UnsupportedError for a Request field that the engine's planner does not look at."""
     key = engine_id(engine)
-    left = sorted(given - planned_fields(key))
+    left = sorted(option_of(field) for field in given - planned_fields(key))
+    if "--mtp" in left and "--spec-tokens" in left:
+        left.remove("--spec-tokens")  # --mtp sets both
     if left:
         raise UnsupportedError(
-            f"{key}: {', '.join(name.replace('_', ' ') for name in left)} cannot be planned",
-            "leave the option out; the answer then holds for the model without it",
+            f"{' and '.join(left)} cannot be planned for {_data(key)['title']}",
+            "leave it out: the answer then holds for a server without it",
         )
 
 

@@ -26,6 +26,11 @@ CASES = [
     "mixtral-8x7b --engine llama.cpp --gpu rtx-4090 --quant Q6_K --context 16k --concurrency 4",
     "qwen3-32b --engine llama.cpp --gpu rtx-4090 --quant Q8_0 --kv-dtype q8_0",
     "qwen3.5-27b --engine ik_llama.cpp --gpu l4 --quant Q4_K_M",
+    "llama-3.1-8b --engine sglang --gpu a10g",
+    "minimax-m2.5 --engine sglang --gpu h100 --gpus 4",
+    "mixtral-8x7b --engine transformers --gpu a10g",
+    "llama-3.1-8b --engine tgi --gpu a10g",
+    "llama-3.1-70b --engine tensorrt-llm --gpu h100",
 ]
 
 

@@ -47,7 +47,7 @@ def check_names(
             )
     wanted = frozenset(term.strip().lower().replace("-", "_") for term in terms)
     for term in sorted(wanted - set(TERMS)):
-        raise UnknownNameError("term", term, _near(term, TERMS))
+        raise UnknownNameError("term", term, _near(term, TERMS) or TERMS)
     return chosen, wanted
 
 

@@ -298,7 +298,7 @@ def _token_bytes(spec: ModelSpec, stage: Stage, tp: int, bits: int, rules: PoolR
                 raise UnsupportedError(
                     f"what {rules.title} keeps for {mixer.kind} layers of {spec.title} is not "
                     "documented",
-                    "plan it with --engine vllm or sglang",
+                    "plan it with --engine vllm",
                 )
             total += width * bits // 8
     return total

@@ -263,7 +263,7 @@ def _family_of(spec: ModelSpec) -> _Family:
         raise UnsupportedError(
             f"llama.cpp has no converter for model type {spec.model_type!r}, as far as moesize "
             "knows, so the size of a GGUF file cannot be told",
-            "choose a quantization that is not GGUF: `moesize quants` lists all",
+            "use an engine that loads safetensors, such as vllm or transformers, and no GGUF type",
         )
     return family
 

@@ -346,6 +346,10 @@ def plan_llamacpp(
     InvalidDeploymentError for settings that llama.cpp refuses, UnsupportedError for what is not
     planned.
     """
+    if not spec.num_layers or spec.encoder_layout:
+        raise UnsupportedError(
+            "encoders in llama.cpp are not modelled", "plan it with --engine vllm or transformers"
+        )
     settings = _settings(request)
     answer, world = _plan(spec, stored, gpu, request, rules, None)
     open_choice = request.context_tokens is None and settings.ctx_size is None

@@ -69,7 +69,7 @@ class ComputeSettings:
     """What the graph that llama.cpp plans depends on.
 
     n_ubatch         tokens of a physical batch, at most the context
-    cells_full       cells of one stream of the cache, after padding
+    cells_full       cells of one stream of the cache, after padding; 0 = recurrent layers only
     cells_swa        the same of the cache of layers with a sliding window; 0 = none
     streams          parts of the cache: sequences, or 1 when it is unified
     sequences        n_seq_max
@@ -129,9 +129,11 @@ class ComputeSettings:
     one_logit_pass: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_ubatch", "cells_full", "streams", "sequences", "n_outputs"):
+        for name in ("n_ubatch", "streams", "sequences", "n_outputs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.cells_full < 0:
+            raise ValueError(f"cells_full ({self.cells_full}) must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -689,6 +689,7 @@ def _kv_summary(
         dtype=resolved.kv_dtype,
         backend=resolved.backend,
         groups=tuple(groups),
+        replicas=max(resolved.attention_dp, resolved.replicas),
     )
 
 
@@ -791,6 +792,13 @@ def _warnings(
             f"{resolved.per_rank_sequences:,} are asked for, the rest wait"
         )
         out.append(Note(code="max-running-requests", message=message))
+    if resolved.attention_dp > 1:
+        share, asked = resolved.per_rank_sequences, resolved.concurrency
+        message = (
+            f"cache, tokens and limits are those of one of {resolved.attention_dp} data-parallel "
+            f"ranks of attention, which serves {share} of {asked} sequence{'s'[: asked > 1]}"
+        )
+        out.append(Note(code="data-parallel", message=message))
     if resolved.replicas > 1:
         message = f"{resolved.replicas} replicas; the ledger is that of a GPU of one"
         out.append(Note(code="replicas", message=message))

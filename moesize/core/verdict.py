@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moesize.core.plan import Confidence, Verdict
-from moesize.core.units import format_gib
+from moesize.core.units import ceil_div, format_gib
 
 if TYPE_CHECKING:
     from moesize.core.engine import EngineAnswer
@@ -100,8 +100,10 @@ def _reason(
     answer: EngineAnswer, ledger: GpuLedger, weights: int, fits: bool, certain: bool
 ) -> str:
     kv, settings = answer.kv, answer.deployment
-    context, sequences = settings["context"], settings["concurrency"]
+    context, sequences = settings["context"], ceil_div(settings["concurrency"], kv.replicas)
     what = f"{sequences} x {context:,} tokens" if sequences > 1 else f"{context:,} tokens"
+    if kv.replicas > 1:
+        what += f" on each of {kv.replicas} data-parallel ranks"
     if settings["gpu_memory_utilization"] is None:
         return _reason_without_budget(answer, ledger, weights, what, fits, certain)
     if fits and not kv.needed_bytes:
@@ -159,8 +161,7 @@ def _reason_without_budget(
 def _fixed_cache(answer: EngineAnswer, ledger: GpuLedger) -> Verdict:
     """With --kv-cache-memory the engine takes what it is told: the card itself is the limit."""
     kv = answer.kv
-    grabbed = kv.available_bytes - kv.needed_bytes
-    used = ledger.used_bytes + max(0, grabbed)
+    used = ledger.used_bytes - ledger.category_bytes("kv_cache") + kv.available_bytes
     estimated = sum(item.high_bytes - item.size_bytes for item in ledger.items)
     over = used - ledger.usable_bytes
     short = max(kv.needed_bytes - kv.available_bytes, over, 0)

@@ -54,7 +54,8 @@ from moesize.core.vllm_ranks import (
 )
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
 from moesize.core.vllm_speculation import Speculation, plan_speculation
-from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
+from moesize.core.vllm_versions import VllmProfile as VllmProfile
+from moesize.core.vllm_versions import has_windows
 from moesize.core.vllm_versions import rules_of as rules_of
 from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
@@ -127,6 +128,11 @@ def plan_vllm(
     options = _settings(request)
     layout = choose_layout(request, valid_tensor_parallel_sizes(spec), spec.title)
     check_layout(spec, request, layout, options)
+    if layout.decode_context_parallel_size > 1 and not profile.context_parallel:
+        raise InvalidDeploymentError(
+            f"vLLM {profile.version} has no decode context parallelism",
+            "drop --dcp, or use a later --engine-version",
+        )
     _check_dtype(options)
     capability = _capability(gpu)
     core = profile.core_for(
@@ -337,7 +343,7 @@ def plan_vllm(
             recurrent_bytes=recurrent_bytes(cache, stage.index),
         ),
         warnings=(
-            *_layout_notes(spec, layout, ledgers[limiting], concurrency),
+            *_layout_notes(spec, layout, ledgers[limiting], concurrency, profile),
             *_warnings(spec, gpu, request, ledgers[limiting], load_peak),
             *all2all_notes(layout, options),
             *_asleep(options, ranks[limiting], ledgers[limiting]),
@@ -647,7 +653,7 @@ _NOTED_SHARE = 20
 
 
 def _layout_notes(
-    spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int
+    spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int, profile: VllmProfile
 ) -> list[Note]:
     """What the sizes mean for the user: what was chosen, what is held more than once."""
     out = []
@@ -673,10 +679,14 @@ def _layout_notes(
             isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
         )
         what = "latent attention has no heads to split" if latent else "fewer KV heads than ranks"
-        other = f"--dp {tp} --ep" if _has_experts(spec) else f"--dp {tp}"
+        ways = [f"--tp 1 --dp {tp * dp}{' --ep' if _has_experts(spec) else ''} the sequences"]
+        if profile.context_parallel and not has_windows(spec):
+            ways.insert(0, f"--dcp {most} shares the tokens out")
+        else:
+            ways = [ways[0].replace(" the sequences", " shares the sequences out")]
         message = (
             f"{what}: {copies} ranks hold the same keys and values, {format_gib(wasted)} per GPU "
-            f"are copies; --dcp {most} shares the tokens out, {other} the sequences"
+            f"are copies; {', '.join(ways)}"
         )
         out.append(Note(code="kv-replicated", message=message))
     return out
@@ -750,7 +760,8 @@ def _warnings(
                 ),
             )
         )
-    if spec.dtype == "float32" and spec.quantization is None:
+    half = gpu.compute_capability is not None and _capability(gpu) < (8, 0)  # no bfloat16 there
+    if spec.dtype == "float32" and spec.quantization is None and not half:
         out.append(
             Note(code="dtype", message="the checkpoint is float32; vLLM serves it as bfloat16")
         )

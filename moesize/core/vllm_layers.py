@@ -416,7 +416,7 @@ class _Chooser:
         if mixer.cross:
             raise UnsupportedError(
                 "the cache of encoder-decoder models in vLLM is not modelled",
-                "`moesize show` counts its weights and cache",
+                "plan it with --engine transformers; `moesize show` counts weights and cache",
             )
         if mixer.shares_kv:
             return []

@@ -129,8 +129,19 @@ class VllmSettings:
         }
 
     def unplanned(self) -> tuple[str, ...]:
-        """Names that were given, may change memory, and are not looked at by the planner."""
-        return tuple(name for name in self.to_dict() if name not in _PLANNED | _HARMLESS)
+        """Flags that were given, may change memory, and are not looked at by the planner."""
+        names = (name for name in self.to_dict() if name not in _PLANNED | _HARMLESS)
+        return tuple(_TYPED.get(name) or f"--{name.replace('_', '-')}" for name in names)
+
+
+# What is typed for a setting of another name.
+_TYPED = {
+    "kv_offloading_bytes": "--kv-offloading-size",
+    "use_v2_model_runner": "VLLM_USE_V2_MODEL_RUNNER",
+    "profile_cuda_graphs": "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS",
+    "fused_moe_chunk_size": "VLLM_FUSED_MOE_CHUNK_SIZE",
+    "flashinfer_workspace_bytes": "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE",
+}
 
 
 # What the planner looks at: a name that is not here is named in a warning when it is given.
@@ -153,6 +164,7 @@ _PLANNED = frozenset(
         "disable_hybrid_kv_cache_manager",
         "draft_tensor_parallel_size",
         "dtype",
+        "enable_chunked_prefill",
         "enable_eplb",
         "enable_mixed_moe_lora_format",
         "enable_prefix_caching",
@@ -175,6 +187,8 @@ _PLANNED = frozenset(
         "prefill_context_parallel_size",
         "skip_mm_profiling",
         "spec_method",
+        "usage_context",
+        "use_v1",
     )
 )
 # What cannot change what a GPU holds, at least not by more than a few bytes.
@@ -183,6 +197,7 @@ _HARMLESS = frozenset(
         "data_parallel_size_local",
         "dcp_kv_cache_interleave_size",
         "expert_placement_strategy",
+        "swap_space_bytes",
     )
 )
 

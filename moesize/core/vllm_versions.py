@@ -62,6 +62,7 @@ class VllmProfile:
     mamba_all_kinds   recurrent kinds that keep a state for each chunk when prefixes are cached:
                       not planned
     deep_gemm         DeepGEMM runs experts in FP8 tiles from Hopper on
+    context_parallel  has --decode-context-parallel-size
     fourfold_position_types   model types whose rotary table has four times the positions
     """
 
@@ -83,6 +84,7 @@ class VllmProfile:
     mamba_align_mode: bool = True
     mamba_all_kinds: tuple[str, ...] = ()
     deep_gemm: bool = True
+    context_parallel: bool = True
     fourfold_position_types: tuple[str, ...] = ()
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
@@ -202,7 +204,7 @@ class VllmProfile:
         rules = self.v0_batch
         chunked = settings.enable_chunked_prefill
         if chunked is None:
-            plain = not spec.towers and not _has_windows(spec)
+            plain = not spec.towers and not has_windows(spec)
             latent = self.cache_rules.latent_cache and _is_latent(spec)
             chunked = context > rules.chunked_beyond_context and plain and not latent
         tokens = rules.chunked_tokens if chunked else max(context, rules.least_tokens)
@@ -288,6 +290,7 @@ def rules_of(profile: EngineProfile) -> VllmProfile:
         mamba_align_mode=facts["mamba_align_mode"],
         mamba_all_kinds=tuple(facts.get("mamba_all_kinds", ())),
         deep_gemm=facts["deep_gemm"],
+        context_parallel=facts["context_parallel"],
         fourfold_position_types=tuple(facts["fourfold_position_types"]),
     )
 
@@ -303,7 +306,8 @@ def _is_recurrent(spec: ModelSpec) -> bool:
     return any(mixer.state() for block in spec.blocks for mixer in block.mixers)
 
 
-def _has_windows(spec: ModelSpec) -> bool:
+def has_windows(spec: ModelSpec) -> bool:
+    """Whether a layer attends to a window only."""
     return any(
         getattr(mixer, "window", None) is not None
         for block in spec.blocks

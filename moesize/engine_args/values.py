@@ -38,7 +38,7 @@ def whole(text: str) -> int | None:
         return None
     digits = cleaned.removeprefix("-").removeprefix("+").replace("_", "")
     if not digits.isascii() or not digits.isdigit() or len(digits) > _MOST_DIGITS:
-        raise _wrong(text, "a whole number")
+        raise _wrong(text, f"a whole number of at most {_MOST_DIGITS} digits")
     return -int(digits) if cleaned.startswith("-") else int(digits)
 
 

@@ -78,6 +78,16 @@ def coverage_line(row: dict[str, Any]) -> str:
     return text
 
 
+def unread_line(answer: Accuracy, most: int = 6) -> str:
+    """Fields that nothing was read from, so that a misspelt name shows; empty if there is none."""
+    unread = list(answer.source.unread.most_common())
+    if not unread:
+        return ""
+    names = ", ".join(f"{name} ({count})" for name, count in unread[:most])
+    more = f" and {len(unread) - most} more" if len(unread) > most else ""
+    return f"fields that are not read: {names}{more}"
+
+
 def reason_lines(reasons: dict[str, int], most: int = 8) -> list[str]:
     """Why reports are not covered, the most frequent first."""
     lines = [f"{count} x {reason}" for reason, count in list(reasons.items())[:most]]

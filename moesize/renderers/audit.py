@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moesize.core.units import format_bytes
 
@@ -63,6 +63,14 @@ def error_text(term: Term) -> str:
 def mark(term: Term) -> str:
     """ok, off, or nothing."""
     return "" if term.ok is None else "ok" if term.ok else "off"
+
+
+def saved_constant(row: dict[str, Any]) -> str:
+    """A constant that was kept: `cuda_graph_bytes_per_graph = 12.00 MiB per captured graph`."""
+    value = row["value"]
+    kind, _, per = row["unit"].partition(" ")
+    size = format_bytes(round(value)) if kind == "byte" else f"{value:g} {kind}".rstrip()
+    return f"{row['constant']} = {size} {per}".rstrip()
 
 
 def label(term: Term) -> str:

@@ -142,7 +142,8 @@ def setting_line(plan: Plan) -> str:
     if settings["pp"] > 1 and not by_layers:
         parts.append(f"PP {settings['pp']}")
     if settings["dp"] > 1:
-        parts.append(f"DP {settings['dp']}")
+        inside = settings.get("engine_settings", {}).get("dp_attention")
+        parts.append(f"DP {settings['dp']}" + (" of attention" if inside else ""))
     if settings.get("dcp", 1) > 1:
         parts.append(f"DCP {settings['dcp']}")
     if settings["ep"]:

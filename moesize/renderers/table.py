@@ -333,7 +333,7 @@ def _write_audit(console: Console, audit: Audit) -> None:
         console.print(grid)
     facts = [("note" if not i else "", note) for i, note in enumerate(audit.notes)]
     if audit.saved:
-        kept = ", ".join(f"{row['constant']} = {row['value']:g}" for row in audit.saved)
+        kept = ", ".join(words.saved_constant(row) for row in audit.saved)
         facts.append(("saved", f"{kept} in {audit.saved_to}"))
     if facts:
         console.print()
@@ -484,6 +484,9 @@ def print_accuracy(answer: Accuracy, *, worst: int, rows: bool) -> None:
             console.print(Text(_plain(words.coverage_line(row))))
             for line in words.reason_lines(row["reasons"]):
                 console.print(Text("    " + _plain(line), style="dim"))
+        unread = words.unread_line(answer)
+        if unread:
+            console.print(Text(_plain(unread), style="dim"))
         shown = list(answer.rows) if rows else answer.worst(worst)
         if shown:
             console.print()

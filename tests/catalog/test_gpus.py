@@ -619,10 +619,10 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
 def test_bad_names_are_refused_quickly_and_printably(name: str) -> None:
     find_gpu("a10g")  # the data is read once per process: not part of this measurement
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UnknownNameError) as caught:
         find_gpu(name)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 400
 

@@ -272,10 +272,10 @@ def test_wrappers_are_left_out_of_names(name: str, plain: str) -> None:
     ],
 )
 def test_patterns_that_could_take_long_are_refused_at_once(pattern: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InvalidInputError):
         compile_pattern(pattern)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -1107,6 +1107,6 @@ def test_a_call_is_fast_after_the_first() -> None:
 
 
 def _seconds(spec: ModelSpec) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     flops_per_token(spec, 4096)
-    return time.perf_counter() - start
+    return time.process_time() - start

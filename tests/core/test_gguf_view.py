@@ -278,7 +278,7 @@ def test_a_large_mixture_takes_milliseconds() -> None:
     times = []
     for _ in range(3):
         spec = spec_of("deepseek-ai/DeepSeek-V3")
-        start = time.perf_counter()
+        start = time.process_time()
         gguf_entries(spec, find_scheme("Q4_K_M"))
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.1  # about 4 ms on an idle core

@@ -95,7 +95,7 @@ def test_longest_context_is_where_it_stops_fitting() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match="tensor parallel"):
+    with pytest.raises(UnsupportedError, match="--tp cannot be planned for transformers"):
         plan("mixtral-8x7b", gpu="h100", gpus=2, tp=2)
     with pytest.raises(UnsupportedError, match="cache"):
         plan("mixtral-8x7b", gpu="h100", kv_dtype="fp8")

@@ -399,7 +399,7 @@ class TestRefusals:
             self.plan("qwen3-8b", num_gpus=2, own=LlamaCppSettings(split_mode="row"))
 
     def test_tensor_parallel_is_refused(self) -> None:
-        with pytest.raises(UnsupportedError, match="tensor parallel"):
+        with pytest.raises(UnsupportedError, match=r"--tp cannot be planned for llama\.cpp"):
             self.plan("qwen3-8b", num_gpus=2, tensor_parallel_size=2)
 
     def test_blocks_that_the_converter_drops(self) -> None:

@@ -89,6 +89,6 @@ def test_unreadable_patterns(text: str) -> None:
 
 
 def test_time_is_linear() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert not Pattern("(.*)*(.*)*(a|a)*x").found_in("a" * 5000)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

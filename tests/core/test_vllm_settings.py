@@ -43,7 +43,7 @@ def test_settings_are_shown_and_the_unplanned_named() -> None:
     }
     notes = [note.message for note in found.warnings if note.code == "engine-settings"]
     assert len(notes) == 1
-    assert "enable_dbo" in notes[0]
+    assert "--enable-dbo" in notes[0]
     assert "dtype" not in notes[0]
 
 

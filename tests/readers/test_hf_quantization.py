@@ -378,8 +378,9 @@ def test_no_input_ends_in_anything_but_an_answer_or_an_error(method: str, facts:
 
 
 def test_the_longest_list_is_read_in_a_moment() -> None:
+    # Processor time: how long others keep the machine busy is no matter of ours.
     names = [f"model.layers.{n % 4096}.part{n}.proj" for n in range(1 << 16)]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(MoesizeError):
         read({"quant_method": "fp8", "modules_to_not_convert": names}, num_hidden_layers=4096)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
