@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+
+# Containers alive before unreachable ones are looked for. A plan makes 20,000, and looking through
+# them again and again at Python's own 700 took an eighth of its time.
+_GARBAGE_AFTER = 200_000
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (interface: 0, 1, 2, 3, 130)."""
-    argv = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return _main(arguments)
+    gc.set_threshold(_GARBAGE_AFTER)  # the process is ours, and short
+    try:
+        return _main(sys.argv[1:])
+    finally:
+        gc.freeze()  # nothing is looked through once more at exit
+
+
+def _main(argv: list[str]) -> int:
     if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
         nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (kept open)
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moesize._version import __version__
 from moesize.catalog import catalogue_id, normal_form, resolve_model
-from moesize.core.checkpoint import StoredEntry, published, with_scheme
+from moesize.core.checkpoint import StoredEntry, keep, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.inventory import count_parameters, moe_of
@@ -696,18 +696,17 @@ def _quantization_summary(
 
 
 def _totals(spec: ModelSpec, stored: tuple[StoredEntry, ...]) -> tuple[int, int, int]:
-    """(bytes, scale bytes, elements) of what engines load; kept by the spec for sweeps."""
-    kept = spec.__dict__.setdefault("_stored_totals", {})
-    if id(stored) not in kept:
+    """(bytes, scale bytes, elements) of what engines load."""
+
+    def made() -> tuple[int, int, int]:
         loaded = [item for item in stored if item.entry.section not in ("mtp", "stored")]
-        totals = (
+        return (
             sum(item.file_bytes for item in loaded),
             sum(item.scale_bytes for item in loaded),
             sum(item.entry.elements for item in loaded),
         )
-        kept[id(stored)] = (stored, totals)
-    found: tuple[int, int, int] = kept[id(stored)][1]
-    return found
+
+    return keep(spec, stored, "totals", made)
 
 
 __all__ = ["KvSummary", "ModelReport", "Suggestion", "make_plan", "plan", "show"]

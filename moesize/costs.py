@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.attention import CompressedAttention, LatentAttention
+from moesize.core.checkpoint import keep
 from moesize.core.compute import (
     average_distinct_experts,
     decode_step_bytes,
@@ -129,7 +130,7 @@ def costs(
         memory_type=gpu.memory_type,
         bandwidth_bytes_per_s=gpu.memory_bandwidth_bytes_per_s,
         peak_flops_per_s={name: gpu.peak_flops_per_s(name) for name in PEAK_FORMATS},
-        scheme=_matmul_scheme(stored),
+        scheme=keep(spec, stored, "matmul_scheme", partial(_matmul_scheme, stored)),
         sequences=settings["concurrency"],
         num_layers=layers,
         prefill_flops=round(prompt.total * share / tp),

@@ -273,13 +273,19 @@ def _fits(value: Any, hint: Any, path: str, unread: Counter[str]) -> bool:
         return good and abs(value) <= _MAX_NUMBER
     if isinstance(value, dict):  # a typed dictionary
         for name, item in value.items():
-            inner = get_type_hints(hint, include_extras=True).get(name)
+            inner = _annotations(hint).get(name)
             if inner is None:
                 unread[f"{path}.{name[:60]}"] += 1
             else:
                 _check(item, inner, f"{path}.{name}", unread)
         return True
     return False
+
+
+@cache
+def _annotations(typed: Any) -> dict[str, Any]:
+    """Annotations of a typed dictionary; asked for with every value of every line."""
+    return get_type_hints(typed, include_extras=True)
 
 
 def _words(hint: Any) -> str:

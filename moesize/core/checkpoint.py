@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.inventory import Entry, inventory
@@ -35,10 +35,12 @@ from moesize.core.weight_formats import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from moesize.core.model_spec import ModelSpec, QuantizationRule
     from moesize.core.tensors import Tensor
+
+_T = TypeVar("_T")
 
 
 def _gptq(rule: QuantizationRule) -> WeightFormat:
@@ -237,6 +239,21 @@ def _remember(
     if key not in cache:
         cache[key] = make()
     return cache[key]
+
+
+def keep(
+    spec: ModelSpec, stored: tuple[StoredEntry, ...], what: Hashable, make: Callable[[], _T]
+) -> _T:
+    """`make()`, which depends on the spec, on `stored` and on `what` alone: found once per spec.
+
+    Sweeps ask for the same in every plan, and looking at every entry is what takes their time.
+    """
+    cache: dict[Hashable, tuple[object, _T]] = spec.__dict__.setdefault("_of_stored", {})
+    key = (id(stored), what)
+    if key not in cache:
+        # `stored` stands beside the answer, so that its identity stays taken.
+        cache[key] = (stored, make())
+    return cache[key][1]
 
 
 def _published(spec: ModelSpec) -> Iterator[StoredEntry]:

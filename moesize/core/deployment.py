@@ -101,7 +101,10 @@ class Request:
 
     def given(self) -> set[str]:
         """Names of the fields that were given."""
-        return {item.name for item in fields(self) if getattr(self, item.name) is not None}
+        return {name for name in _FIELDS if getattr(self, name) is not None}
+
+
+_FIELDS = tuple(item.name for item in fields(Request))
 
 
 def _positive(request: Request, name: str, most: int) -> None:

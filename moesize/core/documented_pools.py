@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.checkpoint import keep
 from moesize.core.deployment import choose_layout
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
@@ -41,7 +42,7 @@ from moesize.core.vllm_weights import (
 
 if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
-    from moesize.core.deployment import Request
+    from moesize.core.deployment import Layout, Request
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
 
@@ -142,17 +143,7 @@ def plan_pool(
         )
     concurrency = request.concurrency or 1
     stages = pipeline_stages(spec.num_layers, layout.pipeline_parallel_size)
-    weights = [
-        rank_weights(
-            spec,
-            stored,
-            tensor_parallel_size=tp,
-            expert_parallel_size=layout.expert_parallel_size,
-            compute_capability=gpu.compute_capability,
-            stage=stage,
-        )
-        for stage in stages
-    ]
+    weights = _weights(spec, stored, layout, stages, gpu.compute_capability)
     kv_dtype, element_bits = _kv_dtype(spec, request, rules)
     usable = gpu.usable_memory()
     total = usable.best_bytes
@@ -268,6 +259,32 @@ def plan_pool(
         ),
         warnings=tuple(_warnings(rules, layout.note)),
     )
+
+
+def _weights(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    layout: Layout,
+    stages: tuple[Stage, ...],
+    compute_capability: str | None,
+) -> list[RankWeights]:
+    """Weights of a rank of every stage."""
+    tp, ep = layout.tensor_parallel_size, layout.expert_parallel_size
+
+    def made() -> list[RankWeights]:
+        return [
+            rank_weights(
+                spec,
+                stored,
+                tensor_parallel_size=tp,
+                expert_parallel_size=ep,
+                compute_capability=compute_capability,
+                stage=stage,
+            )
+            for stage in stages
+        ]
+
+    return keep(spec, stored, ("pool_weights", tp, ep, stages, compute_capability), made)
 
 
 def _kv_dtype(spec: ModelSpec, request: Request, rules: PoolRules) -> tuple[str, int]:

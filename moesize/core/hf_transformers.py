@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.checkpoint import keep
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp
@@ -146,11 +147,17 @@ def plan_transformers(
     usable = gpu.usable_memory()
     constants = rules.constants
     device_context = constants["cuda_context"]
-    modules = _modules(spec, stored, rules)
+    modules = keep(
+        spec,
+        stored,
+        ("transformers_modules", rules.stacks_experts),
+        lambda: _modules(spec, stored, rules),
+    )
     device_map = settings.device_map or ("auto" if request.num_gpus > 1 else "cuda")
     free = usable.best_bytes - round(device_context.value)
     places, host = _place(modules, request.num_gpus, free, device_map)
     forward = _Forward(spec, rules, settings)
+    weights = [_weight_items(held) for held in places]
     ledgers = tuple(
         GpuLedger(
             rank=rank,
@@ -158,7 +165,8 @@ def plan_transformers(
             usable_bytes=usable.best_bytes,
             budget_bytes=usable.best_bytes,
             items=tuple(
-                _items(spec, held, forward, rules, context, sequences, last=_is_last(rank, places))
+                weights[rank]
+                + _items(held, forward, rules, context, sequences, last=_is_last(rank, places))
             ),
         )
         for rank, held in enumerate(places)
@@ -172,10 +180,11 @@ def plan_transformers(
 
     def fits(tokens: int) -> bool:
         return all(
-            sum(
+            sum(item.size_bytes for item in weights[rank])
+            + sum(
                 item.size_bytes
                 for item in _items(
-                    spec, place, forward, rules, tokens, sequences, last=_is_last(rank, places)
+                    place, forward, rules, tokens, sequences, last=_is_last(rank, places)
                 )
             )
             <= usable.best_bytes
@@ -374,9 +383,9 @@ class _Forward:
                     out.append((heads * cache.value_size * self.element, window))
         return out
 
-    def layer_cache(self, layer: int, tokens: int, sequences: int) -> list[int]:
-        """Allocated bytes of every cache tensor of a layer."""
-        block = self.spec.block(self.spec.layout[layer])
+    def layer_cache(self, name: str, tokens: int, sequences: int) -> list[int]:
+        """Allocated bytes of every cache tensor of a layer of that block."""
+        block = self.spec.block(name)
         sizes = [
             allocated_bytes(sequences * size * (tokens if window is None else min(tokens, window)))
             for size, window in self._caches[block.name]
@@ -477,7 +486,6 @@ class _Forward:
 
 
 def _items(
-    spec: ModelSpec,
     held: list[_Module],
     forward: _Forward,
     rules: TransformersRules,
@@ -486,10 +494,15 @@ def _items(
     *,
     last: bool,
 ) -> list[MemoryItem]:
-    items = _weight_items(held)
+    """What lies beside the weights when the prompt has so many tokens."""
+    items: list[MemoryItem] = []
     layers = {module.layer for module in held if module.layer is not None}
-    cache = [forward.layer_cache(layer, tokens, sequences) for layer in sorted(layers)]
-    total = sum(map(sum, cache))
+    kinds: dict[str, int] = {}
+    for layer in layers:
+        kind = forward.spec.layout[layer]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    cache = {kind: forward.layer_cache(kind, tokens, sequences) for kind in kinds}
+    total = sum(sum(cache[kind]) * count for kind, count in kinds.items())
     if total:
         text = (
             f"{sequences} x {tokens:,} tokens in {len(layers)} layers, every tensor rounded as the "
@@ -500,7 +513,7 @@ def _items(
         items.append(
             exact_item("kv_cache", "kv_cache", total, text, _SOURCE + "cache_utils.py:DynamicLayer")
         )
-        largest = max(max(sizes, default=0) for sizes in cache)
+        largest = max(max(sizes, default=0) for sizes in cache.values())
         growth = _band(rules.constants["cache_fragmentation"], total)
         items.append(
             MemoryItem(
@@ -543,7 +556,6 @@ def _items(
                 source=constant.source,
             )
         )
-    del spec
     return items
 
 

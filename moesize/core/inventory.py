@@ -231,7 +231,17 @@ def _extra(extra: ExtraTensor) -> Tensor:
 
 
 def count_parameters(spec: ModelSpec) -> ParameterCounts:
-    """Totals by group; active parameters visit A of E routed experts in every MoE layer."""
+    """Totals by group; active parameters visit A of E routed experts in every MoE layer.
+
+    Kept by the spec: sweeps ask for it in every plan.
+    """
+    kept: ParameterCounts | None = spec.__dict__.get("_parameter_counts")
+    if kept is None:
+        kept = spec.__dict__["_parameter_counts"] = _count(spec)
+    return kept
+
+
+def _count(spec: ModelSpec) -> ParameterCounts:
     by_group = dict.fromkeys(GROUPS, 0)
     mtp = stored_only = 0
     for entry in inventory(spec):

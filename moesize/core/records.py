@@ -2,8 +2,9 @@
 
 A plan defines about a hundred frozen classes, and the standard decorator compiles six methods for
 each: that alone took a third of the time of `moesize plan`. Here a frozen class gets one compiled
-`__init__`; comparison, hash, text form and the guard against assignment are shared. Type checkers
-see the standard decorator, and `fields`, `replace` and `is_dataclass` work as ever.
+`__init__`, and that when the first of its objects is made; comparison, hash, text form and the
+guard against assignment are shared. Type checkers see the standard decorator, and `fields`,
+`replace` and `is_dataclass` work as ever.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ else:
             init=False, repr=False, eq=False, slots=slots, kw_only=kw_only, match_args=not kw_only
         )(target)
         fields = dataclasses.fields(made)
-        made.__init__ = _initializer(made, fields)
+
+        def __init__(self, *arguments, **named):
+            # The first object; at import it would cost more than most classes ever save.
+            made.__init__ = initializer = _initializer(made, fields)
+            initializer(self, *arguments, **named)
+
+        made.__init__ = __init__
         names = tuple(field.name for field in fields)
         if len(names) > 1:
             made._values = property(attrgetter(*names))

@@ -41,8 +41,6 @@ from moesize.core.vllm_items import (
 )
 from moesize.core.vllm_kv import KvSettings, MambaCacheMode, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
-from moesize.core.vllm_lora import Lora, plan_lora
-from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
 from moesize.core.vllm_ranks import (
     Rank,
     all2all_items,
@@ -53,9 +51,13 @@ from moesize.core.vllm_ranks import (
     kv_copies,
 )
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
+<<<<<<< HEAD
 from moesize.core.vllm_speculation import Speculation, plan_speculation
 from moesize.core.vllm_versions import VllmProfile as VllmProfile
 from moesize.core.vllm_versions import has_windows
+=======
+from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
+>>>>>>> speed
 from moesize.core.vllm_versions import rules_of as rules_of
 from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
@@ -69,6 +71,9 @@ if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
+    from moesize.core.vllm_lora import Lora
+    from moesize.core.vllm_offload import Offload
+    from moesize.core.vllm_speculation import Speculation
     from moesize.core.vllm_versions import EngineCore
 
 # Kernels for a device without an NVIDIA compute capability are chosen as for this generation:
@@ -146,8 +151,8 @@ def plan_vllm(
     profile = profile.for_core(core)
     if options is not _NO_SETTINGS:
         profile = profile.with_settings(options)
-    speculation = plan_speculation(spec, stored, request, options, layout)
-    lora = plan_lora(request, options, layout)
+    speculation = _speculation(spec, stored, request, options, layout)
+    lora = _lora(request, options, layout)
     ranks = distinct_ranks(
         spec,
         stored,
@@ -161,7 +166,7 @@ def plan_vllm(
     extras = _Extras(
         speculation,
         lora,
-        plan_offload(spec, request, options),
+        _offload(spec, request, options),
         bool(request.num_redundant_experts or options.enable_eplb),
         tuple(all2all_items(layout, options)),
     )
@@ -349,7 +354,7 @@ def plan_vllm(
             *_asleep(options, ranks[limiting], ledgers[limiting]),
             *_unplanned(options),
             *(speculation.notes if speculation else ()),
-            *(offload_notes(extras.offload, moved_bytes) if extras.offload else ()),
+            *_offload_notes(extras.offload, moved_bytes),
         ),
         held_before_start=_held_before_start(profile),
         host=host,
@@ -366,6 +371,49 @@ def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
             return ("runtime.cuda_context",)
         case _:
             return ("runtime.cuda_context", "runtime.communication")
+
+
+# What most plans do not ask for is imported when one does: start-up is a feature.
+
+
+def _speculation(
+    spec: ModelSpec,
+    stored: tuple[StoredEntry, ...],
+    request: Request,
+    options: VllmSettings,
+    layout: Layout,
+) -> Speculation | None:
+    asked = (request.draft, request.mtp, request.num_spec_tokens, options.spec_method)
+    if not any(value is not None for value in asked):
+        return None
+    from moesize.core.vllm_speculation import plan_speculation
+
+    return plan_speculation(spec, stored, request, options, layout)
+
+
+def _lora(request: Request, options: VllmSettings, layout: Layout) -> Lora | None:
+    if request.lora_rank is None and request.max_loras is None:
+        return None
+    from moesize.core.vllm_lora import plan_lora
+
+    return plan_lora(request, options, layout)
+
+
+def _offload(spec: ModelSpec, request: Request, options: VllmSettings) -> Offload | None:
+    asked = (request.cpu_offload_bytes, request.offload_experts, options.offload_group_size)
+    if not any(value is not None for value in asked):
+        return None
+    from moesize.core.vllm_offload import plan_offload
+
+    return plan_offload(spec, request, options)
+
+
+def _offload_notes(offload: Offload | None, moved_bytes: int) -> list[Note]:
+    if offload is None:
+        return []
+    from moesize.core.vllm_offload import offload_notes
+
+    return offload_notes(offload, moved_bytes)
 
 
 class _Extras(NamedTuple):
@@ -404,6 +452,8 @@ def _host(
     moved = [(size, rank.count) for rank, size in applied]
     most = max(size for size, _ in moved)
     if most:
+        from moesize.core.vllm_offload import host_item
+
         items.append(host_item(moved))
     if extras.lora is not None:
         items.append(extras.lora.host_item(spec, stored, layout.num_gpus))
@@ -490,6 +540,20 @@ def _cache(
     speculation: Speculation | None,
     states: MambaCacheMode,
 ) -> VllmLayers:
+    asked = (
+        layout.tensor_parallel_size,
+        capability,
+        request.kv_dtype,
+        request.block_tokens,
+        profile.checkpoint_kinds,
+        states,
+        own.mamba_ssm_cache_dtype,
+        profile.cache_rules.key,
+        stages,
+    )
+    kept: dict[object, tuple[object, VllmLayers]] = spec.__dict__.setdefault("_vllm_layers", {})
+    if speculation is None and asked in kept:
+        return kept[asked][1]
     options = CacheOptions(
         tensor_parallel_size=layout.tensor_parallel_size,
         compute_capability=capability,
@@ -504,7 +568,11 @@ def _cache(
         rules=profile.cache_rules,
     )
     layers = vllm_layers(spec, options, [stage.layers for stage in stages])
-    return speculation.with_draft_layers(layers, options) if speculation else layers
+    if speculation is not None:
+        return speculation.with_draft_layers(layers, options)
+    # The rules stand beside the answer, so that what their key names stays taken.
+    kept[asked] = (profile.cache_rules, layers)
+    return layers
 
 
 _STATE_DTYPES = ("float32", "bfloat16", "float16")
@@ -567,7 +635,7 @@ def _moe_backend(
     stored: tuple[StoredEntry, ...], capability: tuple[int, int], profile: VllmProfile
 ) -> MoeBackend:
     """Kernel that runs the routed experts, by their format and the GPU generation."""
-    formats = [item.weight_format for item in stored if item.entry.tensor.expert]
+    formats = (item.weight_format for item in stored if item.entry.tensor.expert)
     expert = next((f for f in formats if f is not None), None)
     if expert is None or isinstance(expert, Plain):
         return "triton"

@@ -89,6 +89,18 @@ class CacheRules:
     delta_net_checkpoint_majors: tuple[int, ...] = ()
     delta_net_checkpoint_tokens: int = 64
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for rules that say the same, as long as they live; a mapping has no hash."""
+        return (
+            id(self.latent_backends),
+            self.latent_cache,
+            self.latent_hybrid_tokens,
+            self.paged_states,
+            self.delta_net_checkpoint_majors,
+            self.delta_net_checkpoint_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
