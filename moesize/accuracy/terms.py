@@ -165,7 +165,7 @@ def half_digit(value: float, unit: Unit) -> float:
     if unit in ("tokens", "blocks"):
         return 0.0
     decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
-    return 0.5 / 10 ** max(2, decimals)
+    return 0.5 / float(10 ** max(2, decimals))
 
 
 class Prediction(NamedTuple):

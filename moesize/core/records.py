@@ -37,7 +37,7 @@ else:
         )(target)
         fields = dataclasses.fields(made)
 
-        def __init__(self, *arguments, **named):
+        def __init__(self, *arguments, **named):  # noqa: N807
             # The first object; at import it would cost more than most classes ever save.
             made.__init__ = initializer = _initializer(made, fields)
             initializer(self, *arguments, **named)

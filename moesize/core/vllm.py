@@ -51,13 +51,8 @@ from moesize.core.vllm_ranks import (
     kv_copies,
 )
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
-<<<<<<< HEAD
-from moesize.core.vllm_speculation import Speculation, plan_speculation
 from moesize.core.vllm_versions import VllmProfile as VllmProfile
 from moesize.core.vllm_versions import has_windows
-=======
-from moesize.core.vllm_versions import VllmProfile as VllmProfile  # noqa: TC001
->>>>>>> speed
 from moesize.core.vllm_versions import rules_of as rules_of
 from moesize.core.vllm_weights import Stage, mxfp4_backend, valid_tensor_parallel_sizes
 from moesize.core.weight_formats import (
