@@ -378,7 +378,7 @@ def test_later_stages_build_no_towers_from_0_33_on() -> None:
     """_mark_tower_model of interfaces.py: 0.32.0 asks for limits alone, 0.33.0 for the stage too."""
 
     def towers(version: str) -> list[int]:
-        made = moesize.plan(
+        made = plan(
             "gemma-3-27b", gpu="h100", gpus=2, pp=2, tp=1, engine_version=version, context=4096
         )
         return [
