@@ -375,7 +375,7 @@ def test_loads_stay_within_their_bounds(
 
 
 def test_later_stages_build_no_towers_from_0_33_on() -> None:
-    """_mark_tower_model of interfaces.py: 0.32.0 asks for limits alone, 0.33.0 for the stage too."""
+    """interfaces.py:_mark_tower_model: 0.32.0 asks for limits, 0.33.0 for the stage too."""
 
     def towers(version: str) -> list[int]:
         made = plan(
