@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from moesize.core.plan import Confidence, Verdict
@@ -61,20 +62,23 @@ def judge(answer: EngineAnswer, gpu: GpuSpec) -> Verdict:
 def _device_peak(answer: EngineAnswer, ledger: GpuLedger) -> int:
     """What the device may hold at most: the budget, which a cache fills, and what lies outside.
 
-    0 for engines that take what they are asked for and no more.
+    The items outside do not all come out high at once: their reaches above the best estimate are
+    added as squares. 0 for engines that take what they are asked for and no more.
     """
     if answer.deployment["gpu_memory_utilization"] is None:
         return 0
-    return ledger.budget_bytes + sum(i.high_bytes for i in ledger.items if not i.in_budget)
+    outside = [item for item in ledger.items if not item.in_budget]
+    reach = math.hypot(*(item.high_bytes - item.size_bytes for item in outside))
+    return ledger.budget_bytes + sum(item.size_bytes for item in outside) + int(reach)
 
 
 def _beyond_budget(ledger: GpuLedger, peak: int) -> str:
-    low = sum(item.low_bytes for item in ledger.items if not item.in_budget)
+    best = sum(item.size_bytes for item in ledger.items if not item.in_budget)
     return (
         f" (close: the budget of {format_gib(ledger.budget_bytes)} is filled; what lies outside it "
-        f"(context, graphs, communication) takes {format_gib(low)} to "
-        f"{format_gib(peak - ledger.budget_bytes)}, {format_gib(ledger.usable_bytes)} is all the "
-        "card hands out: it may run out of memory when it runs)"
+        f"takes some {format_gib(best)}, up to {format_gib(peak - ledger.budget_bytes)}; "
+        f"the card hands out {format_gib(ledger.usable_bytes)}: it may run out of memory when it "
+        "runs)"
     )
 
 

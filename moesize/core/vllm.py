@@ -157,6 +157,9 @@ def plan_vllm(
         compute_capability=_capability_text(gpu),
         rocm=gpu.vendor.lower() == "amd",
         rules=profile.weight_rules,
+        towers_on_first_stage=(
+            profile.weight_rules.towers_on_first_stage and profile.model_runner(spec) == "v2"
+        ),
     )
     extras = _Extras(
         speculation,

@@ -215,6 +215,7 @@ def distinct_ranks(
     compute_capability: str,
     rocm: bool,
     rules: WeightRules | None = None,
+    towers_on_first_stage: bool = False,
 ) -> tuple[Rank, ...]:
     """A rank of every kind, stage by stage; kept by the spec, for sweeps ask for them again."""
     rules = rules or _NEWEST
@@ -236,7 +237,10 @@ def distinct_ranks(
     kept: dict[tuple[object, ...], tuple[object, tuple[Rank, ...]]]
     kept = spec.__dict__.setdefault("_ranks", {})
     # `stored` and `rules` stand beside the ranks, so that their identities stay taken.
-    key = (id(stored), sharding, stages, compute_capability, rocm, id(rules))
+    first_only = towers_on_first_stage and bool(spec.towers)
+    key = (id(stored), sharding, stages, compute_capability, rocm, id(rules), first_only)
+    kinds = tuple(dict.fromkeys(tower.kind for tower in spec.towers if tower.kind != "projector"))
+    later = replace(sharding, without_towers=kinds) if first_only else sharding
     if key not in kept:
         ranks = tuple(
             Rank(
@@ -255,7 +259,7 @@ def distinct_ranks(
                 ),
             )
             for stage in stages
-            for number, count, variant in _variants(spec, sharding, stage)
+            for number, count, variant in _variants(spec, sharding if stage.first else later, stage)
         )
         kept[key] = ((stored, rules), ranks)
     return kept[key][1]

@@ -200,6 +200,7 @@ class WeightRules:
     mxfp4_flashinfer_tile, mxfp4_rocm_tile   least multiple of an expert's width there
     latent_copies         what is made of kv_b at load: see `_latent_copies`
     mxfp4_keeps_scales    the Triton kernel's swizzled scales lie beside the loaded ones
+    towers_on_first_stage with model runner V2 the stages after the first build no towers
     """
 
     pipeline_remainder: PipelineRemainder = "before_last"
@@ -209,6 +210,7 @@ class WeightRules:
     mxfp4_rocm_tile: int = 256
     mxfp4_keeps_scales: bool = False
     latent_copies: LatentCopies = "values"
+    towers_on_first_stage: bool = False
 
 
 def pipeline_stages(

@@ -293,6 +293,7 @@ def test_the_pool_of_sglang_follows_from_what_was_free() -> None:
     # 61.10 GB free before loading, 51.46 after, share 0.8: 51.46 - 0.2 x 61.10 = 39.24.
     made = report(
         "sglang",
+        gpu_count=1,
         other_flags=["mem_fraction_static=0.8"],
         observed={"mem_avail_before_load_gb": 61.1, "mem_avail_after_load_gb": 51.46},
     )

@@ -59,12 +59,42 @@ def test_versions(fields: dict[str, str], names: tuple[str, ...], assumed: bool)
 
 
 @pytest.mark.parametrize(
-    "version", ["fork (Anemll 0.1.1)", "nvcr.io/nvidia/vllm:26.01-py3", "main"]
+    "version", ["fork (Anemll 0.1.1)", "nvcr.io/nvidia/vllm:99.01-py3", "main"]
 )
 def test_a_version_that_names_no_release_is_not_covered(version: str) -> None:
     found = versions_of(report(engine_version=version, date="2026-01-01"), "vllm")
     assert found.names == ()
     assert found.problem == f"version names no release: {version}"
+
+
+def test_an_image_is_planned_as_the_release_in_it() -> None:
+    """NVIDIA's vLLM release notes 25.10 name 0.10.2; 0.13.0 came out on 2025-12-19."""
+    found = versions_of(report(engine_version="nvcr.io/nvidia/vllm:25.10-py3"), "vllm")
+    assert (found.names, found.assumed) == (("0.10.2",), True)
+    latest = report(engine_version="vllm/vllm-openai:latest", date="2025-12-20")
+    assert versions_of(latest, "vllm").names == ("0.13.0",)
+    undated = report(engine_version="vllm/vllm-openai:latest", date=None)
+    assert versions_of(undated, "vllm").problem
+
+
+def test_an_excerpt_without_a_command_line_is_planned_both_ways() -> None:
+    """Qwen3.5 has an MTP block and recurrent states: neither version nor flags show which is on."""
+    bare = {"model": "Qwen/Qwen3.5-27B", "gpu": "H100", "other_flags": [], "date": "2026-05-07"}
+    found = run(**bare, engine_version=None)
+    kinds = {
+        (
+            way.request.num_spec_tokens or 0,
+            getattr(way.request.engine_settings, "enable_prefix_caching", None),
+        )
+        for way in found.variants
+    }
+    assert kinds == {(0, True), (1, None), (3, None), (1, True), (3, True)}
+    assert not run(**bare, engine_version="0.19.0").variants
+    cut = run(
+        **{**bare, "other_flags": ["speculative_config (truncated)"]}, engine_version="0.19.0"
+    )
+    assert cut.variants
+    assert not run(model="Qwen/Qwen3-8B", other_flags=[], engine_version=None).variants
 
 
 def test_a_version_older_than_what_is_known_is_not_covered() -> None:
@@ -119,7 +149,7 @@ def test_a_block_that_the_engine_made_is_no_setting() -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["speculative_config (truncated)"], "flag not planned: speculative_config (truncated)"),
+        (["compilation_config (truncated)"], "flag not planned: compilation_config (truncated)"),
         (["cpu_offload_gb=4", "config=x.yaml"], "flag not planned: --"),
     ],
 )

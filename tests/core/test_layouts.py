@@ -372,3 +372,20 @@ def test_loads_stay_within_their_bounds(
     assert mean.rows <= busiest.rows <= tokens * 8 + 1e-9
     assert mean.distinct_experts <= busiest.distinct_experts + 1e-9 <= balance.most_experts + 1e-6
     assert busiest.tokens <= tokens + 1e-9
+
+
+def test_later_stages_build_no_towers_from_0_33_on() -> None:
+    """interfaces.py:_mark_tower_model: 0.32.0 asks for limits, 0.33.0 for the stage too."""
+
+    def towers(version: str) -> list[int]:
+        made = plan(
+            "gemma-3-27b", gpu="h100", gpus=2, pp=2, tp=1, engine_version=version, context=4096
+        )
+        return [
+            sum(item.size_bytes for item in gpu.items if item.name == "weights.towers")
+            for gpu in made.gpus
+        ]
+
+    first, second = towers("0.32.0")
+    assert first == second > 0
+    assert towers("0.33.0") == [first, 0]

@@ -462,7 +462,8 @@ def test_oldest_newest_and_beyond() -> None:
     answer = plan("llama-3.1-8b", "0.34.0")
     assert "engine-version" in {note.code for note in answer.warnings}
     assert vllm_profile("0.33.0").weight_rules == WeightRules(
-        mxfp4_backends=vllm_profile("0.33.0").weight_rules.mxfp4_backends
+        mxfp4_backends=vllm_profile("0.33.0").weight_rules.mxfp4_backends,
+        towers_on_first_stage=True,
     )
 
 
