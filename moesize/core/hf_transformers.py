@@ -509,8 +509,8 @@ def _items(
     total, largest = forward.cache_sizes(kinds, tokens, sequences)
     if total:
         text = (
-            f"{sequences} x {tokens:,} tokens in {sum(kinds.values())} layers, every tensor rounded as the "
-            "allocator does; windows keep one token less than their size"
+            f"{sequences} x {tokens:,} tokens in {sum(kinds.values())} layers, every tensor "
+            "rounded as the allocator does; windows keep one token less than their size"
         )
         if forward.has_latent:
             text += f"; MLA: {rules.latent_cache} form"
