@@ -150,6 +150,11 @@ def plan_pool(
     tokens = _prefill_tokens(spec, gpu, request, rules, context, tp)
     fraction = request.gpu_memory_utilization or rules.fraction
     per_token = [_token_bytes(spec, stage, tp, element_bits, rules) for stage in stages]
+    if not all(per_token):
+        raise UnsupportedError(
+            f"{spec.title} keeps no keys and values: {rules.title}'s pool says nothing about it",
+            "plan it with --engine vllm",
+        )
     blocks_each = ceil_div(context, rules.block_tokens)
     needed = [concurrency * blocks_each * rules.block_tokens * size for size in per_token]
     ledgers: list[GpuLedger] = []

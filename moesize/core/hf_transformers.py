@@ -28,6 +28,8 @@ from moesize.core.units import format_bytes, format_gib
 from moesize.core.weight_formats import number_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.deployment import Request
     from moesize.core.gpu import GpuSpec
@@ -44,6 +46,8 @@ _SINGLE_GPU_PERCENT = 90
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 8
 _SOURCE = "transformers 5.23.0 "
+# Constants that every GPU pays.
+_RUNTIME = ("cuda_context", "library_workspaces")
 
 PLANS = frozenset(
     (
@@ -178,17 +182,12 @@ def plan_transformers(
     available = usable.best_bytes - sum(item.size_bytes for item in beside)
     per_token, fixed = forward.cache_bytes(held)
 
+    rooms = _rooms(places, weights, spec, usable.best_bytes)
+
     def fits(tokens: int) -> bool:
         return all(
-            sum(item.size_bytes for item in weights[rank])
-            + sum(
-                item.size_bytes
-                for item in _items(
-                    place, forward, rules, tokens, sequences, last=_is_last(rank, places)
-                )
-            )
-            <= usable.best_bytes
-            for rank, place in enumerate(places)
+            _beside_bytes(dict(kinds), forward, rules, tokens, sequences, last=last) <= room
+            for (kinds, last), room in rooms.items()
         )
 
     longest = _longest(fits, spec.max_context)
@@ -417,9 +416,19 @@ class _Forward:
             for part in mixer.state()
         )
 
-    def peak(self, layers: set[int], tokens: int, sequences: int, *, last: bool) -> tuple[int, str]:
+    def cache_sizes(self, kinds: dict[str, int], tokens: int, sequences: int) -> tuple[int, int]:
+        """(bytes of the caches of so many layers of each block, the largest tensor of them)."""
+        total = largest = 0
+        for name, count in kinds.items():
+            sizes = self.layer_cache(name, tokens, sequences)
+            total += sum(sizes) * count
+            largest = max(largest, *sizes, 0)
+        return total, largest
+
+    def peak(
+        self, kinds: Iterable[str], tokens: int, sequences: int, *, last: bool
+    ) -> tuple[int, str]:
         """Live tensors of a prompt at the worst moment, and which moment that is."""
-        kinds = {self.spec.layout[layer] for layer in layers}
         found = (0, "nothing")
         for name in sorted(kinds):
             for moment in self._moments(self.spec.block(name), tokens, sequences):
@@ -496,24 +505,18 @@ def _items(
 ) -> list[MemoryItem]:
     """What lies beside the weights when the prompt has so many tokens."""
     items: list[MemoryItem] = []
-    layers = {module.layer for module in held if module.layer is not None}
-    kinds: dict[str, int] = {}
-    for layer in layers:
-        kind = forward.spec.layout[layer]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    cache = {kind: forward.layer_cache(kind, tokens, sequences) for kind in kinds}
-    total = sum(sum(cache[kind]) * count for kind, count in kinds.items())
+    kinds = _kinds(held, forward.spec)
+    total, largest = forward.cache_sizes(kinds, tokens, sequences)
     if total:
         text = (
-            f"{sequences} x {tokens:,} tokens in {len(layers)} layers, every tensor rounded as the "
-            "allocator does; windows keep one token less than their size"
+            f"{sequences} x {tokens:,} tokens in {sum(kinds.values())} layers, every tensor "
+            "rounded as the allocator does; windows keep one token less than their size"
         )
         if forward.has_latent:
             text += f"; MLA: {rules.latent_cache} form"
         items.append(
             exact_item("kv_cache", "kv_cache", total, text, _SOURCE + "cache_utils.py:DynamicLayer")
         )
-        largest = max(max(sizes, default=0) for sizes in cache.values())
         growth = _band(rules.constants["cache_fragmentation"], total)
         items.append(
             MemoryItem(
@@ -529,7 +532,7 @@ def _items(
                 source=rules.constants["cache_fragmentation"].source,
             )
         )
-    peak, moment = forward.peak(layers, tokens, sequences, last=last)
+    peak, moment = forward.peak(kinds, tokens, sequences, last=last)
     best, low, high = _band(rules.constants["forward_activation_factor"], peak)
     items.append(
         MemoryItem(
@@ -542,7 +545,7 @@ def _items(
             source=rules.constants["forward_activation_factor"].source,
         )
     )
-    for name in ("cuda_context", "library_workspaces"):
+    for name in _RUNTIME:
         constant = rules.constants[name]
         best, low, high = _band(constant, 1)
         items.append(
@@ -557,6 +560,54 @@ def _items(
             )
         )
     return items
+
+
+# What a GPU needs beside its weights depends on its layers by block, and on being the last.
+_Place = tuple[tuple[tuple[str, int], ...], bool]
+
+
+def _rooms(
+    places: list[list[_Module]],
+    weights: list[list[MemoryItem]],
+    spec: ModelSpec,
+    usable_bytes: int,
+) -> dict[_Place, int]:
+    """What the weights leave of a GPU, the least of those that hold the same kinds of layers."""
+    rooms: dict[_Place, int] = {}
+    for rank, held in enumerate(places):
+        key = (tuple(_kinds(held, spec).items()), _is_last(rank, places))
+        room = usable_bytes - sum(item.size_bytes for item in weights[rank])
+        rooms[key] = min(room, rooms.get(key, room))
+    return rooms
+
+
+def _beside_bytes(
+    kinds: dict[str, int],
+    forward: _Forward,
+    rules: TransformersRules,
+    tokens: int,
+    sequences: int,
+    *,
+    last: bool,
+) -> int:
+    """The sum of `_items`, without their words."""
+    total, largest = forward.cache_sizes(kinds, tokens, sequences)
+    constants = rules.constants
+    beside = sum(_band(constants[name], 1)[0] for name in _RUNTIME)
+    if total:
+        beside += total + largest + _band(constants["cache_fragmentation"], total)[0]
+    peak, _ = forward.peak(kinds, tokens, sequences, last=last)
+    return beside + _band(constants["forward_activation_factor"], peak)[0]
+
+
+def _kinds(held: list[_Module], spec: ModelSpec) -> dict[str, int]:
+    """How many layers of each block a GPU holds."""
+    kinds: dict[str, int] = {}
+    for module in held:
+        if module.layer is not None:
+            name = spec.layout[module.layer]
+            kinds[name] = kinds.get(name, 0) + 1
+    return kinds
 
 
 def _weight_items(held: list[_Module]) -> list[MemoryItem]:

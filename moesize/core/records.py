@@ -37,12 +37,12 @@ else:
         )(target)
         fields = dataclasses.fields(made)
 
-        def __init__(self, *arguments, **named):  # noqa: N807
+        def first(self, *arguments, **named):
             # The first object; at import it would cost more than most classes ever save.
             made.__init__ = initializer = _initializer(made, fields)
             initializer(self, *arguments, **named)
 
-        made.__init__ = __init__
+        made.__init__ = first
         names = tuple(field.name for field in fields)
         if len(names) > 1:
             made._values = property(attrgetter(*names))

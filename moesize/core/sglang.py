@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moesize.core.checkpoint import keep
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import (
     UnsupportedError,
@@ -334,26 +335,40 @@ def _draft_weights(
     capability, rocm = capability_text(gpu), gpu.vendor.lower() == "amd"
     if request.draft is not None:
         draft = request.draft.spec
-        kept = request.draft.stored
-        if resolved.algorithm.startswith("EAGLE"):
-            # set_embed: the model's embedding serves the draft, whose own is freed.
-            kept = tuple(item for item in kept if item.entry.section != "embedding")
-        found[-1] = sglang_weights(
+        whole = request.draft.stored
+        # set_embed: the model's embedding serves the draft, whose own is freed.
+        shares_embedding = resolved.algorithm.startswith("EAGLE")
+        found[-1] = keep(
             draft,
-            kept,
-            resolved.weight_ranks,
-            sglang_stages(draft.num_layers, 1, rest_last=False)[0],
-            compute_capability=capability,
-            rocm=rocm,
+            whole,
+            ("sglang_draft", shares_embedding, resolved.weight_ranks, capability, rocm),
+            lambda: sglang_weights(
+                draft,
+                tuple(
+                    item
+                    for item in whole
+                    if not (shares_embedding and item.entry.section == "embedding")
+                ),
+                resolved.weight_ranks,
+                sglang_stages(draft.num_layers, 1, rest_last=False)[0],
+                compute_capability=capability,
+                rocm=rocm,
+            ),
         )
     elif spec.mtp is not None and resolved.algorithm == "EAGLE":
-        found[-1] = mtp_weights(
+        copy_bytes: int = facts["latent_copy_bytes"]
+        found[-1] = keep(
             spec,
             stored,
-            resolved.weight_ranks,
-            compute_capability=capability,
-            rocm=rocm,
-            latent_copy_bytes=facts["latent_copy_bytes"],
+            ("sglang_mtp", resolved.weight_ranks, capability, rocm, copy_bytes),
+            lambda: mtp_weights(
+                spec,
+                stored,
+                resolved.weight_ranks,
+                compute_capability=capability,
+                rocm=rocm,
+                latent_copy_bytes=copy_bytes,
+            ),
         )
     return found
 

@@ -966,7 +966,8 @@ def _list_parameters(
             is_scale,
             tensor.expert,
         )
-        listed += [replace(parameter) for _ in range(1 if joined > 1 else copies)]
+        # Equal ones may be one object: only a projection that others join grows, and it is single.
+        listed += [parameter] * (1 if joined > 1 else copies)
 
 
 def _collect(

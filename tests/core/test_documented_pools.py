@@ -53,6 +53,12 @@ def test_every_plan_says_that_the_rule_was_not_compared(engine: str) -> None:
     assert any(note.code == "documented-rule" for note in answer.warnings)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_without_keys_and_values_is_refused(engine: str) -> None:
+    with pytest.raises(UnsupportedError, match="keeps no keys and values"):
+        plan("bert-base", engine, gpu="h100")
+
+
 def test_refusals() -> None:
     with pytest.raises(UnsupportedError, match="not documented"):
         plan("qwen3-next-80b-a3b", "tgi", gpu="h100", gpus=4)
