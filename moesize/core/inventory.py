@@ -231,7 +231,17 @@ def _extra(extra: ExtraTensor) -> Tensor:
 
 
 def count_parameters(spec: ModelSpec) -> ParameterCounts:
-    """Totals by group; active parameters visit A of E routed experts in every MoE layer."""
+    """Totals by group; active parameters visit A of E routed experts in every MoE layer.
+
+    Kept by the spec, as its inventory is.
+    """
+    kept: ParameterCounts | None = spec.__dict__.get("_parameters")
+    if kept is None:
+        kept = spec.__dict__["_parameters"] = _count_parameters(spec)
+    return kept
+
+
+def _count_parameters(spec: ModelSpec) -> ParameterCounts:
     by_group = dict.fromkeys(GROUPS, 0)
     mtp = stored_only = 0
     for entry in inventory(spec):
