@@ -508,7 +508,10 @@ def _same_model(typed: str, model: str | ModelSpec, spec: ModelSpec) -> bool:
 
 def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
     spec, _ = _spec_of(draft, online)
-    return DraftModel(spec=spec, stored=published(spec))
+    names = f"{draft if isinstance(draft, str) else ''} {spec.id} {spec.hub_id}".lower()
+    # Such a head looks like a model of one layer, and is none: it reads the target's states.
+    method = next((word for word in ("eagle3", "eagle", "dflash") if word in names), "draft_model")
+    return DraftModel(spec=spec, stored=published(spec), method=method)
 
 
 def _offload_experts(value: int | str | None) -> int | Literal["all"] | None:

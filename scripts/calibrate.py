@@ -34,6 +34,8 @@ from moesize.gpus import find_gpu
 from moesize.readers.hf.read import spec_from_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moesize.core.model_spec import ModelSpec
 
 _QUANTILES = (0.05, 0.95)
@@ -233,6 +235,8 @@ def _add(
                 if name.startswith(("activations.", "runtime."))
             )
             sample(kind, left - rest)
+    if _states_its_weights(report, planned):
+        _add_loading(sample, observed, items, ledger)
     graphs = re.match(r"(\d+) graphs", items.get("runtime.cuda_graphs", {}).get("formula", ""))
     if graphs and observed.get("cuda_graph_gib") is not None and int(graphs[1]):
         sample("graphs", observed["cuda_graph_gib"] * GIB / int(graphs[1]))
@@ -240,6 +244,35 @@ def _add(
         sample("graphs_estimated", observed["cuda_graph_estimated_gib"] * GIB / int(graphs[1]))
 
 
+def _states_its_weights(report: dict[str, Any], planned: dict[str, Any]) -> bool:
+    """Whether the plan is of the model's own weights, not of those its sizes were taken from."""
+    weights = report["observed"].get("weights_gib")
+    rank = planned["verdict"]["limiting_rank"]
+    ledger = next(item for item in planned["gpus"] if item["rank"] == rank)
+    counted = sum(i["bytes"] for i in ledger["items"] if i["category"] == "weights") / GIB
+    return weights is not None and abs(weights / counted - 1) < _MOST_UNEXPLAINED / 3
+
+
+def _add_loading(
+    sample: Callable[[str, float], None],
+    observed: dict[str, Any],
+    items: dict[str, Any],
+    ledger: dict[str, Any],
+) -> None:
+    """What loading leaves on the device beyond the tensors, where the engine counts it."""
+    use = items.get("weights.device_use")
+    if use is None or "weights_gib" not in observed:
+        return
+    parts = {name: float(text.replace(",", "")) for name, text in _LOAD.findall(use["formula"])}
+    tensors = sum(i["bytes"] for i in ledger["items"] if i["category"] == "weights") - use["bytes"]
+    left = observed["weights_gib"] * GIB - tensors - parts["segments"]
+    if parts["experts"]:
+        sample("load_repacked", (left - parts["libraries"]) / parts["experts"])
+    else:
+        sample("load_growth", left)
+
+
+_LOAD = re.compile(r"(segments|libraries|experts) = ([\d,]+)")
 # `forward 123, scratch 0, ...`: the parts of the activation peak, at the end of its formula.
 _TERM = re.compile(r"(forward|scratch|logits|kept) = ([\d,]+)")
 

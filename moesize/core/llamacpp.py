@@ -810,7 +810,8 @@ class _World:
         on_host = () if settings.no_op_offload else self.placement.experts_on_host
         return ComputeSettings(
             n_ubatch=self.kv_settings.n_ubatch,
-            cells_full=cells_full,
+            # A model of states alone has no cells.
+            cells_full=max(1, cells_full),
             cells_swa=window.cells if window else 0,
             streams=kv.streams,
             sequences=self.kv_settings.n_seq_max,

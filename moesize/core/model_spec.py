@@ -120,6 +120,10 @@ class TowerTensor:
     split: Literal["", "out", "in"] = ""
     units: int = 0
 
+    def __post_init__(self) -> None:
+        if len(self.shape) < {"": 0, "out": 1, "in": 2}[self.split]:
+            raise ValueError(f"{self.name}: nothing to split in {len(self.shape)} sizes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tower:

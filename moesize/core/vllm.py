@@ -39,7 +39,7 @@ from moesize.core.vllm_items import (
     rotary_bytes,
     weight_items,
 )
-from moesize.core.vllm_kv import KvSettings, group_layers, plan_kv
+from moesize.core.vllm_kv import KvSettings, MambaCacheMode, group_layers, plan_kv
 from moesize.core.vllm_layers import CacheOptions, VllmLayers, vllm_layers
 from moesize.core.vllm_lora import Lora, plan_lora
 from moesize.core.vllm_offload import Offload, host_item, offload_notes, plan_offload
@@ -152,6 +152,8 @@ def plan_vllm(
         use_v1=options.use_v1,
     )
     profile = profile.for_core(core)
+    if options is not _NO_SETTINGS:
+        profile = profile.with_settings(options)
     speculation = plan_speculation(spec, stored, request, options, layout)
     lora = plan_lora(request, options, layout)
     ranks = distinct_ranks(
@@ -177,19 +179,9 @@ def plan_vllm(
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = _batch(spec, gpu, context, request, options, profile, core)
+    batch = _batch(spec, gpu, usable.best_bytes, context, request, profile, core)
     states = profile.mamba_cache_mode(spec, options)
-    cache = _cache(
-        spec,
-        request,
-        options,
-        profile,
-        layout,
-        capability,
-        stages,
-        speculation,
-        aligned_states=states == "align",
-    )
+    cache = _cache(spec, request, options, profile, layout, capability, stages, speculation, states)
     runner = profile.model_runner(spec)
     in_flight = max_concurrent_batches(
         len(stages), runner, async_scheduling=options.async_scheduling is not False
@@ -209,6 +201,7 @@ def plan_vllm(
     if lora is not None and moe_backend == "triton_gpt_oss":
         moe_backend = "marlin"
     shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
+    held_by = {rank.stage.index: rank.weights for rank in reversed(ranks)}
     budgets = tuple(
         vllm_budget(
             shape,
@@ -232,6 +225,8 @@ def plan_vllm(
                 is_last_stage=stage.last,
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
                 vendor=gpu.vendor,
+                segment_bytes=held_by[stage.index].segment_bytes,
+                repacked_module_bytes=held_by[stage.index].repacked_module_bytes,
                 rules=profile.budget_rules,
             ),
             profile.constants,
@@ -338,7 +333,7 @@ def plan_vllm(
         "speculation": speculation.to_dict() if speculation else None,
         "lora_rank": lora.rank if lora else None,
         "max_loras": lora.slots if lora else None,
-        "engine_settings": options.to_dict(),
+        "engine_settings": {} if options is _NO_SETTINGS else options.to_dict(),
     }
     return EngineAnswer(
         deployment=deployment,
@@ -366,6 +361,17 @@ def plan_vllm(
         host=host,
         expert_parallel=balance,
     )
+
+
+def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
+    """What the device holds when vLLM compares its free memory with the budget (from 0.9 on)."""
+    match profile.budget_rules.budget_basis:
+        case "all_in_use":
+            return ()
+        case "before_distributed":
+            return ("runtime.cuda_context",)
+        case _:
+            return ("runtime.cuda_context", "runtime.communication")
 
 
 class _Extras(NamedTuple):
@@ -410,23 +416,12 @@ def _host(
     return tuple(items), most
 
 
-def _held_before_start(profile: VllmProfile) -> tuple[str, ...]:
-    """What the device holds when vLLM compares its free memory with the budget (from 0.9 on)."""
-    match profile.budget_rules.budget_basis:
-        case "all_in_use":
-            return ()
-        case "before_distributed":
-            return ("runtime.cuda_context",)
-        case _:
-            return ("runtime.cuda_context", "runtime.communication")
-
-
 def _batch(
     spec: ModelSpec,
     gpu: GpuSpec,
+    usable_bytes: int,
     context: int,
     request: Request,
-    options: VllmSettings,
     profile: VllmProfile,
     core: EngineCore,
 ) -> BatchDefaults:
@@ -435,11 +430,11 @@ def _batch(
         core,
         spec,
         context,
-        gpu_total_bytes=gpu.usable_memory().best_bytes,
+        gpu_total_bytes=usable_bytes,
         gpu_name=gpu.name,
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
-        settings=options,
+        settings=_settings(request),
     )
     if batch.max_num_batched_tokens < batch.max_num_seqs:
         raise InvalidDeploymentError(
@@ -455,9 +450,12 @@ def _batch(
     return batch
 
 
+_NO_SETTINGS = VllmSettings()
+
+
 def _settings(request: Request) -> VllmSettings:
     """The engine's own settings of a request; all defaults when there are none."""
-    found = request.engine_settings or VllmSettings()
+    found = request.engine_settings or _NO_SETTINGS
     if not isinstance(found, VllmSettings):
         raise InvalidInputError(f"engine_settings of vLLM is a {type(found).__name__}")
     return found
@@ -496,8 +494,7 @@ def _cache(
     capability: tuple[int, int],
     stages: tuple[Stage, ...],
     speculation: Speculation | None,
-    *,
-    aligned_states: bool,
+    states: MambaCacheMode,
 ) -> VllmLayers:
     options = CacheOptions(
         tensor_parallel_size=layout.tensor_parallel_size,
@@ -508,9 +505,9 @@ def _cache(
         num_spec_tokens=speculation.num_tokens if speculation else 0,
         num_mtp_layers=speculation.num_mtp_layers if speculation else 0,
         checkpoint_kinds=profile.checkpoint_kinds,
-        aligned_states=aligned_states,
-        rules=profile.cache_rules,
+        aligned_states=states == "align",
         state_dtype=_state_dtype(own),
+        rules=profile.cache_rules,
     )
     layers = vllm_layers(spec, options, [stage.layers for stage in stages])
     return speculation.with_draft_layers(layers, options) if speculation else layers
@@ -634,6 +631,10 @@ def _shape(spec: ModelSpec, layout: Layout, redundant: int, options: VllmSetting
     )
 
 
+# Copies of keys and values are named from a twentieth of the card on.
+_NOTED_SHARE = 20
+
+
 def _layout_notes(
     spec: ModelSpec, layout: Layout, ledger: GpuLedger, concurrency: int, profile: VllmProfile
 ) -> list[Note]:
@@ -653,8 +654,9 @@ def _layout_notes(
         out.append(Note(code="data-parallel", message=message))
     copies = kv_copies(spec, layout)
     cached = ledger.category_bytes("kv_cache")
-    if copies > 1 and cached:
-        wasted = cached - cached // copies
+    wasted = cached - cached // copies
+    # Below that the copies are no reason to choose another layout.
+    if wasted * _NOTED_SHARE > ledger.usable_bytes:
         most = tp // max(1, tp // (copies * layout.decode_context_parallel_size))
         latent = any(
             isinstance(mixer, LatentAttention) for block in spec.blocks for mixer in block.mixers
@@ -693,7 +695,7 @@ def _asleep(options: VllmSettings, rank: Rank, ledger: GpuLedger) -> list[Note]:
 
 
 def _unplanned(options: VllmSettings) -> list[Note]:
-    names = options.unplanned()
+    names = () if options is _NO_SETTINGS else options.unplanned()
     if not names:
         return []
     message = f"not planned, though it may change memory: {', '.join(names)}"

@@ -23,7 +23,7 @@ from moesize.core.vllm_encoder import EncoderShape
 if TYPE_CHECKING:
     from moesize.core.engine import Constant, Constants
 
-Category = Literal["activations", "runtime"]
+Category = Literal["activations", "runtime", "weights"]
 ModelRunner = Literal["v1", "v2"]
 MoeBackend = Literal[
     "triton", "marlin", "cutlass", "deep_gemm", "flashinfer", "triton_gpt_oss", "batched"
@@ -52,7 +52,7 @@ _ACTIVATION_BYTES = 2
 #   after_distributed    the same after they have: NCCL is outside
 #   all_in_use           whatever is in use on the device: the CUDA context and other processes too
 #   consumed             what free memory has shrunk by since the ranks connected
-GraphModes = Literal["full", "piecewise", "both"]
+GraphModes = Literal["full", "piecewise", "both", "none"]
 BudgetBasis = Literal["before_distributed", "after_distributed", "all_in_use", "consumed"]
 
 
@@ -118,9 +118,12 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    device_use_as_weights   on AMD the growth of the device's use while loading counts as weights
     latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
     graph_ceiling_by_sequences   no graph for batches above twice max_num_seqs
+    graph_ceiling_by_decode      the V0 engine: no graph for batches above max_num_seqs
+    graph_sizes, graph_ceiling   as flags give them; empty and 0 otherwise
     graph_ceiling_blackwell      largest captured batch on compute capability 10; 512 elsewhere
     """
 
@@ -130,10 +133,14 @@ class BudgetRules:
     moe_workspace_kept: bool = True
     flashinfer_workspace_bytes: int = 394 * MIB
     latent_workspace: bool = True
+    device_use_as_weights: bool = False
     graph_modes: GraphModes = "both"
     graph_step_above_256: int = 16
     graph_ceiling_by_sequences: bool = True
     graph_ceiling_blackwell: int = 1024
+    graph_ceiling_by_decode: bool = False
+    graph_sizes: tuple[int, ...] = ()
+    graph_ceiling: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,7 @@ class BudgetSettings:
 
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
+    segment_bytes, repacked_module_bytes   of the rank's weights (RankWeights)
     loose_state_bytes             recurrent states of a sequence beside the paged cache
     communication_ranks           GPUs with NCCL channels between them; 0 = the tensor-parallel ones
     """
@@ -164,8 +172,10 @@ class BudgetSettings:
     is_last_stage: bool = True
     loose_state_bytes: int = 0
     vendor: str = "nvidia"
-    rules: BudgetRules = BudgetRules()
+    segment_bytes: int = 0
+    repacked_module_bytes: int = 0
     communication_ranks: int = 0
+    rules: BudgetRules = BudgetRules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +290,11 @@ def capture_sizes(
     """
     rules = rules or BudgetRules()
     ceiling = rules.graph_ceiling_blackwell if compute_capability[0] == 10 else 512
-    if rules.graph_modes == "full":
+    if rules.graph_sizes:
+        return tuple(sorted({n for n in rules.graph_sizes if n <= max_num_batched_tokens}))
+    if rules.graph_ceiling:
+        ceiling = rules.graph_ceiling
+    elif rules.graph_ceiling_by_decode:
         ceiling = round_up(max_num_seqs, 8) if max_num_seqs > 4 else max_num_seqs
     elif rules.graph_ceiling_by_sequences:
         ceiling = min(2 * max_num_seqs * (1 + num_spec_tokens), ceiling)
@@ -288,7 +302,7 @@ def capture_sizes(
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += range(8, min(largest + 1, 256), 8)
     sizes += range(256, largest + 1, rules.graph_step_above_256)
-    if rules.graph_modes == "full":
+    if rules.graph_ceiling_by_decode:
         return tuple(sizes)
     if max_num_batched_tokens <= largest and max_num_batched_tokens not in sizes:
         sizes.append(max_num_batched_tokens)
@@ -324,6 +338,7 @@ def vllm_budget(shape: BudgetShape, settings: BudgetSettings, constants: Constan
         _attention_workspace(settings),
         _block_tables(settings),
         _loose_states(settings),
+        _device_use(settings, constants),
     ]
     numbers = (
         f"T = {settings.max_num_batched_tokens:,}, S = {settings.max_num_seqs:,}, "
@@ -543,14 +558,15 @@ def _encoder_cache(
     outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES
     name, source = "activations.encoder", constant.source
     encoder = shape.encoder
+    forward = _forward_peak(shape, settings, constants)
     if encoder is None:
         return BudgetItem(
             name,
             "activations",
-            outputs + round(constant.value),
-            round(constant.low),
-            outputs + round(constant.high),
-            "T * H * 2 of encoder outputs and the encoder's own activations",
+            outputs + max(0, round(constant.value) - forward.bytes),
+            0,
+            outputs + max(0, round(constant.high) - forward.low_bytes),
+            "T * H * 2 of encoder outputs; what its own activations exceed the language model's by",
             source,
             in_budget=True,
         )
@@ -558,7 +574,6 @@ def _encoder_cache(
     outputs = tokens * shape.hidden_size * _ACTIVATION_BYTES * encoder.output_widths
     inner = tokens * encoder.patches * encoder.patch_bytes
     # The tower's activations are gone when the language model runs: the larger of both counts.
-    forward = _forward_peak(shape, settings, constants)
     return BudgetItem(
         name,
         "activations",
@@ -592,7 +607,7 @@ def _sampler_state(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem |
 
 
 def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
-    if settings.enforce_eager:
+    if settings.enforce_eager or settings.rules.graph_modes == "none":
         return None
     sizes = capture_sizes(
         settings.max_num_seqs,
@@ -607,7 +622,7 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
     if settings.rules.graph_modes == "both":
         full = sum(size <= decode for size in sizes)
     elif settings.rules.graph_modes == "full":
-        full = len(sizes)
+        full = sum(size <= max(decode, sizes[0]) for size in sizes) if sizes else 0
     num_graphs = piecewise + full
     constant = constants["cuda_graph_bytes_per_graph"]
     best, low, high = _band(constant, num_graphs)
@@ -692,5 +707,29 @@ def _loose_states(settings: BudgetSettings) -> BudgetItem | None:
         size + 8 * settings.loose_state_bytes,
         "S x states of one sequence",
         "vLLM 0.9.2 model_executor/models/mamba_cache.py:MambaCacheManager",
+        in_budget=True,
+    )
+
+
+def _device_use(settings: BudgetSettings, constants: Constants) -> BudgetItem | None:
+    """What loading leaves on an AMD device beyond the tensors, and vLLM counts as weights.
+
+    Whole segments of large tensors, libraries, and what the allocator keeps of experts that were
+    written anew. vLLM up to 0.20 platforms/rocm.py:get_current_memory_usage.
+    """
+    if settings.vendor.lower() != "amd" or not settings.rules.device_use_as_weights:
+        return None
+    libraries, kept = constants["load_growth_amd"], constants["load_repacked_factor_amd"]
+    module = settings.repacked_module_bytes
+    return BudgetItem(
+        "weights.device_use",
+        "weights",
+        settings.segment_bytes + round(libraries.value + kept.value * module),
+        round(libraries.low + kept.low * module),
+        settings.segment_bytes + round(libraries.high + kept.high * module),
+        "segments in steps of 2 MiB + libraries + a share of the experts of a layer;"
+        f" segments = {settings.segment_bytes:,}, libraries = {round(libraries.value):,},"
+        f" experts = {module:,}",
+        libraries.source,
         in_budget=True,
     )

@@ -55,7 +55,7 @@ def encoder_shape(
     if tower is None or not tower.hidden_size:
         return None
     widest = max(_mlp_width(tower), 3 * tower.hidden_size)
-    if settings.mm_encoder_tp_mode == "data":
+    if whole_towers(spec, settings):
         # Images are shared out over the ranks instead of the weights.
         patch_bytes = ceil_div(_BYTES * (2 * tower.hidden_size + widest), tensor_parallel_size)
     else:
@@ -69,14 +69,51 @@ def encoder_shape(
     )
 
 
-def has_active_encoder(spec: ModelSpec, settings: VllmSettings) -> bool:
-    """Whether a tower is profiled: not with text only, nor when profiling is skipped."""
-    if not spec.towers or settings.skip_mm_profiling or settings.language_model_only:
-        return False
+# Modalities that a vision tower serves, by model type; images and videos for the others
+# (`_mark_tower_model` in 0.32.0 models/*.py; Kimi's images are chunks, which no limit names).
+_MODALITIES: dict[str, tuple[str, ...]] = {
+    "gemma3": ("image",),
+    "kimi_k25": ("vision_chunk",),
+    "kimi_k3": ("vision_chunk",),
+    "llama4": ("image",),
+    "mistral3": ("image",),
+    "mllama": ("image",),
+}
+
+
+# Model types whose encoders run data-parallel (`supports_encoder_tp_data` in 0.32.0 models/*.py);
+# the others split their towers whatever --mm-encoder-tp-mode says.
+_DATA_PARALLEL = frozenset(
+    (
+        "glm4v", "glm4v_moe", "internvl_chat", "kimi_k25", "kimi_k3", "kimi_vl", "llama4",
+        "minimax_m3_vl", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+        "qwen3_vl_moe", "step3p7",
+    )
+)  # fmt: skip
+
+
+def whole_towers(spec: ModelSpec, settings: VllmSettings) -> bool:
+    """Whether every rank holds the towers whole and encodes its share of the images."""
+    return settings.mm_encoder_tp_mode == "data" and spec.model_type in _DATA_PARALLEL
+
+
+def towers_left_out(spec: ModelSpec, settings: VllmSettings) -> tuple[str, ...]:
+    """Kinds of tower that vLLM does not build: text only, or no item of their modalities."""
+    kinds = dict.fromkeys(tower.kind for tower in spec.towers if tower.kind != "projector")
+    if settings.language_model_only:
+        return tuple(kinds)
     limits = dict(settings.limit_mm_per_prompt or ())
-    modalities = {"vision": ("image", "video"), "audio": ("audio",)}
-    wanted = {name for tower in spec.towers for name in modalities.get(tower.kind, ())}
-    return not wanted or any(limits.get(name, 1) for name in wanted)
+    vision = _MODALITIES.get(spec.model_type, ("image", "video"))
+    served = {"vision": vision, "audio": ("audio",)}
+    return tuple(kind for kind in kinds if all(limits.get(name, 1) == 0 for name in served[kind]))
+
+
+def has_active_encoder(spec: ModelSpec, settings: VllmSettings) -> bool:
+    """Whether a tower is profiled: not when none is built, nor when profiling is skipped."""
+    if not spec.towers or settings.skip_mm_profiling:
+        return False
+    kinds = {tower.kind for tower in spec.towers if tower.kind != "projector"}
+    return not kinds or bool(kinds - set(towers_left_out(spec, settings)))
 
 
 def _mlp_width(tower: Tower) -> int:

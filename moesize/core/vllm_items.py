@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def rotary_bytes(spec: ModelSpec, fourfold_types: tuple[str, ...] = ()) -> int:
-    """cos/sin tables that stay on every rank; in some the positions of long videos count."""
+    """cos/sin tables that stay on every rank; for `fourfold_types` positions of long videos too."""
     element = {"float32": 4, "bfloat16": 2, "float16": 2}
     model = "bfloat16" if spec.dtype == "float32" else spec.dtype
     sizes = [

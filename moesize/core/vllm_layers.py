@@ -101,8 +101,8 @@ class CacheOptions:
     num_mtp_layers       MTP layers that speculation loads, on the last stage
     checkpoint_kinds     recurrent kinds that hold one more state in `align` mode (by release)
     aligned_states       recurrent states are kept at block ends, so that prefixes are found
-    rules                what else differs between releases
     state_dtype          as `--mamba-ssm-cache-dtype`; "" is the model's own
+    rules                what else differs between releases
     """
 
     tensor_parallel_size: int
@@ -114,8 +114,8 @@ class CacheOptions:
     num_mtp_layers: int = 0
     checkpoint_kinds: tuple[str, ...] = ("mamba2", "kimi_delta")
     aligned_states: bool = True
-    rules: CacheRules = CacheRules()
     state_dtype: str = ""
+    rules: CacheRules = CacheRules()
 
 
 class Backend(NamedTuple):
@@ -292,10 +292,13 @@ def _sees_whole_images(model: ModelSpec) -> bool:
 
 
 def _counted(names: Sequence[str], pages: dict[str, tuple[LayerPages, ...]]) -> list[LayerPages]:
-    counts: dict[LayerPages, int] = {}
+    layers: dict[str, int] = {}
     for name in names:
+        layers[name] = layers.get(name, 0) + 1
+    counts: dict[LayerPages, int] = {}
+    for name, count in layers.items():
         for kind in pages[name]:
-            counts[kind] = counts.get(kind, 0) + 1
+            counts[kind] = counts.get(kind, 0) + count
     return [replace(kind, num_layers=count) for kind, count in counts.items()]
 
 

@@ -91,7 +91,7 @@ class Offload:
             kept = self.group_size - self.num_in_group
             if self.group_size and position % self.group_size < kept:
                 continue
-            yield listed.get(spec.layout[index], [])
+            yield [p for p in listed.get(spec.layout[index], []) if index in p.layers]
 
     def _buffer_bytes(self, spec: ModelSpec, rank: Rank) -> int:
         """A copy of every distinct parameter of the offloaded layers, times the steps ahead."""

@@ -16,6 +16,7 @@ from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.plan import Note
 from moesize.core.records import dataclass
 from moesize.core.units import MIB, format_bytes
+from moesize.core.vllm_encoder import towers_left_out, whole_towers
 from moesize.core.vllm_weights import (
     RankWeights,
     Sharding,
@@ -45,6 +46,7 @@ _SEQUENCE_PARALLEL_BACKENDS = frozenset(
         "passthrough",
     )
 )
+_NEWEST = WeightRules()
 DEFAULT_ALL2ALL = "allgather_reducescatter"
 _DEEPEP_BUFFER_BYTES = 1024 * MIB
 _GPUS_PER_HOST = 8
@@ -215,10 +217,10 @@ def distinct_ranks(
     rules: WeightRules | None = None,
 ) -> tuple[Rank, ...]:
     """A rank of every kind, stage by stage; kept by the spec, for sweeps ask for them again."""
+    rules = rules or _NEWEST
     partition = settings.pp_layer_partition
-    rules = rules or WeightRules()
     stages = pipeline_stages(
-        spec.num_layers, layout.pipeline_parallel_size, rules.pipeline_remainder, partition
+        spec.num_layers, layout.pipeline_parallel_size, partition, rules.pipeline_remainder
     )
     sharding = Sharding(
         tensor_parallel_size=layout.tensor_parallel_size,
@@ -228,12 +230,12 @@ def distinct_ranks(
         redundant_experts=request.num_redundant_experts or 0,
         sequence_parallel=sequence_parallel(layout, settings),
         adapters=request.lora_rank is not None or request.max_loras is not None,
-        whole_towers=settings.mm_encoder_tp_mode == "data",
-        without_towers=_without_towers(settings),
+        whole_towers=whole_towers(spec, settings),
+        without_towers=towers_left_out(spec, settings),
     )
     kept: dict[tuple[object, ...], tuple[object, tuple[Rank, ...]]]
     kept = spec.__dict__.setdefault("_ranks", {})
-    # `stored` stands beside its ranks, so that its identity stays taken.
+    # `stored` and `rules` stand beside the ranks, so that their identities stay taken.
     key = (id(stored), sharding, stages, compute_capability, rocm, id(rules))
     if key not in kept:
         ranks = tuple(
@@ -280,13 +282,6 @@ def _variants(spec: ModelSpec, sharding: Sharding, stage: Stage) -> list[tuple[i
             (number, sharding.expert_ranks - first, replace(sharding, fullest=False)),
         ]
     return variants
-
-
-def _without_towers(settings: VllmSettings) -> bool:
-    """Towers are not built when no item of any modality may come. models/interfaces.py."""
-    limits = dict(settings.limit_mm_per_prompt or ())
-    none_left = {"image", "video", "audio"} <= limits.keys() and not any(limits.values())
-    return bool(settings.language_model_only) or none_left
 
 
 def balancer_items(spec: ModelSpec, rank: Rank, *, enabled: bool) -> list[MemoryItem]:

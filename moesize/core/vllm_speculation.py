@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _NO_WEIGHTS = ("ngram", "ngram_gpu", "suffix")
 # Published MTP blocks that vLLM 0.32.0 has no class for (config/speculative.py:hf_config_override).
 _WITHOUT_MTP = ("minimax_m2", "minimax_m1")
-_DEFAULT_GUESSES = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +196,8 @@ def _mtp(
         )
     if {spec.model_type, spec.text_type} & set(_WITHOUT_MTP):
         raise UnsupportedError(f"vLLM has no MTP class for {spec.title}", "drop --mtp")
-    tokens = request.num_spec_tokens or _DEFAULT_GUESSES
     layers = len(spec.mtp.layers)
+    tokens = request.num_spec_tokens or layers
     if tokens > layers and tokens % layers:
         raise InvalidDeploymentError(
             f"{tokens} guessed tokens are no multiple of the {layers} MTP layers of {spec.title}",
@@ -229,6 +228,10 @@ def _draft(
             f"drafts of method {method!r} are not planned: their heads are no models of their own",
             "plan without the draft and leave room for it, or use --mtp N",
         )
+    if request.num_spec_tokens is None:
+        raise InvalidDeploymentError(
+            "vLLM wants to know how many tokens a draft model guesses", "add --spec-tokens 3"
+        )
     if draft.spec.mtp is not None:
         # config/speculative.py:hf_config_override turns such a config into that of its MTP layers.
         raise UnsupportedError(
@@ -254,7 +257,7 @@ def _draft(
         spec=spec,
         stored=stored,
         method=method,
-        num_tokens=request.num_spec_tokens or _DEFAULT_GUESSES,
+        num_tokens=request.num_spec_tokens,
         draft=draft,
         ranks=ranks,
     )

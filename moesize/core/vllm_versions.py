@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from moesize.core.vllm_settings import VllmSettings
 
 EngineCore = Literal["v0", "v1"]
+_GRAPH_MODES = {
+    "NONE": "none",
+    "PIECEWISE": "piecewise",
+    "FULL": "full",
+    "FULL_DECODE_ONLY": "full",
+    "FULL_AND_PIECEWISE": "both",
+}
 _T = TypeVar("_T")
 
 
@@ -52,7 +59,8 @@ class VllmProfile:
 
     engine_core       "v0", "v1", or "v1_where_supported": V0 where `v1_lacks` something
     model_runner_rule "v1", "v2", "v2_if_dense" (and not hybrid) or "v2_if_listed"
-    mamba_all_kinds   recurrent kinds that keep a state for each block when prefixes are cached
+    mamba_all_kinds   recurrent kinds that keep a state for each chunk when prefixes are cached:
+                      not planned
     deep_gemm         DeepGEMM runs experts in FP8 tiles from Hopper on
     context_parallel  has --decode-context-parallel-size
     fourfold_position_types   model types whose rotary table has four times the positions
@@ -130,9 +138,36 @@ class VllmProfile:
             ),
             cache_rules=replace(self.cache_rules, paged_states=False),
             budget_rules=replace(
-                self.budget_rules, budget_basis="before_distributed", graph_modes="full"
+                self.budget_rules,
+                budget_basis="before_distributed",
+                graph_modes="full",
+                graph_ceiling_by_decode=True,
             ),
         )
+
+    def with_settings(self, settings: VllmSettings) -> VllmProfile:
+        """What flags and environment variables change of this version's rules."""
+        given: dict[str, Any] = {
+            "graphs_charged": settings.profile_cuda_graphs,
+            "moe_chunk_tokens": settings.fused_moe_chunk_size if self._has_chunks else None,
+            "flashinfer_workspace_bytes": settings.flashinfer_workspace_bytes,
+            "graph_sizes": settings.cudagraph_capture_sizes,
+            "graph_ceiling": settings.max_cudagraph_capture_size,
+            "graph_modes": _GRAPH_MODES.get((settings.cudagraph_mode or "").upper()),
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
+        runner = self.model_runner_rule
+        if settings.use_v2_model_runner is not None and runner != "v1":
+            runner = "v2" if settings.use_v2_model_runner else "v1"
+        if not changed and runner == self.model_runner_rule:
+            return self
+        return replace(
+            self, budget_rules=replace(self.budget_rules, **changed), model_runner_rule=runner
+        )
+
+    @property
+    def _has_chunks(self) -> bool:
+        return self.budget_rules.moe_chunk_tokens > 0
 
     def batch(
         self,
@@ -148,7 +183,7 @@ class VllmProfile:
     ) -> BatchDefaults:
         """Batch limits: as asked, else this version's defaults for the GPU and the entry point."""
         if core == "v1" or self.v0_batch is None:
-            return default_batch(
+            batch = default_batch(
                 gpu_total_bytes,
                 gpu_name,
                 context,
@@ -157,6 +192,14 @@ class VllmProfile:
                 chunked_prefill=settings.enable_chunked_prefill is not False,
                 usage_context=settings.usage_context or "api",
                 rows=self.batch_rows,
+            )
+            if settings.performance_mode != "throughput":
+                return batch
+            # vLLM 0.33.0 engine/arg_utils.py: defaults are doubled.
+            tokens, sequences = batch
+            return BatchDefaults(
+                tokens if max_num_batched_tokens is not None else 2 * tokens,
+                sequences if max_num_seqs is not None else 2 * sequences,
             )
         rules = self.v0_batch
         chunked = settings.enable_chunked_prefill
@@ -178,23 +221,23 @@ class VllmProfile:
         match settings.mamba_cache_mode:
             case "none" | "align":
                 return settings.mamba_cache_mode
-            case "all":
-                if kinds and not kinds <= set(self.mamba_all_kinds):
-                    raise UnsupportedError(
-                        f"mamba cache mode all is not known for {spec.title} in vLLM "
-                        f"{self.version}",
-                        "use align, or none",
-                    )
-                return "all"
-            case _:
+            case None:
                 pass
+            case other:
+                raise UnsupportedError(
+                    f"mamba cache mode {other!r} is not planned", "use align or none"
+                )
         caching = settings.enable_prefix_caching
         if caching is None:
             caching = self.hybrid_prefix_caching
         if not caching:
             return "none"
         if kinds and kinds <= set(self.mamba_all_kinds):
-            return "all"
+            raise UnsupportedError(
+                f"vLLM {self.version} caches a state for every chunk of these layers when prefixes "
+                "are cached; the size of a chunk is not known here",
+                "leave prefix caching off, which is the default for this model",
+            )
         return "align" if self.mamba_align_mode else "none"
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _VOCABULARY_ROWS = 64  # DEFAULT_VOCAB_PADDING_SIZE, layers/vocab_parallel_embedding.py
 _LEAST_TILE = 32  # the smallest FP8 tile or group of integers that the Triton kernels take
 _WEIGHT_SHAPE_BYTES = 16
+# torch's caching allocator: tensors of 10 MiB have segments of their own, in steps of 2 MiB.
+_LARGE_SEGMENT = 10 << 20
+_SEGMENT_STEP = 2 << 20
 _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight", "lm_head.bias")
 
 
@@ -50,11 +53,13 @@ _VOCABULARY_ROLES = ("embedding.tokens", "embedding.per_layer", "lm_head.weight"
 class Parameter:
     """One tensor as vLLM allocates it: what projections are joined in is one of them.
 
+    layers     indices of the layers that have it; formats may differ between layers of a block
     is_scale   scales of the parameter `name`, a tensor of their own
     """
 
     name: str
     group: str
+    layers: tuple[int, ...]
     size_bytes: int
     padding_bytes: int = 0
     is_scale: bool = False
@@ -69,6 +74,8 @@ class RankWeights:
     padding      rows and columns that only fill kernels' tiles (vocabulary, MXFP4 experts)
     rounding     what the caching allocator adds to single tensors
     latent_copy    absorbed matrices; repacked: what else loading adds (scales in a kernel's order)
+    segment_bytes   what the segments of large tensors have beyond the tensors; not resident_bytes
+    repacked_module_bytes   experts of a layer that loading writes anew in another order
     largest_module_bytes   the largest group of tensors that loading re-packs at once
     expert_bytes   what of it all belongs to routed experts, scales and padding included
     layer_parameters   parameters of one layer of each block, in the order of the inventory
@@ -80,6 +87,8 @@ class RankWeights:
     rounding_bytes: int = 0
     latent_copy_bytes: int = 0
     repacked_bytes: int = 0
+    segment_bytes: int = 0
+    repacked_module_bytes: int = 0
     largest_module_bytes: int = 0
     expert_bytes: int = 0
     layer_parameters: dict[str, list[Parameter]] = field(default_factory=dict)
@@ -205,8 +214,8 @@ class WeightRules:
 def pipeline_stages(
     num_layers: int,
     pipeline_parallel_size: int,
-    remainder: PipelineRemainder = "before_last",
     partition: tuple[int, ...] | None = None,
+    remainder: PipelineRemainder = "before_last",
 ) -> tuple[Stage, ...]:
     """Layers of every stage: L // p each, one more from the last but one backwards.
 
@@ -299,7 +308,7 @@ class Sharding:
     sequence_parallel     tokens are split over t before the experts: shared experts are held whole
     adapters              LoRA is on: MXFP4 experts run in Marlin's kernels on every GPU
     whole_towers          --mm-encoder-tp-mode data
-    without_towers        every modality is limited to 0 items, or --language-model-only
+    without_towers        kinds of tower that are not built: no item of their modalities may come
     """
 
     tensor_parallel_size: int = 1
@@ -311,7 +320,7 @@ class Sharding:
     sequence_parallel: bool = False
     adapters: bool = False
     whole_towers: bool = False
-    without_towers: bool = False
+    without_towers: tuple[str, ...] = ()
 
     @property
     def expert_ranks(self) -> int:
@@ -367,9 +376,9 @@ def rank_weights(
         tensor = item.entry.tensor
         count = stage.count(item.entry, spec, section)
         is_head = tensor.role == "lm_head.weight" and item.entry.section == "final"
-        if is_head and section == "layers" and _is_one_of(spec, rules.head_on_every_stage):
+        if is_head and section != "mtp" and _is_one_of(spec, rules.head_on_every_stage):
             count = item.entry.count
-        if item.entry.section == "tower" and sharding.without_towers:
+        if item.entry.section == "tower" and _is_left_out(spec, tensor, sharding):
             count = 0
         if _is_one_of(spec, _DOUBLED.get(tensor.role, ())):
             count += bool(section != "mtp")
@@ -439,7 +448,20 @@ def rank_weights(
             )
     for count, sizes in fused.values():
         for size in sizes:
-            weights.rounding_bytes += (allocated_bytes(size) - size) * count
+            allocated = allocated_bytes(size)
+            weights.rounding_bytes += (allocated - size) * count
+            if allocated >= _LARGE_SEGMENT:
+                weights.segment_bytes += (round_up(allocated, _SEGMENT_STEP) - allocated) * count
+    weights.repacked_module_bytes = max(
+        (
+            modules[item.entry.block, item.entry.tensor.group]
+            for item in stored
+            if item.entry.tensor.expert
+            and isinstance(item.weight_format, GroupInt | PackQuantized | Mxfp4)
+            and (item.entry.block, item.entry.tensor.group) in modules
+        ),
+        default=0,
+    )
     weights.largest_module_bytes = max(modules.values(), default=0)
     if stored is published(spec):
         weights.scale_bytes += _cache_scale_bytes(spec, stage)
@@ -745,6 +767,18 @@ def _splits_tower(spec: ModelSpec, tensor: Tensor, tensor_parallel_size: int) ->
     return all(units % tensor_parallel_size == 0 for units in _tower_units(spec, tensor.role))
 
 
+# Their embedding of patches is no tower of its own to vLLM, and stays.
+_TOWERLESS = ("gemma4_unified",)
+
+
+def _is_left_out(spec: ModelSpec, tensor: Tensor, sharding: Sharding) -> bool:
+    """Whether a tower, or the projector that belongs to the vision tower, is not built."""
+    if not sharding.without_towers or _is_one_of(spec, _TOWERLESS):
+        return False
+    kind = tensor.role.removeprefix("towers.")
+    return ("vision" if kind == "projector" else kind) in sharding.without_towers
+
+
 def _tower_units(spec: ModelSpec, role: str) -> set[int]:
     return {
         item.units or item.shape[0 if item.split == "out" else 1]
@@ -760,7 +794,14 @@ def _divisors(spec: ModelSpec) -> str:
 
 
 def valid_tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> list[int]:
-    """The tensor-parallel sizes up to `most` that divide every split tensor."""
+    """The tensor-parallel sizes up to `most` that divide every split tensor; kept by the spec."""
+    kept: dict[int, list[int]] = spec.__dict__.setdefault("_tensor_parallel_sizes", {})
+    if most not in kept:
+        kept[most] = _dividing_sizes(spec, most)
+    return list(kept[most])
+
+
+def _dividing_sizes(spec: ModelSpec, most: int) -> list[int]:
     shards = {
         (entry.tensor.shard.units, entry.tensor.shard.replicate)
         for block in spec.blocks
@@ -906,9 +947,8 @@ def _list_parameters(
             continue
         found = None
         if tensor.fused:
-            found = next(
-                (p for p in listed if p.name == tensor.fused and p.is_scale == is_scale), None
-            )
+            key = (tensor.fused, entry.layers, is_scale)
+            found = next((p for p in listed if (p.name, p.layers, p.is_scale) == key), None)
         if found is not None:
             found.size_bytes += (size + padding) * copies
             found.padding_bytes += padding * copies
@@ -918,6 +958,7 @@ def _list_parameters(
         parameter = Parameter(
             tensor.fused or tensor.role,
             tensor.group,
+            entry.layers,
             (size + padding) * joined,
             padding * joined,
             is_scale,

@@ -224,12 +224,15 @@ def test_copies_of_keys_and_values(model: str, tp: int, dcp: int, copies: int) -
 
 
 def test_replicated_cache_is_named_with_what_it_wastes() -> None:
-    found = plan("deepseek-v3", gpu="h200", gpus=8, context=32768, suggest=False)
+    asked = {"gpu": "h200", "gpus": 8, "context": 32768, "concurrency": 8, "suggest": False}
+    found = plan("deepseek-v3", **asked)
     note = next(note for note in found.warnings if note.code == "kv-replicated")
-    # 61 layers x 576 x 2 bytes per token: 7 of 8 copies of 2.14 GiB (with the null block).
+    # 61 layers x 576 x 2 bytes per token, 8 x 32,768 tokens: 7 of 8 copies of 17.16 GiB.
     assert "8 ranks" in note.message
-    assert "1.88 GiB" in note.message
-    shared = plan("deepseek-v3", gpu="h200", gpus=8, tp=8, dcp=8, context=32768, suggest=False)
+    assert "15.01 GiB" in note.message
+    few = plan("deepseek-v3", **{**asked, "concurrency": 1})
+    assert all(note.code != "kv-replicated" for note in few.warnings)
+    shared = plan("deepseek-v3", tp=8, dcp=8, **asked)
     assert all(note.code != "kv-replicated" for note in shared.warnings)
     assert shared.kv_cache.capacity_tokens > 7 * found.kv_cache.capacity_tokens
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from moesize.api import make_plan
+from moesize.api import make_plan, stored_entries
 from moesize.catalog import resolve_model
-from moesize.core.deployment import Request
+from moesize.core.deployment import Layout, Request
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import Plan
 from moesize.core.units import GIB, ceil_div
 from moesize.core.vllm import VllmSettings
 from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
+from moesize.core.vllm_ranks import distinct_ranks
 from moesize.gpus import find_gpu
 
 
@@ -35,14 +36,14 @@ def sizes(found: Plan) -> dict[str, int]:
 
 
 def test_settings_are_shown_and_the_unplanned_named() -> None:
-    found = planned("llama-3.1-8b", Request(), performance_mode="throughput", dtype="float16")
+    found = planned("llama-3.1-8b", Request(), enable_dbo=True, dtype="float16")
     assert found.deployment["engine_settings"] == {
-        "performance_mode": "throughput",
+        "enable_dbo": True,
         "dtype": "float16",
     }
     notes = [note.message for note in found.warnings if note.code == "engine-settings"]
     assert len(notes) == 1
-    assert "--performance-mode" in notes[0]
+    assert "--enable-dbo" in notes[0]
     assert "dtype" not in notes[0]
 
 
@@ -63,27 +64,28 @@ def test_settings_of_another_engine_are_refused() -> None:
 def test_states_without_prefix_caching() -> None:
     """Qwen3-Next, N = 262,144: 964 + 3 * 2 blocks a request with prefix caching, 964 + 3 without.
 
-    vLLM 0.33.0 v1/kv_cache_interface.py:MambaSpec.max_memory_usage_bytes.
+    vLLM 0.32.0 v1/kv_cache_interface.py:MambaSpec.max_memory_usage_bytes.
     """
     request = Request(
-        num_gpus=4, tensor_parallel_size=4, context_tokens=262144, kv_cache_bytes=32 * GIB
+        engine_version="0.32.0",
+        num_gpus=4,
+        tensor_parallel_size=4,
+        context_tokens=262144,
+        kv_cache_bytes=32 * GIB,
     )
     # 0.33 keeps one more state of gated delta nets while prefixes are cached.
-    request = replace(request, engine_version="0.32.0")
     both = planned("qwen3-next-80b-a3b", request)
     none = planned("qwen3-next-80b-a3b", request, enable_prefix_caching=False)
     assert both.kv_cache.blocks == none.kv_cache.blocks
     blocks = both.kv_cache.blocks
     assert both.kv_cache.max_concurrency == pytest.approx(blocks / 970)
     assert none.kv_cache.max_concurrency == pytest.approx(blocks / 967)
-    with pytest.raises(UnsupportedError, match="mamba cache mode"):
-        planned("qwen3-next-80b-a3b", request, mamba_cache_mode="all")
 
 
 def test_wider_states_make_longer_blocks() -> None:
     """Per layer at TP 4: 12,288 bytes of convolution, 8 x 128 x 128 x 2 or x 4 of state."""
     request = Request(
-        num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB, engine_version="0.32.0"
+        engine_version="0.32.0", num_gpus=4, tensor_parallel_size=4, kv_cache_bytes=GIB
     )
     plain = planned("qwen3-next-80b-a3b", request)
     wide = planned("qwen3-next-80b-a3b", request, mamba_ssm_cache_dtype="float32")
@@ -155,6 +157,41 @@ def test_whole_towers_and_no_towers() -> None:
     skipped = sizes(planned("qwen3-vl-30b-a3b", request, skip_mm_profiling=True))
     assert skipped["weights.towers"] == split
     assert "activations.encoder" not in skipped
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "parameter_bytes"),
+    [
+        # vLLM 0.32.0's model classes on the meta device, one of two tensor-parallel ranks.
+        ("gemma-3-27b", {"limit_mm_per_prompt": (("image", 0),)}, 27010700800),
+        ("gemma-3-27b", {"mm_encoder_tp_mode": "data"}, 27445541488),
+        ("qwen3.5-27b", {"limit_mm_per_prompt": (("image", 0),)}, 27362024560),
+        ("qwen3.5-27b", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 26896675584),
+        ("qwen3.5-27b", {"mm_encoder_tp_mode": "data"}, 27818135776),
+        ("kimi-k2.5", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 298723539312),
+        ("kimi-k2.5", {"language_model_only": True}, 298192531456),
+        ("qwen2.5-vl-7b", {"language_model_only": True}, 7615820800),
+        ("qwen2.5-vl-7b", {"mm_encoder_tp_mode": "data"}, 8968921088),
+        ("gemma-4-26b-a4b", {"language_model_only": True}, 25259073536),
+        ("gemma-4-12b", {"language_model_only": True}, 12033519872),
+        ("glm-4.5v", {"limit_mm_per_prompt": (("image", 0), ("video", 0))}, 106923428352),
+        ("glm-4.5v", {"mm_encoder_tp_mode": "data"}, 108640792064),
+    ],
+)
+def test_towers_as_vllm_builds_them(
+    model: str, options: dict[str, Any], parameter_bytes: int
+) -> None:
+    spec = spec_of(model)
+    (rank,) = distinct_ranks(
+        spec,
+        stored_entries(spec, None, "vllm"),
+        Request(num_gpus=2),
+        Layout(tensor_parallel_size=2),
+        VllmSettings(**options),
+        compute_capability="9.0",
+        rocm=False,
+    )
+    assert rank.weights.parameter_bytes == parameter_bytes
 
 
 def test_encoder_shapes() -> None:

@@ -188,8 +188,9 @@ def test_n_gram_guesses_hold_nothing_but_states() -> None:
     ("model", "options", "error", "word"),
     [
         ("llama-3.1-8b", {"mtp": 1}, InvalidDeploymentError, "no MTP blocks"),
-        ("gemma-3-27b", {"draft": "gemma-2b"}, InvalidDeploymentError, "vocabulary"),
-        ("qwen3.5-27b", {"draft": "qwen3.5-0.8b"}, UnsupportedError, "MTP layers"),
+        ("gemma-3-27b", {"draft": "gemma-2b", "spec_tokens": 3}, InvalidDeploymentError, "vocab"),
+        ("qwen3.5-27b", {"draft": "qwen3.5-0.8b", "spec_tokens": 3}, UnsupportedError, "MTP"),
+        ("qwen3-32b", {"draft": "qwen3-0.6b"}, InvalidDeploymentError, "how many tokens"),
         ("qwen3.5-27b", {"draft": "qwen3-0.6b", "mtp": 1}, InvalidDeploymentError, "exclude"),
     ],
 )
@@ -209,8 +210,21 @@ def test_drafts_of_other_methods_are_refused() -> None:
     draft = DraftModel(spec=small, stored=published(small), method="eagle3")
     gpu = find_gpu("h100").spec
     with pytest.raises(UnsupportedError, match="eagle3"):
-        make_plan(spec, source, None, "", gpu, Request(draft=draft))
+        make_plan(spec, source, None, "", gpu, Request(draft=draft, num_spec_tokens=3))
+    # A head is known by its name: to a reader of configs it is a model of one layer.
+    from dataclasses import replace
+
+    head = replace(small, hub_id="somebody/Qwen3-32B_eagle3")
+    with pytest.raises(UnsupportedError, match="eagle3"):
+        plan("qwen3-32b", gpu="h100", draft=head, spec_tokens=3, suggest=False)
     draft = DraftModel(spec=small, stored=published(small))
     options = VllmSettings(draft_tensor_parallel_size=2)
     with pytest.raises(InvalidDeploymentError, match="draft tensor-parallel size"):
-        make_plan(spec, source, None, "", gpu, Request(draft=draft, engine_settings=options))
+        make_plan(
+            spec,
+            source,
+            None,
+            "",
+            gpu,
+            Request(draft=draft, num_spec_tokens=3, engine_settings=options),
+        )

@@ -405,7 +405,7 @@ def test_states_beside_the_cache_in_the_v0_engine() -> None:
 
 def test_layers_that_do_not_divide() -> None:
     """0.7.3: the last stage takes the rest; later one each, from the last but one backwards."""
-    old = [len(stage.layers) for stage in pipeline_stages(61, 4, "last")]
+    old = [len(stage.layers) for stage in pipeline_stages(61, 4, remainder="last")]
     new = [len(stage.layers) for stage in pipeline_stages(61, 4)]
     assert (old, new) == ([15, 15, 15, 16], [15, 15, 16, 15])
     given = pipeline_stages(61, 4, partition=(16, 15, 15, 15))
@@ -501,3 +501,70 @@ def test_layer_partition_setting() -> None:
     first, last = (ledger.category_bytes("weights") for ledger in answer.ledgers)
     # 8 layers of 218,112,000 parameters more; embedding and head weigh the same.
     assert first - last == pytest.approx(8 * 218_112_000 * 2, rel=0.001)
+
+
+def _batch(version: str, **settings: Any) -> tuple[int, int]:
+    return vllm_profile(version).batch(
+        "v1",
+        moesize.show("llama-3.1-8b").spec,
+        8192,
+        gpu_total_bytes=80 * GIB,
+        gpu_name="H100",
+        max_num_seqs=settings.pop("max_num_seqs", None),
+        max_num_batched_tokens=None,
+        settings=VllmSettings(**settings),
+    )
+
+
+def test_settings_change_the_rules() -> None:
+    """Environment variables and flags of 0.17.1 and 0.33.0 (envs.py, engine/arg_utils.py)."""
+    assert _batch("0.33.0", performance_mode="throughput") == (16384, 2048)
+    assert _batch("0.33.0", performance_mode="throughput", max_num_seqs=64) == (16384, 64)
+    changed = vllm_profile("0.17.1").with_settings(
+        VllmSettings(
+            fused_moe_chunk_size=8192,
+            profile_cuda_graphs=True,
+            cudagraph_capture_sizes=(1, 4, 2),
+            flashinfer_workspace_bytes=MIB,
+        )
+    )
+    rules = changed.budget_rules
+    assert (rules.moe_chunk_tokens, rules.graphs_charged) == (8192, True)
+    assert (rules.flashinfer_workspace_bytes, capture_sizes(64, 2048, (9, 0), rules=rules)) == (
+        MIB,
+        (1, 2, 4),
+    )
+    # From 0.18 on nothing is chunked, whatever the variable says.
+    newer = vllm_profile("0.18.1").with_settings(VllmSettings(fused_moe_chunk_size=8192))
+    assert newer.budget_rules.moe_chunk_tokens == 0
+    forced = vllm_profile("0.24.0").with_settings(VllmSettings(use_v2_model_runner=True))
+    spec = moesize.show("qwen3-30b-a3b").spec
+    assert (vllm_profile("0.24.0").model_runner(spec), forced.model_runner(spec)) == ("v1", "v2")
+
+
+def test_states_for_every_chunk_are_refused() -> None:
+    """0.15 to 0.27 cache Mamba-2 states at multiples of a chunk size that specs do not hold."""
+    spec = moesize.show("nemotron-h-56b").spec
+    asked = VllmSettings(enable_prefix_caching=True)
+    with pytest.raises(UnsupportedError, match="chunk"):
+        vllm_profile("0.19.1").mamba_cache_mode(spec, asked)
+    assert vllm_profile("0.28.0").mamba_cache_mode(spec, asked) == "align"
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "logged"),
+    [
+        # github.com/kyuz0/amd-r9700-vllm-toolboxes at 18a88f1, benchmark_results_amd-r9700.
+        ("llama-3.1-8b", 1, 15.0586),
+        ("llama-3.1-8b", 2, 7.582),
+        ("gpt-oss-20b", 1, 14.3066),
+        ("gpt-oss-20b", 2, 7.4551),
+    ],
+)
+def test_weights_as_logged_on_amd(model: str, tp: int, logged: float) -> None:
+    """Up to 0.20 the line is what the device holds: platforms/rocm.py of 0.19.1 and 0.21.0."""
+    old = plan(model, "0.12.0", "radeon-ai-pro-r9700", gpus=tp, tp=tp, context=8192)
+    assert weights_gib(old) == pytest.approx(logged, rel=0.01)
+    new = plan(model, "0.21.0", "radeon-ai-pro-r9700", gpus=tp, tp=tp, context=8192)
+    names = [{item.name for item in answer.gpus[0].items} for answer in (old, new)]
+    assert ["weights.device_use" in found for found in names] == [True, False]
