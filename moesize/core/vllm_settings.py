@@ -137,7 +137,6 @@ class VllmSettings:
 # What is typed for a setting of another name.
 _TYPED = {
     "kv_offloading_bytes": "--kv-offloading-size",
-    "use_v2_model_runner": "VLLM_USE_V2_MODEL_RUNNER",
 }
 
 
