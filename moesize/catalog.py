@@ -85,12 +85,6 @@ def resolve_model(name: str, *, online: bool = False) -> tuple[ModelSpec, str]:
     raise UnknownNameError("model", name, nearest_names(name), "moesize models")
 
 
-def catalogue_spec(name: str) -> ModelSpec | None:
-    """The catalogue's spec of that name, hub id or alias; never a file, never the network."""
-    known = catalogue_id(name)
-    return None if known is None else load_spec(spec_folder() / f"{known}.yaml")
-
-
 def catalogue_id(name: str) -> str | None:
     key = normal_form(name)
     # The common case costs no index: the file is named as the model is called.

@@ -24,6 +24,7 @@ from moesize.cli import main as command_group
 from moesize.core.inventory import count_parameters
 from moesize.core.kv_cache import sequence_cost
 from moesize.core.units import format_count
+from moesize.engines import list_engines, option_of, planned_fields
 from moesize.schemas import document_names, find_schema
 
 if TYPE_CHECKING:
@@ -85,6 +86,24 @@ def catalogue_size() -> str:
         f"The catalogue holds {len(models)} models; the tensor lists of {checked} of them were "
         "checked against a\npublished element count.\n"
     )
+
+
+# What any plan may be asked; the rest of what an engine plans is worth a column.
+_COMMON = frozenset(("context_tokens", "concurrency", "kv_dtype", "num_gpus"))
+
+
+def engine_table() -> str:
+    """Engines, their versions, and the options that each of them plans."""
+    lines = ["| engine | versions | options planned |", "|---|---|---|"]
+    for row in list_engines():
+        fields = planned_fields(row["name"]) - _COMMON - {"engine", "engine_version"}
+        if row["name"] == "vllm":  # looked at there to say what takes its place
+            fields -= {"data_parallel_attention"}
+        named = {option_of(field) for field in fields} - {"--engine-args"}
+        options = sorted(named, key=lambda name: (len(name) > 5, name))
+        shown = ", ".join(f"`{name}`" for name in options)
+        lines.append(f"| {row['name']} | {row['versions']} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def cli_reference() -> str:
@@ -196,6 +215,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdict-example": verdict_examples,
     "audit-example": audit_example,
     "catalogue-size": catalogue_size,
+    "engine-table": engine_table,
     "cli-reference": cli_reference,
     "catalogue-table": catalogue_table,
     "json-fields": json_fields,

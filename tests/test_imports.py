@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_layers() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout
+
+
+def test_the_contract_of_core_names_every_module_beside_it() -> None:
+    """A new module is forbidden to core from its first day."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    assert contract["source_modules"] == ["moesize.core"]
+    there = {
+        f"moesize.{path.stem}"
+        for path in (ROOT / "moesize").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert set(contract["forbidden_modules"]) == there - {"moesize.core", "moesize.__init__"}
 
 
 def test_start_up_is_not_out_of_hand() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from moesize.core.checkpoint import StoredEntry
 from moesize.core.errors import InvalidDeploymentError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.records import dataclass
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _MOST_TOKENS = 1 << 34
 _MOST_SEQUENCES = 1 << 24
@@ -105,6 +108,31 @@ class Request:
 
 
 _FIELDS = tuple(item.name for item in fields(Request))
+
+
+# Fields of `deployment` of engines that serve with pools, by the Request field that sets them.
+_SHOWN = {
+    "engine_version": "engine_version",
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "data_parallel_size": "dp",
+    "expert_parallel": "ep",
+    "context_tokens": "context",
+    "concurrency": "concurrency",
+    "kv_dtype": "kv_dtype",
+    "gpu_memory_utilization": "gpu_memory_utilization",
+    "max_num_seqs": "max_num_seqs",
+    "max_num_batched_tokens": "max_num_batched_tokens",
+    "enforce_eager": "enforce_eager",
+    "block_tokens": "block_size",
+}
+
+
+def defaulted_names(request: Request, own: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """`deployment.defaulted`: settings that were not given; `own` are those of one engine."""
+    given = request.given()
+    shown = {**_SHOWN, **(own or {})}
+    return tuple(name for field, name in shown.items() if field not in given)
 
 
 def _positive(request: Request, name: str, most: int) -> None:

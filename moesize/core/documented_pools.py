@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import keep
-from moesize.core.deployment import choose_layout
+from moesize.core.deployment import choose_layout, defaulted_names
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp
@@ -239,7 +239,7 @@ def plan_pool(
             "moe_backend": None,
             "engine_settings": {"fraction_of": rules.fraction_of},
         },
-        defaulted=_defaulted(request),
+        defaulted=defaulted_names(request),
         ledgers=tuple(ledgers),
         kv=KvSummary(
             bytes_per_token=per_token[limiting],
@@ -433,20 +433,6 @@ def _weight_items(held: RankWeights, tp: int) -> list[MemoryItem]:
     return [
         exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size
     ]
-
-
-def _defaulted(request: Request) -> tuple[str, ...]:
-    names = {
-        "engine_version": "engine_version",
-        "tensor_parallel_size": "tp",
-        "context_tokens": "context",
-        "concurrency": "concurrency",
-        "kv_dtype": "kv_dtype",
-        "gpu_memory_utilization": "gpu_memory_utilization",
-        "max_num_batched_tokens": "max_num_batched_tokens",
-    }
-    given = request.given()
-    return tuple(shown for field, shown in names.items() if field not in given)
 
 
 def _warnings(rules: PoolRules, layout_note: str) -> list[Note]:

@@ -12,7 +12,6 @@ from typing import Literal
 
 from moesize.core.records import dataclass
 
-MIB_BYTES = 1 << 20
 GIB_BYTES = 1 << 30
 
 Basis = Literal["observed", "estimated", "given"]

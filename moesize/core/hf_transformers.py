@@ -24,7 +24,7 @@ from moesize.core.inventory import moe_of
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.plan import KvSummary, Note
 from moesize.core.records import dataclass
-from moesize.core.units import format_bytes, format_gib
+from moesize.core.units import format_bytes, format_gib, largest_that
 from moesize.core.weight_formats import number_bytes
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def plan_transformers(
             for (kinds, last), room in rooms.items()
         )
 
-    longest = _longest(fits, spec.max_context)
+    longest = largest_that(fits, spec.max_context)
     capacity = max(0, available - fixed * sequences) // per_token if per_token else 0
     by_group: dict[str, int] = {}
     for module in held:
@@ -671,18 +671,3 @@ def _band(constant: Constant, factor: float) -> tuple[int, int, int]:
         round(constant.low * factor),
         round(constant.high * factor),
     )
-
-
-def _longest(fits: object, most: int) -> int:
-    """Largest number of tokens up to `most` that fits; 0 if not one does."""
-    assert callable(fits)
-    if fits(most):
-        return most
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low

@@ -7,15 +7,6 @@ from typing import Literal
 from moesize.core.records import dataclass
 
 Category = Literal["weights", "kv_cache", "activations", "runtime", "draft", "lora", "reserve"]
-CATEGORIES: tuple[Category, ...] = (
-    "weights",
-    "kv_cache",
-    "activations",
-    "runtime",
-    "draft",
-    "lora",
-    "reserve",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

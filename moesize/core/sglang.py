@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.checkpoint import keep
+from moesize.core.deployment import defaulted_names
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import (
     UnsupportedError,
@@ -151,7 +152,7 @@ def plan_sglang(
     refusal = _refusal(plans, resolved, request, profile.pool_rules)
     return EngineAnswer(
         deployment=_deployment(gpu, request, profile, resolved, sizes),
-        defaulted=_defaulted(request),
+        defaulted=defaulted_names(request),
         ledgers=ledgers,
         kv=_kv_summary(spec, plans, limiting, sizes, resolved, profile),
         limiting_rank=worst.stage.index * tp,
@@ -759,26 +760,6 @@ def _deployment(
         "moe_backend": resolved.settings.moe_a2a_backend,
         "engine_settings": own,
     }
-
-
-def _defaulted(request: Request) -> tuple[str, ...]:
-    names = {
-        "engine_version": "engine_version",
-        "tensor_parallel_size": "tp",
-        "pipeline_parallel_size": "pp",
-        "data_parallel_size": "dp",
-        "expert_parallel": "ep",
-        "context_tokens": "context",
-        "concurrency": "concurrency",
-        "kv_dtype": "kv_dtype",
-        "gpu_memory_utilization": "gpu_memory_utilization",
-        "max_num_seqs": "max_num_seqs",
-        "max_num_batched_tokens": "max_num_batched_tokens",
-        "enforce_eager": "enforce_eager",
-        "block_tokens": "block_size",
-    }
-    given = request.given()
-    return tuple(shown for field, shown in names.items() if field not in given)
 
 
 def _warnings(

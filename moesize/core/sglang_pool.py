@@ -27,7 +27,7 @@ from moesize.core.recurrent import (
     Mamba2,
     ShortConv,
 )
-from moesize.core.units import ceil_div, round_up
+from moesize.core.units import ceil_div, largest_that, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -508,13 +508,4 @@ def longest_context(
             for rest, cells in stages
         )
 
-    if fits(most_tokens):
-        return most_tokens
-    low, high = 0, most_tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    return largest_that(fits, most_tokens)

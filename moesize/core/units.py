@@ -5,7 +5,12 @@ Inside moesize memory is an int number of bytes. GiB (2^30) exists for people on
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moesize.core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -101,6 +106,20 @@ def format_count(count: int | float) -> str:
         if abs(count) >= unit:
             return f"{count / unit:,.2f} {name}"
     return f"{count:,}"
+
+
+def largest_that(fits: Callable[[int], bool], most: int) -> int:
+    """The largest whole number up to `most` that fits, if all smaller ones do; 0 if none."""
+    if fits(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _short(text: str) -> str:

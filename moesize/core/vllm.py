@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
-from moesize.core.deployment import Layout, Request, choose_layout
+from moesize.core.deployment import Layout, Request, choose_layout, defaulted_names
 from moesize.core.engine import EngineAnswer, RankCost
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.expert_parallel import expert_balance
@@ -112,6 +112,14 @@ PLANS = frozenset(
         "engine_settings",
     )
 )
+
+
+# Fields of `deployment` that only vLLM fills, by the Request field that sets them.
+_OWN_DEFAULTS = {
+    "decode_context_parallel_size": "dcp",
+    "num_redundant_experts": "num_redundant_experts",
+    "cpu_offload_bytes": "cpu_offload_bytes",
+}
 
 
 def plan_vllm(
@@ -334,7 +342,7 @@ def plan_vllm(
     }
     return EngineAnswer(
         deployment=deployment,
-        defaulted=_defaulted(request),
+        defaulted=defaulted_names(request, _OWN_DEFAULTS),
         ledgers=ledgers,
         kv=summary,
         limiting_rank=ranks[limiting].number,
@@ -689,29 +697,6 @@ def _shape(spec: ModelSpec, layout: Layout, redundant: int, options: VllmSetting
         has_encoder=has_active_encoder(spec, options),
         encoder=encoder_shape(spec, options, tp),
     )
-
-
-def _defaulted(request: Request) -> tuple[str, ...]:
-    names = {
-        "engine_version": "engine_version",
-        "tensor_parallel_size": "tp",
-        "pipeline_parallel_size": "pp",
-        "data_parallel_size": "dp",
-        "expert_parallel": "ep",
-        "context_tokens": "context",
-        "concurrency": "concurrency",
-        "kv_dtype": "kv_dtype",
-        "gpu_memory_utilization": "gpu_memory_utilization",
-        "max_num_seqs": "max_num_seqs",
-        "max_num_batched_tokens": "max_num_batched_tokens",
-        "enforce_eager": "enforce_eager",
-        "block_tokens": "block_size",
-        "decode_context_parallel_size": "dcp",
-        "num_redundant_experts": "num_redundant_experts",
-        "cpu_offload_bytes": "cpu_offload_bytes",
-    }
-    given = request.given()
-    return tuple(shown for field, shown in names.items() if field not in given)
 
 
 # Copies of keys and values are named from a twentieth of the card on.

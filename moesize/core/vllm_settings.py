@@ -137,10 +137,6 @@ class VllmSettings:
 # What is typed for a setting of another name.
 _TYPED = {
     "kv_offloading_bytes": "--kv-offloading-size",
-    "use_v2_model_runner": "VLLM_USE_V2_MODEL_RUNNER",
-    "profile_cuda_graphs": "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS",
-    "fused_moe_chunk_size": "VLLM_FUSED_MOE_CHUNK_SIZE",
-    "flashinfer_workspace_bytes": "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE",
 }
 
 
@@ -164,7 +160,6 @@ _PLANNED = frozenset(
         "disable_hybrid_kv_cache_manager",
         "draft_tensor_parallel_size",
         "dtype",
-        "enable_chunked_prefill",
         "enable_eplb",
         "enable_mixed_moe_lora_format",
         "enable_prefix_caching",
@@ -187,8 +182,6 @@ _PLANNED = frozenset(
         "prefill_context_parallel_size",
         "skip_mm_profiling",
         "spec_method",
-        "usage_context",
-        "use_v1",
     )
 )
 # What cannot change what a GPU holds, at least not by more than a few bytes.

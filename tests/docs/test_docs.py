@@ -137,7 +137,10 @@ def test_contributing_has_a_page_for_each_thing_to_add() -> None:
         "GPU",
         "quantization format",
         "attention kind",
+        "engine",
         "engine version",
+        "flag",
+        "field report",
         "config family",
         "file format",
     ]
