@@ -259,8 +259,8 @@ def _check_plan(spec: ModelSpec, row: dict[str, str], terms: dict[str, _Term], w
             continue
         found = [item for item in items if item.name.endswith("compute_buffer")]
         terms[term].add(sum(item.high_bytes for item in found) / _MIB, planned / _MIB, what)
-    items = [item for ledger in plan.gpus for item in ledger.items] + list(plan.host)
-    cached = sum(item.size_bytes for item in items if item.category == "kv_cache")
+    held = [item for ledger in plan.gpus for item in ledger.items] + list(plan.host)
+    cached = sum(item.size_bytes for item in held if item.category == "kv_cache")
     terms["plan: KV + state"].add(cached / _MIB, int(row["context_bytes"]) / _MIB, what)
 
 

@@ -158,7 +158,8 @@ def half_digit(value: float, unit: Unit) -> float:
     if unit in ("tokens", "blocks"):
         return 0.0
     decimals = len(f"{value:.6f}".rstrip("0").partition(".")[2])
-    return 0.5 / 10 ** max(2, decimals)
+    half: float = 0.5 / 10 ** max(2, decimals)
+    return half
 
 
 class Prediction(NamedTuple):

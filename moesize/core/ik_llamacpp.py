@@ -53,7 +53,7 @@ def decompressed(
     q = g.op((nope + rope, tokens, heads), q_nope, q_rope)
     g.expand(q)
     out = None
-    parts = []
+    parts: list[Node] = []
     for _ in range(heads // some):
         both = g.op(((nope + v) * some, cells))
         values = copy(v, g.view(both, v, cells, some, packed=False))
