@@ -131,6 +131,17 @@ def test_a_file_that_cannot_be_read_is_a_wrong_question(tmp_path: Path, name: st
 REACHED = [
     ("vllm", "weights", "median_abs_error", 0.002),
     ("vllm", "non_torch", "median_abs_error_of_card", 0.001),
+    ("ik_llama.cpp", "model_buffer", "p90_abs_error", 0.0005),
+    ("ik_llama.cpp", "model_total", "p90_abs_error", 0.0005),
+    ("ik_llama.cpp", "kv_buffer", "worst_abs_error", 0.0),
+    ("ik_llama.cpp", "kv_total", "p90_abs_error", 0.0),
+    ("ik_llama.cpp", "compute_buffer", "median_abs_error", 0.002),
+    ("ik_llama.cpp", "compute_buffer", "p90_abs_error", 0.03),
+    ("ik_llama.cpp", "compute_buffer_host", "p90_abs_error", 0.005),
+    ("llama.cpp", "kv_total", "worst_abs_error", 0.0),
+    ("llama.cpp", "output_buffer", "worst_abs_error", 0.0),
+    ("llama.cpp", "compute_buffer", "p90_abs_error", 0.05),
+    ("llama.cpp", "compute_buffer_host", "p90_abs_error", 0.03),
 ]
 
 

@@ -18,6 +18,7 @@ from moesize.accuracy.terms import (
     Plans,
     Prediction,
     figures_of,
+    half_digit,
     state_gib,
 )
 from moesize.core.units import GIB

@@ -13,6 +13,7 @@ from moesize.accuracy.runs import Run, run_of
 from moesize.accuracy.terms import Plans, figures_of
 from moesize.accuracy.versions import known_ranges, release_after, release_on, versions_of
 from moesize.core.deployment import Request
+from moesize.core.llamacpp import LlamaCppSettings
 
 
 def run(**fields: Any) -> Run:
