@@ -30,13 +30,12 @@ def buffers(model: str, version: str, quant: str, gpus: int, **settings: Any) ->
         engine_settings=LlamaCppSettings(**settings),
     )
     made = make_plan(spec, source, find_scheme(quant), "", find_gpu("b200").spec, request)
-    found = [
+    return [
         item.size_bytes / MIB
         for items in (made.host, *(ledger.items for ledger in made.gpus))
         for item in items
         if item.name.endswith("compute_buffer")
     ]
-    return found
 
 
 EXPERTS = {"override_tensor": (("exps", "CPU"),)}
