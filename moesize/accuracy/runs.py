@@ -671,7 +671,8 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
         words += ["--n-gpu-layers", offloaded]
     elif not _devices(report):
         words += ["--n-gpu-layers", "0"]
-    if not _devices(report):
+    used = layers if layers is not None else offloaded
+    if not _devices(report) and str(used) in ("", "0"):
         words.append("--no-op-offload")  # no GPU is in the log: a build or a machine without one
     return words + _llamacpp_flags(report.settings.get("flags") or {})
 

@@ -137,6 +137,17 @@ REACHED = [
     ("vllm", "kv_tokens_given_kv", "p90_abs_error", 0.002),
     ("vllm", "non_torch", "median_abs_error_of_card", 0.001),
     ("sglang", "kv_tokens_given_kv", "p90_abs_error", 0.001),
+    ("ik_llama.cpp", "model_buffer", "p90_abs_error", 0.0005),
+    ("ik_llama.cpp", "model_total", "p90_abs_error", 0.0005),
+    ("ik_llama.cpp", "kv_buffer", "worst_abs_error", 0.0),
+    ("ik_llama.cpp", "kv_total", "p90_abs_error", 0.0),
+    ("ik_llama.cpp", "compute_buffer", "median_abs_error", 0.002),
+    ("ik_llama.cpp", "compute_buffer", "p90_abs_error", 0.03),
+    ("ik_llama.cpp", "compute_buffer_host", "p90_abs_error", 0.005),
+    ("llama.cpp", "kv_total", "worst_abs_error", 0.0),
+    ("llama.cpp", "output_buffer", "worst_abs_error", 0.0),
+    ("llama.cpp", "compute_buffer", "p90_abs_error", 0.05),
+    ("llama.cpp", "compute_buffer_host", "p90_abs_error", 0.03),
 ]
 
 

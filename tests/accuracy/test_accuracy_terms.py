@@ -18,6 +18,7 @@ from moesize.accuracy.terms import (
     Plans,
     Prediction,
     figures_of,
+    half_digit,
     state_gib,
 )
 from moesize.core.units import GIB
@@ -170,8 +171,38 @@ def test_a_figure_inside_the_rounding_of_another_is_met() -> None:
     above = row(observed=121.1, predicted=104.0, low=99.0, high=109.0, exact_given=True)
     assert above.error == pytest.approx(-0.1, abs=1e-3)
     # 2.75 stands for anything up to 2.755.
-    printed = row(unit="requests", observed=2.75, predicted=2.7, low=2.7, high=2.746)
+    printed = row(
+        unit="requests", observed=2.75, predicted=2.7, low=2.7, high=2.746, rounding=0.005
+    )
     assert printed.in_band is True
+
+
+def test_what_a_figure_is_printed_as_is_met() -> None:
+    # 0.4932 MiB of logits are logged as 0.49.
+    small = row(unit="MiB", observed=0.49, predicted=0.4932, low=0.4932, high=0.4932)
+    assert small.error == pytest.approx(0.0065, abs=1e-4)
+    small = row(
+        unit="MiB", observed=0.49, predicted=0.4932, low=0.4932, high=0.4932, rounding=0.005
+    )
+    assert (small.error, small.in_band) == (0.0, True)
+    assert half_digit(0.49, "MiB") == half_digit(3.0, "GiB") == 0.005
+    assert half_digit(14.2717, "GiB") == 0.00005
+    assert half_digit(16384.0, "tokens") == 0.0
+    # llama.cpp's projected use is printed whole; a total is the sum of three printed figures.
+    made = figures_of(
+        report(
+            "llama.cpp",
+            observed={
+                "projected_device_mib": 9226,
+                "model_buffer_mib": {"CUDA0": 1.5, "CUDA1": 2.25, "CPU": 3.0},
+            },
+        ),
+        given_blocks=(),
+    )
+    rounding = {figure.term: figure.rounding for figure in made}
+    assert rounding["device_total"] == 0.5
+    assert rounding["model_total"] == pytest.approx(0.015)
+    assert rounding["model_buffer"] == 0.005
 
 
 def test_quantiles_interpolate() -> None:

@@ -13,6 +13,7 @@ from moesize.accuracy.runs import Run, run_of
 from moesize.accuracy.terms import Plans, figures_of
 from moesize.accuracy.versions import known_ranges, release_after, release_on, versions_of
 from moesize.core.deployment import Request
+from moesize.core.llamacpp import LlamaCppSettings
 
 
 def run(**fields: Any) -> Run:
@@ -283,11 +284,16 @@ def test_where_buffers_lie_is_known_or_not() -> None:
     assert moved(n_tensors_overridden=174).startswith("tensors were moved by hand")
     assert moved(n_tensors_overridden=174, override_tensor="exps=CPU") == ""
     two = {"model_buffer_mib": {"CUDA0": 1.0, "CUDA1": 1.0, "CPU": 2.0}}
-    assert runs._devices_problem(report("llama.cpp", observed=two, gpu=["a", "b"]))
-    assert not runs._devices_problem(report("llama.cpp", observed=two, gpu=["a", "a"]))
-    assert not runs._devices_problem(
-        report("llama.cpp", observed=two, gpu=["a", "b"], flags={"tensor_split": "1,1"})
-    )
+    # Equal cards have unequal free memory.
+    assert runs._split_problem(report("llama.cpp", observed=two, gpu=["a", "a"]))
+    free = {"CUDA0": 9000, "CUDA1": 9000}
+    assert not runs._split_problem(report("llama.cpp", observed=two, gpu_free_mib=free))
+    assert runs._split_problem(report("ik_llama.cpp", observed=two, gpu_free_mib=free))
+    given = {"tensor_split": "1,1"}
+    assert not runs._split_problem(report("ik_llama.cpp", observed=two, flags=given))
+    rows = {"model_buffer_mib": {"CUDA_Split": 9.0, "CPU": 2.0}}
+    assert runs._devices_problem(report("llama.cpp", observed=rows))
+    assert not runs._devices_problem(report("llama.cpp", observed=two))
     assert runs.is_mapped(report(observed={"model_buffer_mib": {"CPU_Mapped": 9.0, "CUDA0": 1.0}}))
     assert runs.is_mapped(report(observed={"model_buffer_mib": {"CPU_Mapped": 9.0, "AMX": 1.0}}))
     assert not runs.is_mapped(report(observed={"model_buffer_mib": {"CPU_Mapped": 9.0}}))
@@ -307,3 +313,47 @@ def test_a_model_that_is_not_known_is_not_planned() -> None:
     model = resolve_report(made)
     assert isinstance(model, Resolved)
     assert model.spec is None
+
+
+def test_a_fork_s_own_flags_become_settings() -> None:
+    made = report(
+        "ik_llama.cpp",
+        model="DeepSeek-R1",
+        date="2025-06-09",
+        n_ctx=4096,
+        flags={"mla_attn": "3", "attn_max_batch_mib": "512", "rtr": True},
+    )
+    settings = run_of(made, resolve_report(made)).candidates[0].request.engine_settings
+    assert isinstance(settings, LlamaCppSettings)
+    assert (settings.mla, settings.amb, settings.rtr) == (3, 512, True)
+    # Without a GPU in the log nothing is moved to one.
+    assert settings.no_op_offload is True
+
+    def repacked(date: str, name: str) -> bool:
+        return runs._rows_for_the_cpu(report("ik_llama.cpp", date=date, gguf_file=name))
+
+    assert repacked("2025-05-14", "DeepSeek-V3-0324-IQ4_K_R4-00001-of-00010.gguf")
+    assert not repacked("2025-06-09", "DeepSeek-V3-0324-IQ4_K_R4-00001-of-00010.gguf")
+    assert not repacked("2025-05-14", "DeepSeek-R1-Q4_K_M.gguf")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem", "said"),
+    [
+        ({"n_ctx": None}, "context_problem", "does not state"),
+        ({"flags": {"mla_attn": "0"}}, "graph_problem", "-mla 0"),
+        (
+            {"date": "2025-03-09", "flash_attn": "1", "flags": {"mla_attn": "2"}},
+            "graph_problem",
+            "pull request 253",
+        ),
+        ({"offloaded_layers": "27/62"}, "host_graph_problem", "on the host"),
+        ({}, "sequences_problem", "which program"),
+    ],
+)
+def test_what_a_report_leaves_open_is_named(
+    settings: dict[str, Any], problem: str, said: str
+) -> None:
+    stated = {"date": "2025-06-09", "n_ctx": 4096, "flags": {"mla_attn": "3"}, **settings}
+    made = report("ik_llama.cpp", model="DeepSeek-R1", **stated)
+    assert said in getattr(run_of(made, resolve_report(made)), problem)
