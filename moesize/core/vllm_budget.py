@@ -369,7 +369,7 @@ def _host_growth(settings: BudgetSettings, constants: Constants) -> BudgetItem |
     """Where GPU and host share one memory, what the host's processes take counts as consumed.
 
     vLLM asks the system there and not the driver how much is free, before and after loading and
-    profiling: `utils/mem_utils.py:MemorySnapshot.measure`, psutil's available memory. Up to 0.27
+    profiling: `utils/mem_utils.py:MemorySnapshot.measure`, psutil's available memory. Up to 0.26
     what torch allocated counts, and the rest is part of the growth beside torch.
     """
     if not settings.unified_memory or settings.rules.budget_basis != "consumed":

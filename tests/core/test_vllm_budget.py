@@ -364,9 +364,9 @@ def test_bands_are_ordered_and_items_named_once(
     assert budget.charged_bytes + budget.outside_bytes == sum(i.bytes for i in budget.items)
 
 
-@pytest.mark.parametrize(("version", "charged"), [("0.27.1", False), ("0.33.0", True)])
+@pytest.mark.parametrize(("version", "charged"), [("0.26.0", False), ("0.33.0", True)])
 def test_unified_memory_charges_what_host_processes_take(version: str, charged: bool) -> None:
-    """From 0.28 on free memory before and after counts, on a GB10 the system's (mem_utils.py)."""
+    """From 0.27 on free memory before and after counts, on a GB10 the system's (mem_utils.py)."""
     import moesize
 
     for gpu, shared in (("gb10-dgx-spark", True), ("h100", False)):
@@ -376,14 +376,14 @@ def test_unified_memory_charges_what_host_processes_take(version: str, charged: 
 
 
 def test_a_yes_is_not_certain_where_the_peak_may_pass_the_card() -> None:
-    """At 0.98 of 31.86 GiB, 0.64 GiB are left: less than context and graphs take outside it."""
+    """At 0.98 of 31.86 GiB, 0.64 GiB are left: less than a context may take outside it."""
     import moesize
 
-    options = {"gpu": "radeon-ai-pro-r9700", "context": 4096, "engine_version": "0.13.0"}
+    options = {"gpu": "radeon-ai-pro-r9700", "context": 4096, "enforce_eager": True}
     tight = moesize.plan("qwen3-8b", gpu_memory_utilization=0.98, **options).verdict
     assert tight.fits
     assert not tight.certain
     assert "close" in tight.reason
-    roomy = moesize.plan("qwen3-8b", gpu_memory_utilization=0.75, **options).verdict
+    roomy = moesize.plan("qwen3-8b", gpu_memory_utilization=0.9, **options).verdict
     assert roomy.fits
     assert roomy.certain
