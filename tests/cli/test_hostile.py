@@ -27,7 +27,7 @@ MIB = 1 << 20
 # A fresh interpreter with everything that a command loads stays below 100 MiB of address space
 # beside what the file takes; the largest file that is parsed at all has 16 MiB.
 MEMORY_BYTES = 768 * MIB
-CPU_S = 1.0
+CPU_S = 2.5
 SPEC = (spec_folder() / "mixtral-8x7b.yaml").read_text(encoding="utf-8")
 # The fields of https://huggingface.co/mistralai/Mixtral-8x7B-v0.1 that sizes depend on.
 CONFIG: dict[str, Any] = {
