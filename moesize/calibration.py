@@ -65,8 +65,8 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
     "non_torch": (Target("non_torch_growth", by_kind=False),),
     "consumed": (Target("non_torch_growth", by_kind=False),),
     "held_before_start": (Target("cuda_context", by_kind=False),),
-    "cuda_graphs_estimated": (Target("cuda_graph_bytes_per_graph", by_kind=True),),
-    "cuda_graphs": (Target("cuda_graph_bytes_per_graph", by_kind=True),),
+    "cuda_graphs_estimated": (Target("cuda_graph_bytes_per_graph_and_layer", by_kind=True),),
+    "cuda_graphs": (Target("cuda_graph_bytes_per_graph_and_layer", by_kind=True),),
     "activation_peak": (Target("forward_activation_factor", by_kind=True),),
 }
 

@@ -8,7 +8,8 @@ The value is the median, low and high are quantiles; `--write` puts them into th
 every constant the error on groups of sources that were left out is printed beside the error on all.
 
 Kinds of `fit`: activations_sampler (bytes per logit), activations_forward (factor), non_torch,
-communication, graphs (bytes for each captured graph), context. `vendor` restricts a row to GPUs.
+communication, graphs (bytes for each captured graph and layer), context. `vendor` restricts a row
+to GPUs.
 """
 
 from __future__ import annotations
@@ -237,11 +238,13 @@ def _add(
             sample(kind, left - rest)
     if _states_its_weights(report, planned):
         _add_loading(sample, observed, items, ledger)
-    graphs = re.match(r"(\d+) graphs", items.get("runtime.cuda_graphs", {}).get("formula", ""))
-    if graphs and observed.get("cuda_graph_gib") is not None and int(graphs[1]):
-        sample("graphs", observed["cuda_graph_gib"] * GIB / int(graphs[1]))
-    if graphs and observed.get("cuda_graph_estimated_gib") is not None and int(graphs[1]):
-        sample("graphs_estimated", observed["cuda_graph_estimated_gib"] * GIB / int(graphs[1]))
+    formula = items.get("runtime.cuda_graphs", {}).get("formula", "")
+    graphs = re.match(r"(\d+) graphs \([^)]*\) \* (\d+) layers", formula)
+    pieces = int(graphs[1]) * int(graphs[2]) if graphs else 0
+    if pieces and observed.get("cuda_graph_gib") is not None:
+        sample("graphs", observed["cuda_graph_gib"] * GIB / pieces)
+    if pieces and observed.get("cuda_graph_estimated_gib") is not None:
+        sample("graphs_estimated", observed["cuda_graph_estimated_gib"] * GIB / pieces)
 
 
 def _states_its_weights(report: dict[str, Any], planned: dict[str, Any]) -> bool:

@@ -63,8 +63,8 @@ def test_observations_of_a_log(script: Any) -> None:
     assert found["activations_sampler"] == pytest.approx(logit)
     assert found["non_torch"] == pytest.approx(0.07 * 2**30)
     assert found["context"] == pytest.approx(0.61 * 2**30)
-    # 0.10 captures pieces only: 1, 2, 4 and every eighth size to 512.
-    assert found["graphs"] == pytest.approx(0.69 * 2**30 / 67)
+    # 0.10 captures pieces only: 1, 2, 4 and every eighth size to 512, each of 48 layers.
+    assert found["graphs"] == pytest.approx(0.69 * 2**30 / 67 / 48)
 
 
 def test_what_is_left_out_says_why(script: Any) -> None:

@@ -664,7 +664,10 @@ def _llamacpp_words(report: FieldReport) -> list[str]:
     elif attention in ("0", "off", "false", "disabled"):
         words += ["--flash-attn", "off"]
     layers = report.settings.get("n_gpu_layers")
-    offloaded = report.text("offloaded_layers").partition("/")[0]
+    offloaded, _, most = report.text("offloaded_layers").partition("/")
+    if offloaded.isdigit() and most.isdigit() and int(offloaded) < int(most):
+        # What the engine did, where it did less than it was asked for (a build without GPU code).
+        layers = None
     if layers is not None:
         words += ["--n-gpu-layers", str(layers)]
     elif offloaded.isdigit():

@@ -6,6 +6,7 @@ the budget becomes KV blocks. Sources are named by each item.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,7 @@ from moesize.core.vllm_budget import (
 )
 from moesize.core.vllm_encoder import encoder_shape, has_active_encoder
 from moesize.core.vllm_items import (
+    attention_scalar_bytes,
     budget_item,
     kv_item,
     kv_summary,
@@ -226,6 +228,7 @@ def plan_vllm(
                 attention_backend=cache.backend,
                 enforce_eager=bool(request.enforce_eager),
                 is_last_stage=stage.last,
+                num_layers=len(stage.layers),
                 loose_state_bytes=cache.loose_state_bytes[stage.index],
                 vendor=gpu.vendor,
                 # An APU of AMD's with HBM does not count as integrated (platforms/interface.py).
@@ -242,12 +245,21 @@ def plan_vllm(
     # The sequences are spread over data-parallel ranks.
     sequences = ceil_div(concurrency, layout.data_parallel_size)
     rotary = rotary_bytes(spec, profile.fourfold_position_types)
+    buffers = [
+        rotary + attention_scalar_bytes(spec, stage.layers, profile.attention_scalars)
+        for stage in stages
+    ]
     fixed = [request.kv_cache_bytes] * len(stages)
     if options.num_gpu_blocks_override is not None:
         blocks = options.num_gpu_blocks_override
         fixed = [blocks * size for size in kv_layout.stage_block_bytes]
     available = [
-        _available(budgets[rank.stage.index], rank, rotary, fixed[rank.stage.index])
+        _available(
+            budgets[rank.stage.index],
+            rank,
+            buffers[rank.stage.index],
+            fixed[rank.stage.index],
+        )
         for rank in ranks
     ]
     # Every rank gets as many blocks as the one with the least memory for them.
@@ -284,7 +296,7 @@ def plan_vllm(
             usable_bytes=usable.best_bytes,
             budget_bytes=budgets[rank.stage.index].requested_bytes,
             items=(
-                *weight_items(rank.weights, rotary, layout),
+                *weight_items(rank.weights, buffers[rank.stage.index], layout),
                 *rank.items,
                 kv_item(
                     need,
@@ -609,17 +621,20 @@ def _check_dtype(options: VllmSettings) -> None:
 
 
 def _available(
-    budget: VllmBudget, rank: Rank, rotary_bytes: int, fixed_bytes: int | None
+    budget: VllmBudget, rank: Rank, buffer_bytes: int, fixed_bytes: int | None
 ) -> tuple[int, int, int]:
-    """KV bytes of one rank: best, low, high. Negative when the weights do not fit."""
+    """KV bytes of one rank: best, low, high. Negative when the weights do not fit.
+
+    The estimates err independently of each other, so what they may be off adds as squares.
+    """
     if fixed_bytes is not None:
         return (fixed_bytes,) * 3
-    left = budget.requested_bytes - rank.weights.resident_bytes - rotary_bytes - rank.item_bytes
+    left = budget.requested_bytes - rank.weights.resident_bytes - buffer_bytes - rank.item_bytes
     charged = [item for item in budget.items if item.in_budget]
     best = left - sum(item.bytes for item in charged)
-    low = left - sum(item.high_bytes for item in charged)
-    high = left - sum(item.low_bytes for item in charged)
-    return best, low, high
+    less = math.hypot(*(item.high_bytes - item.bytes for item in charged))
+    more = math.hypot(*(item.bytes - item.low_bytes for item in charged))
+    return best, best - round(less), best + round(more)
 
 
 def _capability_text(gpu: GpuSpec) -> str:

@@ -149,6 +149,7 @@ class BudgetSettings:
 
     num_kv_groups, block_tokens   of the KV layout; they size the block tables
     is_last_stage                 only the last pipeline stage samples
+    num_layers                    of the stage; a graph holds a piece for each
     segment_bytes, repacked_module_bytes   of the rank's weights (RankWeights)
     loose_state_bytes             recurrent states of a sequence beside the paged cache
     unified_memory                the GPU has no memory of its own: the host's processes use it too
@@ -171,6 +172,7 @@ class BudgetSettings:
     attention_backend: str = "FLASH_ATTN"
     enforce_eager: bool = False
     is_last_stage: bool = True
+    num_layers: int = 1
     loose_state_bytes: int = 0
     vendor: str = "nvidia"
     segment_bytes: int = 0
@@ -639,16 +641,17 @@ def _cuda_graphs(settings: BudgetSettings, constants: Constants) -> BudgetItem |
     elif settings.rules.graph_modes == "full":
         full = sum(size <= max(decode, sizes[0]) for size in sizes) if sizes else 0
     num_graphs = piecewise + full
-    constant = constants["cuda_graph_bytes_per_graph"]
-    best, low, high = _band(constant, num_graphs)
+    constant = constants["cuda_graph_bytes_per_graph_and_layer"]
+    layers = max(1, settings.num_layers)
+    best, low, high = _band(constant, num_graphs * layers)
     return BudgetItem(
         "runtime.cuda_graphs",
         "runtime",
         best,
         low,
         high,
-        f"{num_graphs} graphs ({piecewise} piecewise, {full} full) * "
-        f"{format_bytes(round(constant.value))} per graph",
+        f"{num_graphs} graphs ({piecewise} piecewise, {full} full) * {layers} layers * "
+        f"{format_bytes(round(constant.value))} per graph and layer",
         constant.source,
         in_budget=settings.rules.graphs_charged,
     )

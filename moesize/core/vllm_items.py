@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.ledger import MemoryItem, exact_item
 from moesize.core.plan import KvSummary
 from moesize.core.units import ceil_div
@@ -32,7 +33,31 @@ def rotary_bytes(spec: ModelSpec, fourfold_types: tuple[str, ...] = ()) -> int:
     return sum(sizes)
 
 
-def weight_items(weights: RankWeights, rotary_size: int, layout: Layout) -> list[MemoryItem]:
+# A scalar takes a whole block of the caching allocator.
+_SCALAR_BYTES = 512
+
+
+def attention_scalar_bytes(spec: ModelSpec, layers: range, scalars: int) -> int:
+    """Scales of queries, keys, values, ... that every attention layer keeps, 512 bytes each.
+
+    vLLM 0.32.0 model_executor/layers/attention/attention.py:set_default_quant_scales.
+    """
+    if not scalars:
+        return 0
+    kept: dict[tuple[int, int], int] = spec.__dict__.setdefault("_attention_layers", {})
+    key = (layers.start, layers.stop)
+    if key not in kept:
+        kinds = {
+            block.name: sum(
+                isinstance(mixer, GroupedQueryAttention | LatentAttention) for mixer in block.mixers
+            )
+            for block in spec.blocks
+        }
+        kept[key] = sum(kinds[spec.layout[layer]] for layer in layers)
+    return kept[key] * scalars * _SCALAR_BYTES
+
+
+def weight_items(weights: RankWeights, buffer_bytes: int, layout: Layout) -> list[MemoryItem]:
     source = "tensor inventory; vLLM 0.32.0 model_executor/layers"
     split = f"1/{layout.tensor_parallel_size} of what tensor parallelism splits"
     if layout.expert_parallel_size > 1:
@@ -67,7 +92,11 @@ def weight_items(weights: RankWeights, rotary_size: int, layout: Layout) -> list
             weights.rounding_bytes,
             "each tensor rounded as torch's caching allocator does",
         ),
-        ("weights.buffers", rotary_size, "rotary tables: positions x rotary size x element width"),
+        (
+            "weights.buffers",
+            buffer_bytes,
+            "rotary tables: positions x rotary size x element width; scales of attention layers",
+        ),
     ]
     return [
         exact_item(name, "weights", size, formula, source) for name, size, formula in rows if size

@@ -64,6 +64,7 @@ class VllmProfile:
     deep_gemm         DeepGEMM runs experts in FP8 tiles from Hopper on
     context_parallel  has --decode-context-parallel-size
     fourfold_position_types   model types whose rotary table has four times the positions
+    attention_scalars  scales that an attention layer keeps on the GPU, each a tensor
     """
 
     version: str
@@ -86,6 +87,7 @@ class VllmProfile:
     deep_gemm: bool = True
     context_parallel: bool = True
     fourfold_position_types: tuple[str, ...] = ()
+    attention_scalars: int = 0
 
     def model_runner(self, spec: ModelSpec) -> ModelRunner:
         """Model runner of this version for this model; it decides what sampling costs."""
@@ -292,6 +294,7 @@ def rules_of(profile: EngineProfile) -> VllmProfile:
         deep_gemm=facts["deep_gemm"],
         context_parallel=facts["context_parallel"],
         fourfold_position_types=tuple(facts["fourfold_position_types"]),
+        attention_scalars=facts["attention_scalars"],
     )
 
 

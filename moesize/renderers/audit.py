@@ -66,7 +66,7 @@ def mark(term: Term) -> str:
 
 
 def saved_constant(row: dict[str, Any]) -> str:
-    """A constant that was kept: `cuda_graph_bytes_per_graph = 12.00 MiB per captured graph`."""
+    """A constant that was kept, as `non_torch_growth = 120.00 MiB`, with what it is per."""
     value = row["value"]
     kind, _, per = row["unit"].partition(" ")
     size = format_bytes(round(value)) if kind == "byte" else f"{value:g} {kind}".rstrip()

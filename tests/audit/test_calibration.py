@@ -46,8 +46,8 @@ def test_saved_and_used(calibration_file: Path) -> None:
     before = item("runtime.cuda_graphs")
     result = call("audit", str(H100), "--engine-version", "0.30.0", "--save", "--format", "json")
     saved = {row["constant"]: row for row in result.json()["saved"]}
-    assert set(saved) == {"cuda_graph_bytes_per_graph"}
-    kept = saved["cuda_graph_bytes_per_graph"]
+    assert set(saved) == {"cuda_graph_bytes_per_graph_and_layer"}
+    kept = saved["cuda_graph_bytes_per_graph_and_layer"]
     assert kept["term"] == "cuda_graphs_estimated"
     assert kept["kind"] == "moe"
     assert (kept["gpu"], kept["engine"], kept["version"]) == ("h100-80gb-sxm", "vllm", "0.30.0")
@@ -62,7 +62,7 @@ def test_saved_and_used(calibration_file: Path) -> None:
         w["code"]: w["message"]
         for w in call(*PLAN, "--engine-version", "0.30.0").json()["warnings"]
     }
-    assert warnings["calibration"].endswith(": cuda_graph_bytes_per_graph")
+    assert warnings["calibration"].endswith(": cuda_graph_bytes_per_graph_and_layer")
     # The default plan changes as well; without calibration it is what it was.
     assert item("runtime.cuda_graphs")["bytes"] != before["bytes"]
     assert item("runtime.cuda_graphs", "--no-calibration") == before

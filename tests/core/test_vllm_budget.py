@@ -162,7 +162,7 @@ def test_everything_but_weights_and_cache_as_logged() -> None:
 
     0.92 * 79.18 - 29.08 (weights) - 42.54 (cache) = 1.23 GiB, 0.14 of it the graph estimate.
     """
-    fp8 = settings(max_num_seqs=64, moe_backend="deep_gemm", model_runner="v1")
+    fp8 = settings(max_num_seqs=64, moe_backend="deep_gemm", model_runner="v1", num_layers=48)
     budget = vllm_budget(QWEN3_30B, fp8, CONSTANTS)
     rest = 0.92 * 79.18 * GIB - (29.08 + 42.54) * GIB
     charged = [item for item in budget.items if item.in_budget]

@@ -569,3 +569,29 @@ def test_weights_as_logged_on_amd(model: str, tp: int, logged: float) -> None:
     new = plan(model, "0.21.0", "radeon-ai-pro-r9700", gpus=tp, tp=tp, context=8192)
     names = [{item.name for item in answer.gpus[0].items} for answer in (old, new)]
     assert ["weights.device_use" in found for found in names] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "version", "logged"),
+    [
+        # Printed with four decimals; without the scalars of 32, 48, 36 and 40 layers the last
+        # digit would be another.
+        ("llama-3.1-8b", "checkpoint", "0.12.0", 14.9889),
+        ("deepseek-r1-distill-qwen-14b", "checkpoint", "0.8.5.post1", 27.5916),
+        ("qwen2.5-3b", "checkpoint", "0.10.2", 5.7916),
+        ("qwen3-14b", "fp8-dynamic", "0.12.0", 15.3388),
+    ],
+)
+def test_scalars_of_attention_layers_show_in_the_last_digit(
+    model: str, quant: str, version: str, logged: float
+) -> None:
+    """Seven scales of 512 bytes a layer (0.8 to 0.27).
+
+    Logs of github.com/kyuz0/amd-r9700-vllm-toolboxes at 18a88f1 (RTX 3090, RTX 5000 Ada),
+    jayashan10/Deepseek-qwen-deployment at 5bddab0, ShanghaoLi0913/memory-aware_RLHF at c2b14c2.
+    """
+    found = moesize.plan(
+        model, gpu="h100", quant=quant, engine_version=version, context=2048, suggest=False
+    )
+    weights = found.gpus[0].category_bytes("weights")
+    assert round(weights / GIB, 4) == logged
