@@ -17,6 +17,30 @@ _MOST_TOKENS = 1 << 34
 _MOST_SEQUENCES = 1 << 24
 
 
+# Fields of a Request that every engine's planner looks at, and those of servers with a pool.
+COMMON_FIELDS = frozenset(
+    (
+        "engine",
+        "engine_version",
+        "num_gpus",
+        "context_tokens",
+        "concurrency",
+        "kv_dtype",
+        "engine_settings",
+    )
+)
+POOL_FIELDS = COMMON_FIELDS | {
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "expert_parallel",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "kv_cache_bytes",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftModel:
     """A smaller model that guesses tokens: `method` is draft_model, eagle, eagle3, ..."""

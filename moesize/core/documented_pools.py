@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import keep
-from moesize.core.deployment import choose_layout, defaulted_names
+from moesize.core.deployment import POOL_FIELDS, choose_layout, defaulted_names
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp
@@ -46,25 +46,7 @@ if TYPE_CHECKING:
     from moesize.core.gpu import GpuSpec
     from moesize.core.model_spec import ModelSpec
 
-PLANS = frozenset(
-    (
-        "engine",
-        "engine_version",
-        "num_gpus",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "expert_parallel",
-        "context_tokens",
-        "concurrency",
-        "kv_dtype",
-        "gpu_memory_utilization",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "enforce_eager",
-        "kv_cache_bytes",
-        "engine_settings",
-    )
-)
+PLANS = POOL_FIELDS
 
 _DTYPE_BYTES = 2
 _WIDEST_PREFILL = 1 << 20

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from moesize.core.allocator import allocated_bytes
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import keep
+from moesize.core.deployment import COMMON_FIELDS
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp
@@ -49,17 +50,7 @@ _SOURCE = "transformers 5.23.0 "
 # Constants that every GPU pays.
 _RUNTIME = ("cuda_context", "library_workspaces")
 
-PLANS = frozenset(
-    (
-        "engine",
-        "engine_version",
-        "num_gpus",
-        "context_tokens",
-        "concurrency",
-        "kv_dtype",
-        "engine_settings",
-    )
-)
+PLANS = COMMON_FIELDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,7 @@ def tensors_of_block(block: Block, hidden_size: int) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
-def _cached(key: _SpecKey) -> tuple[Entry, ...]:
+def _cached(key: SpecKey) -> tuple[Entry, ...]:
     entries = tuple(_entries(key.spec))
     for entry in entries:
         if entry.tensor.copies > _MOST_COPIES:
@@ -104,7 +104,7 @@ def _cached(key: _SpecKey) -> tuple[Entry, ...]:
     return entries
 
 
-class _SpecKey:
+class SpecKey:
     """A spec as a cache key by identity: hashing a whole spec costs more than a plan."""
 
     __slots__ = ("spec",)
@@ -116,12 +116,12 @@ class _SpecKey:
         return id(self.spec)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SpecKey) and other.spec is self.spec
+        return isinstance(other, SpecKey) and other.spec is self.spec
 
 
 def inventory(spec: ModelSpec) -> tuple[Entry, ...]:
     """All tensors of the model, section by section. Cached per spec object."""
-    return _cached(_SpecKey(spec))
+    return _cached(SpecKey(spec))
 
 
 def _entries(spec: ModelSpec) -> Iterator[Entry]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.deployment import COMMON_FIELDS
 from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import MoeMlp
@@ -272,21 +273,12 @@ class LlamaCppRules:
 
 
 # Fields of a Request that this engine plans; others are refused, never ignored.
-PLANS = frozenset(
-    (
-        "engine",
-        "engine_version",
-        "num_gpus",
-        "context_tokens",
-        "concurrency",
-        "kv_dtype",
-        "max_num_seqs",
-        "offload_experts",
-        "num_spec_tokens",
-        "mtp",
-        "engine_settings",
-    )
-)
+PLANS = COMMON_FIELDS | {
+    "max_num_seqs",
+    "offload_experts",
+    "num_spec_tokens",
+    "mtp",
+}
 
 
 def rules_of(profile: EngineProfile) -> LlamaCppRules:

@@ -17,6 +17,7 @@ from moesize.core.attention import CompressedAttention, GroupedQueryAttention, L
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf_view import gguf_architecture
+from moesize.core.inventory import SpecKey
 from moesize.core.llamacpp_graph import HOST, Graph, Node, plan_buffers
 from moesize.core.llamacpp_layers import (
     BlockSparse,
@@ -243,26 +244,11 @@ def compute_buffers(spec: ModelSpec, settings: ComputeSettings) -> ComputeBuffer
 
     Raises UnsupportedError for an architecture whose graph is not known.
     """
-    return _compute_buffers(_Key(spec), settings)
-
-
-class _Key:
-    """A spec as a cache key: by identity, as specs are not hashed fast."""
-
-    __slots__ = ("spec",)
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-
-    def __hash__(self) -> int:
-        return id(self.spec)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.spec is self.spec
+    return _compute_buffers(SpecKey(spec), settings)
 
 
 @lru_cache(maxsize=256)
-def _compute_buffers(key: _Key, settings: ComputeSettings) -> ComputeBuffers:
+def _compute_buffers(key: SpecKey, settings: ComputeSettings) -> ComputeBuffers:
     spec = key.spec
     arch = gguf_architecture(spec)
     style = _STYLES.get(arch) or _likely_style(spec)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.checkpoint import keep
-from moesize.core.deployment import defaulted_names
+from moesize.core.deployment import POOL_FIELDS, defaulted_names
 from moesize.core.engine import Constant, Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import (
     UnsupportedError,
@@ -60,32 +60,15 @@ if TYPE_CHECKING:
     from moesize.core.model_spec import ModelSpec
 
 # Fields of a Request that this engine plans; others are refused, never ignored.
-PLANS = frozenset(
-    (
-        "engine",
-        "engine_version",
-        "num_gpus",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-        "expert_parallel",
-        "context_tokens",
-        "concurrency",
-        "kv_dtype",
-        "gpu_memory_utilization",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "enforce_eager",
-        "block_tokens",
-        "kv_cache_bytes",
-        "data_parallel_attention",
-        "num_redundant_experts",
-        "num_spec_tokens",
-        "mtp",
-        "draft",
-        "engine_settings",
-    )
-)
+PLANS = POOL_FIELDS | {
+    "data_parallel_size",
+    "block_tokens",
+    "data_parallel_attention",
+    "num_redundant_experts",
+    "num_spec_tokens",
+    "mtp",
+    "draft",
+}
 
 _VLM_CACHE_BYTES = 100 * MIB
 _SYMMETRIC_BYTES = 4 * GIB

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.attention import LatentAttention
-from moesize.core.deployment import Layout, Request, choose_layout, defaulted_names
+from moesize.core.deployment import POOL_FIELDS, Layout, Request, choose_layout, defaulted_names
 from moesize.core.engine import EngineAnswer, RankCost
 from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
 from moesize.core.expert_parallel import expert_balance
@@ -82,38 +82,21 @@ _BLOCK_MULTIPLE = 16
 
 
 # Fields of a Request that this engine plans; others are refused, never ignored.
-PLANS = frozenset(
-    (
-        "engine",
-        "engine_version",
-        "num_gpus",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-        "expert_parallel",
-        "context_tokens",
-        "concurrency",
-        "kv_dtype",
-        "gpu_memory_utilization",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "enforce_eager",
-        "block_tokens",
-        "kv_cache_bytes",
-        "decode_context_parallel_size",
-        "data_parallel_attention",
-        "num_redundant_experts",
-        "expert_skew",
-        "num_spec_tokens",
-        "mtp",
-        "draft",
-        "lora_rank",
-        "max_loras",
-        "cpu_offload_bytes",
-        "offload_experts",
-        "engine_settings",
-    )
-)
+PLANS = POOL_FIELDS | {
+    "data_parallel_size",
+    "block_tokens",
+    "decode_context_parallel_size",
+    "data_parallel_attention",
+    "num_redundant_experts",
+    "expert_skew",
+    "num_spec_tokens",
+    "mtp",
+    "draft",
+    "lora_rank",
+    "max_loras",
+    "cpu_offload_bytes",
+    "offload_experts",
+}
 
 
 # Fields of `deployment` that only vLLM fills, by the Request field that sets them.
