@@ -52,18 +52,21 @@ def suggestions(
 ) -> tuple[Suggestion, ...]:
     """Up to four changes that fit, cheapest kind first."""
     tries = _Planner(spec, source, scheme, gpu, request)
+    ways = [
+        tries.shorter_context,
+        tries.larger_share,
+        tries.smaller_weights,
+        tries.more_gpus,
+        tries.larger_gpu,
+        tries.smaller_weights_on_more_gpus,
+        tries.larger_gpus,
+    ]
+    # Experts on the host are what people do with llama.cpp, and the last resort of a server.
+    ways.insert(3 if "llama" in request.engine else len(ways), tries.experts_on_host)
     found: list[Suggestion] = []
-    for candidate in (
-        tries.shorter_context(),
-        tries.larger_share(),
-        tries.smaller_weights(),
-        tries.experts_on_host(),
-        tries.more_gpus(),
-        tries.larger_gpu(),
-        tries.smaller_weights_on_more_gpus(),
-        tries.larger_gpus(),
-    ):
-        if candidate is not None and len(found) < _MOST:
+    for way in ways:
+        candidate = way() if len(found) < _MOST else None
+        if candidate is not None:
             found.append(candidate)
     return tuple(found)
 
