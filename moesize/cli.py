@@ -685,8 +685,8 @@ def accuracy(
 ) -> int:
     """How far plans lie from what engines logged on real machines.
 
-    REPORTS is a file of field reports, one JSON object a line; without it, the reports that come
-    with moesize are taken.
+    REPORTS is a file of field reports, one JSON object a line, or - for a pipe; without it, the
+    reports that come with moesize are taken.
 
     \b
     moesize accuracy

@@ -7,6 +7,7 @@ they mean. A field that is not listed there is passed over and counted.
 from __future__ import annotations
 
 import json
+import sys
 import types
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
+    BinaryIO,
     Literal,
     NotRequired,
     Required,
@@ -127,38 +129,48 @@ class _LineError(ValueError):
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if str(path) == "-":
+        yield from _read_lines("-", sys.stdin.buffer)
+        return
     try:
         if path.is_dir():
             raise InvalidInputError(f"{path}: is a folder, not a file of reports")
-        # A pipe would be waited for, a device never ends.
+        # A named pipe would be waited for, a device never ends.
         if path.exists() and not path.is_file():
             raise InvalidInputError(f"{path}: is not a regular file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidInputError(
-                f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB", "split the file into parts"
-            )
         with path.open("rb") as stream:
-            number = rows = 0
-            while raw := stream.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(raw) > MAX_LINE_BYTES:
-                    raise InvalidInputError(
-                        f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB",
-                        "is this a file of field reports, one JSON object a line?",
-                    )
-                if not raw.strip():
-                    continue
-                rows += 1
-                if rows > MAX_ROWS:
-                    raise InvalidInputError(
-                        f"{path}:{number}: more than {MAX_ROWS:,} reports",
-                        "split the file into parts",
-                    )
-                yield number, raw
+            yield from _read_lines(str(path), stream)
     except FileNotFoundError as error:
-        raise InvalidInputError(f"{path}: no such file") from error
+        raise InvalidInputError(
+            f"{path}: no such file", "name a file of reports, or - to read from a pipe"
+        ) from error
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read_lines(name: str, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers. Bounded; a stream says no size beforehand."""
+    number = rows = size_bytes = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        size_bytes += len(raw)
+        if size_bytes > MAX_FILE_BYTES:
+            raise InvalidInputError(
+                f"{name}: larger than {MAX_FILE_BYTES >> 20} MiB", "split the file into parts"
+            )
+        if len(raw) > MAX_LINE_BYTES:
+            raise InvalidInputError(
+                f"{name}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB",
+                "is this a file of field reports, one JSON object a line?",
+            )
+        if not raw.strip():
+            continue
+        rows += 1
+        if rows > MAX_ROWS:
+            raise InvalidInputError(
+                f"{name}:{number}: more than {MAX_ROWS:,} reports", "split the file into parts"
+            )
+        yield number, raw
 
 
 def _report(raw: bytes, line: int, unread: Counter[str]) -> FieldReport:

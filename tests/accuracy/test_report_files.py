@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from running import ROOT, call
 
 from moesize.accuracy import reports
 from moesize.accuracy.reports import read_reports, shipped_reports
@@ -128,6 +132,27 @@ def test_files_that_are_no_reports_are_refused(
     monkeypatch.setattr(reports, "MAX_FILE_BYTES", 10)
     with pytest.raises(InvalidInputError, match="larger than"):
         read_reports(tmp_path / "r.jsonl")
+
+
+def test_a_pipe_is_read_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "r.jsonl", GOOD, "no report", {**GOOD, "id": "b"})
+    from_pipe = subprocess.run(
+        [sys.executable, "-m", "moesize", "accuracy", "-", "--format", "json"],
+        input=path.read_bytes(),
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert b"-:2: " in from_pipe.stderr
+    from_file = call("accuracy", str(path), "--format", "json")
+    assert from_pipe.returncode == from_file.code == 0
+    answers = [json.loads(text) for text in (from_pipe.stdout, from_file.out)]
+    assert answers[0]["rows"]
+    assert answers[0]["rows"] == answers[1]["rows"]
+    monkeypatch.setattr(reports, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    with pytest.raises(InvalidInputError, match="-: larger than"):
+        read_reports(Path("-"))
 
 
 def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
