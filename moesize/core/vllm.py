@@ -48,9 +48,11 @@ from moesize.core.vllm_ranks import (
     all2all_items,
     all2all_notes,
     balancer_items,
+    batches_experts,
     check_layout,
     distinct_ranks,
     kv_copies,
+    sends_to_experts,
 )
 from moesize.core.vllm_settings import VllmSettings as VllmSettings
 from moesize.core.vllm_versions import VllmProfile as VllmProfile
@@ -167,7 +169,7 @@ def plan_vllm(
     stages = tuple(dict.fromkeys(rank.stage for rank in ranks))
     context = _context(spec, request)
     usable = gpu.usable_memory()
-    batch = _batch(spec, gpu, usable.best_bytes, context, request, profile, core)
+    batch = _batch(spec, gpu, usable.best_bytes, context, request, profile, core, layout)
     states = profile.mamba_cache_mode(spec, options)
     cache = _cache(spec, request, options, profile, layout, capability, stages, speculation, states)
     runner = profile.model_runner(spec)
@@ -188,6 +190,8 @@ def plan_vllm(
     moe_backend = _moe_backend(stored, capability, profile)
     if lora is not None and moe_backend == "triton_gpt_oss":
         moe_backend = "marlin"
+    if batches_experts(layout, options):
+        moe_backend = "batched"
     shape = _shape(spec, layout, request.num_redundant_experts or 0, options)
     held_by = {rank.stage.index: rank.weights for rank in reversed(ranks)}
     budgets = tuple(
@@ -204,6 +208,7 @@ def plan_vllm(
                 num_kv_groups=max(1, len(kv_layout.groups)),
                 tensor_parallel_size=layout.tensor_parallel_size,
                 data_parallel_size=layout.data_parallel_size,
+                sends_to_experts=sends_to_experts(layout, options),
                 communication_ranks=_communication_ranks(spec, layout),
                 num_spec_tokens=speculation.num_tokens if speculation else 0,
                 model_runner=runner,
@@ -469,6 +474,7 @@ def _batch(
     request: Request,
     profile: VllmProfile,
     core: EngineCore,
+    layout: Layout,
 ) -> BatchDefaults:
     """Limits of the scheduler, as given or as vLLM chooses them for this GPU."""
     batch = profile.batch(
@@ -480,6 +486,7 @@ def _batch(
         max_num_seqs=request.max_num_seqs,
         max_num_batched_tokens=request.max_num_batched_tokens,
         settings=_settings(request),
+        batched_experts=batches_experts(layout, _settings(request)),
     )
     if batch.max_num_batched_tokens < batch.max_num_seqs:
         raise InvalidDeploymentError(

@@ -118,6 +118,7 @@ class BudgetRules:
     graphs_charged      an estimate of the CUDA graphs is taken off the budget
     moe_chunk_tokens    routed experts see so many tokens at a time; 0 = all
     moe_workspace_kept  their scratch stays allocated, so that it adds to the sampler's
+    batched_chunk_tokens   tokens of a rank that batched experts see at a time; 0 = all
     device_use_as_weights   on AMD the growth of the device's use while loading counts as weights
     latent_workspace    latent attention projects the context up in chunks, with a workspace
     graph_modes         graphs of whole decode steps, of the pieces between attention, or both
@@ -131,6 +132,7 @@ class BudgetRules:
     graphs_charged: bool = True
     moe_chunk_tokens: int = 0
     moe_workspace_kept: bool = True
+    batched_chunk_tokens: int = 0
     flashinfer_workspace_bytes: int = 394 * MIB
     latent_workspace: bool = True
     device_use_as_weights: bool = False
@@ -166,6 +168,7 @@ class BudgetSettings:
     num_kv_groups: int = 1
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
+    sends_to_experts: bool = False
     num_spec_tokens: int = 0
     model_runner: ModelRunner = "v2"
     moe_backend: MoeBackend = "triton"
@@ -231,6 +234,10 @@ _BATCH_ROWS = (
 )
 
 
+# config/scheduler.py:DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP, 0.20.2 to 0.33.0.
+_BATCHED_EXPERTS_TOKENS = 256
+
+
 def default_batch(
     gpu_total_bytes: int,
     gpu_name: str,
@@ -240,12 +247,13 @@ def default_batch(
     max_num_batched_tokens: int | None = None,
     chunked_prefill: bool = True,
     usage_context: Literal["api", "llm"] = "api",
+    batched_experts: bool = False,
     rows: tuple[BatchRow, ...] = (),
 ) -> BatchDefaults:
     """T and S of `vllm serve`: 16384/1024, 8192/1024 or 2048/256 by memory and name of the GPU.
 
     The LLM class takes more tokens ("llm"). A value that was not given is capped:
-    `T <= S * max_model_len`, `S <= T`. vLLM 0.28.0 to 0.32.0,
+    `T <= S * max_model_len`, `S <= T`. `batched_experts`: T = 256. vLLM 0.28.0 to 0.32.0,
     `engine/arg_utils.py:get_batch_defaults`; `rows` are those of another version.
     """
     row = next(
@@ -255,6 +263,8 @@ def default_batch(
         and not (row.not_named and row.not_named in gpu_name.lower())
     )
     tokens = row.tokens_llm if usage_context == "llm" else row.tokens_api
+    if batched_experts:
+        tokens = _BATCHED_EXPERTS_TOKENS
     sequences = row.sequences if max_num_seqs is None else max_num_seqs
     if max_num_batched_tokens is not None:
         tokens = max_num_batched_tokens
@@ -402,14 +412,19 @@ def moe_workspace_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
 
     `T*k * (max(F, H) + max(2F, H)) * 2` for Triton, Marlin and CUTLASS; DeepGEMM pads the rows of
     every expert to 128 and keeps the narrower buffer in fp8; FlashInfer's own scratch is left out.
+    Without kernels that send a token only to the ranks of its experts, all tokens of the
+    data-parallel group meet on every rank; with them it is the balanced share.
     vLLM 0.32.0, `workspace_shapes` of `model_executor/layers/fused_moe/experts/`.
     """
+    group = 1 if settings.sends_to_experts else settings.data_parallel_size
+    return _expert_scratch_bytes(shape, settings, settings.max_num_batched_tokens * group)
+
+
+def _expert_scratch_bytes(shape: BudgetShape, settings: BudgetSettings, tokens: int) -> int:
     moe = shape.moe
     if moe is None:
         return 0
     hidden, inner = shape.hidden_size, moe.intermediate_size
-    # All tokens of the data-parallel group meet on every rank before the experts run.
-    tokens = settings.max_num_batched_tokens * settings.data_parallel_size
     tokens = min(tokens, settings.rules.moe_chunk_tokens or tokens)
     rows = tokens * moe.experts_per_token
     wide, narrow = max(2 * inner, hidden), max(inner, hidden)
@@ -424,8 +439,11 @@ def moe_workspace_bytes(shape: BudgetShape, settings: BudgetSettings) -> int:
         case "triton_gpt_oss":
             return (rows * inner + tokens * hidden) * _ACTIVATION_BYTES
         case "batched":
-            width = hidden + 2 * inner
-            return moe.num_local_experts * tokens * width * _ACTIVATION_BYTES
+            # Room for every token of every rank, since all may choose the same expert.
+            tokens = settings.max_num_batched_tokens
+            tokens = min(tokens, settings.rules.batched_chunk_tokens or tokens)
+            rows = moe.num_local_experts * tokens * settings.data_parallel_size
+            return rows * (hidden + 2 * inner) * _ACTIVATION_BYTES
         case _:  # pragma: no cover
             assert_never(settings.moe_backend)
 
@@ -521,11 +539,13 @@ def _moe_workspace_band(
     shape: BudgetShape, settings: BudgetSettings, constants: Constants
 ) -> tuple[int, int, int]:
     best = moe_workspace_bytes(shape, settings)
-    high = best
+    gathered = settings.max_num_batched_tokens * settings.data_parallel_size
+    # Sent tokens may all choose the experts of one rank.
+    high = _expert_scratch_bytes(shape, settings, gathered)
     if shape.moe is not None and settings.moe_backend in ("flashinfer", "triton_gpt_oss"):
         # The kernels allocate for themselves; the plain formula bounds it.
-        tokens = settings.max_num_batched_tokens
-        rows = min(tokens, settings.rules.moe_chunk_tokens or tokens) * shape.moe.experts_per_token
+        tokens = min(gathered, settings.rules.moe_chunk_tokens or gathered)
+        rows = tokens * shape.moe.experts_per_token
         inner, hidden = shape.moe.intermediate_size, shape.hidden_size
         high += rows * (2 * inner + hidden) * _ACTIVATION_BYTES
     factor = constants["moe_workspace_factor"]
@@ -544,10 +564,22 @@ def _moe_workspace(
         best,
         low,
         high,
-        f"T*k rows of two buffers as wide as hidden or intermediate size ({settings.moe_backend})",
+        _moe_workspace_formula(settings),
         "vLLM 0.32.0 model_executor/layers/fused_moe/experts/*:workspace_shapes",
         in_budget=True,
     )
+
+
+def _moe_workspace_formula(settings: BudgetSettings) -> str:
+    ranks = settings.data_parallel_size
+    if settings.moe_backend == "batched":
+        return f"E rows for each of T tokens of {ranks} ranks, hidden and gate and up wide"
+    rows = "T*k rows"
+    if ranks > 1:
+        rows = f"T*k*{ranks} rows (the tokens of {ranks} data-parallel ranks meet)"
+        if settings.sends_to_experts:
+            rows = f"T*k rows (balanced; all that {ranks} data-parallel ranks may send at most)"
+    return f"{rows} of two buffers as wide as hidden or intermediate size ({settings.moe_backend})"
 
 
 def _latent_workspace(shape: BudgetShape, settings: BudgetSettings) -> BudgetItem | None:

@@ -48,6 +48,10 @@ _SEQUENCE_PARALLEL_BACKENDS = frozenset(
 )
 _NEWEST = WeightRules()
 DEFAULT_ALL2ALL = "allgather_reducescatter"
+# Kernels that send a token only to the ranks of its experts; the batched ones give every expert a
+# buffer of fixed size (config/parallel.py:use_batched_dp_moe, 0.33.0; pplx in older releases).
+_BATCHED_KERNELS = frozenset(("deepep_low_latency", "nixl_ep", "pplx"))
+_SENDING_KERNELS = _BATCHED_KERNELS | {"deepep_high_throughput", "deepep_v2"}
 _DEEPEP_BUFFER_BYTES = 1024 * MIB
 _GPUS_PER_HOST = 8
 # Model classes of 0.32.0 that take redundant experts (`num_redundant_experts` in models/*.py).
@@ -341,6 +345,16 @@ def all2all_items(layout: Layout, settings: VllmSettings) -> list[MemoryItem]:
 def uses_all2all(layout: Layout) -> bool:
     """Whether tokens are sent to the ranks of their experts. fused_moe/config.py."""
     return layout.expert_parallel_size > 1 and layout.data_parallel_size > 1
+
+
+def sends_to_experts(layout: Layout, settings: VllmSettings) -> bool:
+    """Whether a token reaches only the ranks of its experts, and not every rank."""
+    return uses_all2all(layout) and settings.all2all_backend in _SENDING_KERNELS
+
+
+def batches_experts(layout: Layout, settings: VllmSettings) -> bool:
+    """Whether every expert has a buffer of fixed size for the tokens sent to it."""
+    return uses_all2all(layout) and settings.all2all_backend in _BATCHED_KERNELS
 
 
 def all2all_notes(layout: Layout, settings: VllmSettings) -> list[Note]:

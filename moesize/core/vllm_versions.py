@@ -182,6 +182,7 @@ class VllmProfile:
         max_num_seqs: int | None,
         max_num_batched_tokens: int | None,
         settings: VllmSettings,
+        batched_experts: bool = False,
     ) -> BatchDefaults:
         """Batch limits: as asked, else this version's defaults for the GPU and the entry point."""
         if core == "v1" or self.v0_batch is None:
@@ -193,6 +194,8 @@ class VllmProfile:
                 max_num_batched_tokens=max_num_batched_tokens,
                 chunked_prefill=settings.enable_chunked_prefill is not False,
                 usage_context=settings.usage_context or "api",
+                # Before, the experts took the batch in chunks.
+                batched_experts=batched_experts and not self.budget_rules.batched_chunk_tokens,
                 rows=self.batch_rows,
             )
             if settings.performance_mode != "throughput":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import moesize
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnknownNameError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp, MoeMlp
@@ -17,6 +19,7 @@ from moesize.core.units import GIB, MIB
 from moesize.core.vllm_budget import (
     BatchDefaults,
     BudgetItem,
+    BudgetRules,
     BudgetSettings,
     BudgetShape,
     LatentShape,
@@ -223,6 +226,40 @@ def test_data_parallel_experts_see_all_tokens() -> None:
     double = settings(data_parallel_size=2)
     assert moe_workspace_bytes(QWEN3_30B, double) == 2 * moe_workspace_bytes(QWEN3_30B, settings())
     assert moe_workspace_bytes(LLAMA_8B, double) == 0
+
+
+def test_tokens_that_are_sent_to_their_experts() -> None:
+    """DeepEP: the balanced share, at most what an all-gather brings.
+
+    Batched kernels: a buffer of `(local experts, T * ranks, width)`, vLLM 0.27.1
+    `experts/batched_deep_gemm_moe.py:workspace_shapes`; 256 tokens at a time before 0.20,
+    `envs.py:VLLM_MOE_DP_CHUNK_SIZE`.
+    """
+    alone, gathered = settings(), settings(data_parallel_size=2)
+    sent = settings(data_parallel_size=2, sends_to_experts=True)
+    assert moe_workspace_bytes(QWEN3_30B, sent) == moe_workspace_bytes(QWEN3_30B, alone)
+    workspace = item(vllm_budget(QWEN3_30B, sent, CONSTANTS), "runtime.moe_workspace")
+    assert workspace.high_bytes >= moe_workspace_bytes(QWEN3_30B, gathered)
+    chunked = BudgetRules(batched_chunk_tokens=256)
+    batched = replace(sent, moe_backend="batched", rules=chunked)
+    assert moe_workspace_bytes(QWEN3_30B, batched) == 128 * 256 * 2 * (2048 + 1536) * 2
+
+
+def test_batched_experts_lower_the_batch() -> None:
+    """vLLM 0.20.2 and 0.33.0 `engine/arg_utils.py`: 256 tokens, so 256 sequences, if not given."""
+    flags = "--data-parallel-size 16 --enable-expert-parallel --all2all-backend deepep_low_latency"
+    wanted = {"0.33.0": (256, 256), "0.19.1": (8192, 1024)}
+    for version, batch in wanted.items():
+        plan = moesize.plan(
+            "deepseek-v3",
+            gpu="h200-141gb-sxm",
+            gpus=16,
+            engine_version=version,
+            engine_args=flags,
+            suggest=False,
+        )
+        settled = plan.to_dict()["deployment"]
+        assert (settled["max_num_batched_tokens"], settled["max_num_seqs"]) == batch, version
 
 
 def test_sampler_state_of_model_runner_v2() -> None:
