@@ -49,8 +49,9 @@ _SEQUENCE_PARALLEL_BACKENDS = frozenset(
 _NEWEST = WeightRules()
 DEFAULT_ALL2ALL = "allgather_reducescatter"
 # Kernels that send a token only to the ranks of its experts; the batched ones give every expert a
-# buffer of fixed size (config/parallel.py:use_batched_dp_moe, 0.33.0; pplx in older releases).
-_BATCHED_KERNELS = frozenset(("deepep_low_latency", "nixl_ep", "pplx"))
+# buffer of fixed size (config/parallel.py:use_batched_dp_moe, 0.20.2 to 0.33.0). pplx became the
+# all-gather by 0.18, and is planned as that in every release.
+_BATCHED_KERNELS = frozenset(("deepep_low_latency", "nixl_ep"))
 _SENDING_KERNELS = _BATCHED_KERNELS | {"deepep_high_throughput", "deepep_v2"}
 _DEEPEP_BUFFER_BYTES = 1024 * MIB
 _GPUS_PER_HOST = 8
