@@ -6,11 +6,12 @@ Adding a format is adding a module and its line in `_MODULES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from moesize.check.folder import Folder
     from moesize.check.server import Reading
     from moesize.check.source import SourceText
