@@ -45,9 +45,9 @@ Phase = Literal["decode", "prefill"]
 # Tokens that the prefill kernels of linear attention take at once: flash-linear-attention 0.4
 # (chunk 64: gated delta rule, KDA), Mamba-2 (chunk_size 256 in mamba_ssm and its configs),
 # lightning attention (blocks of 256, MiniMax-01 technical report).
-_DELTA_CHUNK = 64
-_MAMBA2_CHUNK = 256
-_LIGHTNING_CHUNK = 256
+DELTA_CHUNK = 64
+MAMBA2_CHUNK = 256
+LIGHTNING_CHUNK = 256
 # MiniMax-M3 chooses blocks of this many tokens (sparse_attention_config.sparse_block_size), the
 # newest one always among them (sparse_local_block).
 _INDEX_BLOCK_TOKENS = 128
@@ -464,7 +464,7 @@ def _recurrent_flops(mixer: Mixer, phase: Phase) -> int:
             if phase == "decode":
                 return conv + 5 * state
             # Scores C*B^T once per group, their product with x once per head.
-            inside = 2 * _MAMBA2_CHUNK * (mixer.num_groups * mixer.state_size + mixer.inner_size)
+            inside = 2 * MAMBA2_CHUNK * (mixer.num_groups * mixer.state_size + mixer.inner_size)
             return conv + 4 * state + inside
         case Mamba1():
             # The selective scan runs token by token in prefill as well.
@@ -474,7 +474,7 @@ def _recurrent_flops(mixer: Mixer, phase: Phase) -> int:
             n, d = mixer.num_heads, mixer.head_dim
             if phase == "decode":
                 return 5 * n * d * d
-            return n * (4 * d * d + 4 * _LIGHTNING_CHUNK * d)
+            return n * (4 * d * d + 4 * LIGHTNING_CHUNK * d)
         case ShortConv():
             return 2 * mixer.kernel * mixer.size
         case GroupedQueryAttention() | LatentAttention() | CompressedAttention():
@@ -487,7 +487,7 @@ def _delta_rule(key_size: int, value_size: int, phase: Phase) -> int:
     state = key_size * value_size
     if phase == "decode":
         return 7 * state
-    return 6 * state + _DELTA_CHUNK * (6 * key_size + 4 * value_size)
+    return 6 * state + DELTA_CHUNK * (6 * key_size + 4 * value_size)
 
 
 def _cross_flops(spec: ModelSpec) -> int:

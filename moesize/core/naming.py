@@ -134,6 +134,13 @@ _LFM2 = {
     "dense_mlp.down": "feed_forward.w2",
 }
 
+_AFMOE_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_mlp_layernorm",
+    "post_mlp_layernorm",
+)
+
 # One entry per family whose names differ; the reader of the family names it in ModelSpec.naming.
 NAMES: dict[str, Naming] = {
     "default": Naming(),
@@ -164,6 +171,7 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "dbrx": Naming(
+        norms=("norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),
         layers="transformer.blocks.{layer}.",
         tokens="transformer.wte",
         final_norm="transformer.norm_f",
@@ -342,6 +350,7 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "afmoe": Naming(
+        norms=_AFMOE_NORMS,
         roles={
             "attention.gate": "self_attn.gate_proj",
             "router.weight": "mlp.router.gate",
@@ -517,6 +526,7 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "nemotron_h": Naming(
+        norms=("norm",),
         layers="backbone.layers.{layer}.",
         mtp_layers="mtp.layers.{layer}.",
         tokens="backbone.embeddings",
@@ -540,6 +550,7 @@ NAMES: dict[str, Naming] = {
         },
     ),
     "bamba": Naming(
+        norms=("input_layernorm", "pre_ff_layernorm"),
         final_norm="model.final_layernorm",
         roles={
             **_mamba2_names("mamba"),
@@ -549,6 +560,7 @@ NAMES: dict[str, Naming] = {
         },
     ),
     "falcon_h1": Naming(
+        norms=("input_layernorm", "pre_ff_layernorm"),
         final_norm="model.final_layernorm",
         roles={
             **_mamba2_names("mamba"),
@@ -574,12 +586,14 @@ NAMES: dict[str, Naming] = {
         }
     ),
     "mamba": Naming(
+        norms=("norm",),
         layers="backbone.layers.{layer}.",
         tokens="backbone.embeddings",
         final_norm="backbone.norm_f",
         roles=_mamba2_names("mixer"),
     ),
     "jamba": Naming(
+        norms=("input_layernorm", "pre_ff_layernorm"),
         final_norm="model.final_layernorm",
         roles={
             **_mamba2_names("mamba"),
@@ -595,8 +609,11 @@ NAMES: dict[str, Naming] = {
             "routed_experts.down": "feed_forward.experts.{expert}.down_proj",
         },
     ),
-    "lfm2": Naming(final_norm="model.embedding_norm", roles=_LFM2),
+    "lfm2": Naming(
+        norms=("operator_norm", "ffn_norm"), final_norm="model.embedding_norm", roles=_LFM2
+    ),
     "lfm2_moe": Naming(
+        norms=("operator_norm", "ffn_norm"),
         final_norm="model.embedding_norm",
         roles={
             **_LFM2,

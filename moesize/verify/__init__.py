@@ -1,0 +1,1 @@
+"""Measuring real tensors on a real device. Needs the extra `verify` (torch, safetensors)."""

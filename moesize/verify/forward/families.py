@@ -1,0 +1,812 @@
+"""The order of operations of each family, as its transformers class computes it.
+
+Shapes stand in the `ModelSpec`; here is only what the numbers depend on. A family is a function
+from its config to the `Numerics` fields that differ from Llama's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.errors import UnsupportedError
+from moesize.core.inventory import moe_of
+from moesize.core.model_spec import ModelSpec
+from moesize.core.naming import names_of
+from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
+from moesize.verify.forward.numerics import Rope, RopeScaling, Routing, rotary_size
+from moesize.verify.forward.rotary import yarn_mscale
+
+Facts = dict[str, Any]
+FamilyFacts = Callable[[ConfigView, ModelSpec], Facts]
+
+_EPS_KEYS = (
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "layer_norm_eps",
+    "norm_epsilon",
+    "norm_eps",
+    "layernorm_epsilon",
+    "layer_norm_rms_epsilon",
+)
+_ACTIVATION_KEYS = (
+    "hidden_activation",
+    "hidden_act",
+    "activation_function",
+    "mlp_hidden_act",
+    "ffn_act_fn",
+)
+_FAMILIES: dict[str, FamilyFacts] = {}
+
+_SANDWICH = ("pre_mixer", "post_mixer", "pre_mlp", "post_mlp")
+_POST = ("post_mixer", "post_mlp")
+_PARALLEL = {"parallel": True, "norm_slots": ("pre_mixer", "pre_mlp")}
+
+
+def _family(*model_types: str, **constant: Any) -> Callable[[FamilyFacts], FamilyFacts]:
+    def register(function: FamilyFacts) -> FamilyFacts:
+        for name in model_types:
+            _FAMILIES[name] = lambda view, spec: {**constant, **function(view, spec)}
+        return function
+
+    return register
+
+
+def _like_llama(*model_types: str, **constant: Any) -> None:
+    for name in model_types:
+        _FAMILIES[name] = lambda view, spec: dict(constant)
+
+
+def facts_of(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Fields of `Numerics`. Raises UnsupportedError for a family that is not described here."""
+    kind = view.text("model_type", default=spec.text_type or spec.model_type)
+    if kind not in _FAMILIES:
+        raise UnsupportedError(
+            f"how {kind} computes is not written down, so no forward pass can be compared",
+            "memory can still be verified: the shapes are known",
+        )
+    facts: Facts = {
+        "model_type": kind,
+        "num_layers": spec.num_layers,
+        "activation": _activation(view),
+        "routing": _routing(view, spec),
+    }
+    eps = _bounded(view, _EPS_KEYS, 0.0, 1.0)
+    if eps is not None:
+        facts["eps"] = facts["latent_eps"] = eps
+    own = _FAMILIES[kind](view, spec)
+    ropes = own.pop("ropes", None)
+    facts["ropes"] = _ropes(view, spec, **own.pop("rope", {})) if ropes is None else ropes
+    routing = own.pop("routing", {})
+    facts["routing"] = replace(facts["routing"], **routing)
+    return {**facts, **own}
+
+
+def neutral_facts(spec: ModelSpec) -> Facts:
+    """Fields for a checkpoint without a config: norms by their number, all layers rotate."""
+    count = max((block.num_norms for block in spec.blocks), default=2)
+    slots = _SANDWICH if count >= 4 else ("pre_mixer", "pre_mlp")
+    sizes = [rotary_size(spec, index) for index in range(spec.num_layers)]
+    windows = _sources(spec)
+    return {
+        "model_type": spec.model_type,
+        "num_layers": spec.num_layers,
+        "norm_slots": slots,
+        "ropes": tuple(Rope(size=size - size % 2) if size else None for size in sizes),
+        "parallel": count == 1 and all(b.mixers and b.feed_forwards for b in spec.blocks),
+        "kv_source": windows,
+        "notes": ("no config: neutral epsilons, scales and rotation",),
+    }
+
+
+def _sources(spec: ModelSpec) -> tuple[int, ...]:
+    """Which layer's cache each layer reads: the last one of the same kind that has its own."""
+    out: list[int] = []
+    last: dict[Any, int] = {}
+    for index, name in enumerate(spec.layout):
+        attentions = [m for m in spec.block(name).mixers if isinstance(m, GroupedQueryAttention)]
+        source = index
+        for mixer in attentions:
+            key = (mixer.window, mixer.head_dim)
+            if mixer.shares_kv:
+                source = last.get(key, -1)
+            else:
+                last[key] = index
+        out.append(source)
+    return tuple(out) if any(i != s for i, s in enumerate(out)) else ()
+
+
+# --- Common facts -------------------------------------------------------------------------------
+
+
+def _bounded(
+    view: ConfigView, keys: tuple[str, ...] | str, low: float, high: float
+) -> float | None:
+    """A number of the config in low..high; None when it is missing."""
+    names = (keys,) if isinstance(keys, str) else keys
+    if not any(name in view for name in names):
+        return None
+    value = view.number(*names)
+    if not low <= value <= high:
+        raise view.fail(f"{names[0]} is {value}; it must lie in {low}..{high}")
+    return value
+
+
+def _number(view: ConfigView, key: str, default: float, *, high: float = 1e9) -> float:
+    found = _bounded(view, key, -high, high)
+    return default if found is None else found
+
+
+def _activation(view: ConfigView) -> str:
+    key = next((key for key in _ACTIVATION_KEYS if key in view), None)
+    if key is None:
+        return "silu"
+    value = view.data[key]
+    if isinstance(value, dict):  # DBRX
+        value = value.get("name", "silu")
+    if not isinstance(value, str):
+        raise view.fail(f"{key} must name an activation")
+    return value
+
+
+def _routing(view: ConfigView, spec: ModelSpec) -> Routing:
+    """What most configs say under the same names; families add what only they know."""
+    if not any(moe_of(block) for block in spec.blocks):
+        return Routing()
+    groups = view.count("n_group", default=1) or 1
+    scoring: Any = view.text("scoring_func", "score_function", default="softmax")
+    if scoring not in ("softmax", "sigmoid"):
+        scoring = "sqrt_softplus" if scoring == "sqrtsoftplus" else "softmax"
+    return Routing(
+        scoring=scoring,
+        groups=groups,
+        top_groups=view.count("topk_group", default=1) or 1,
+        renormalize=view.flag("norm_topk_prob", "route_norm", default=True),
+        scale=_number(view, "routed_scaling_factor", 1.0),
+    )
+
+
+def _ropes(
+    view: ConfigView,
+    spec: ModelSpec,
+    *,
+    theta: float = 10000.0,
+    share: float = 1.0,
+    interleaved: bool = False,
+    skip: Callable[[int], bool] | None = None,
+    size: int = 0,
+    backwards: bool = False,
+) -> tuple[Rope | None, ...]:
+    """The rotation of every layer, where the config says so by layer type or for all alike."""
+    kinds = view.list("layer_types")
+    made: dict[tuple[str, int], Rope | None] = {}
+    out: list[Rope | None] = []
+    for index in range(spec.num_layers):
+        width = rotary_size(spec, index)
+        if not width or (skip is not None and skip(index)):
+            out.append(None)
+            continue
+        kind = kinds[index] if index < len(kinds) and isinstance(kinds[index], str) else ""
+        key = (kind, width)
+        if key not in made:
+            rope = _rope(view, kind, size or width, theta, share)
+            made[key] = replace(rope, interleaved=interleaved, backwards=backwards)
+        out.append(made[key])
+    return tuple(out)
+
+
+def _rope(view: ConfigView, kind: str, width: int, theta: float, share: float) -> Rope:
+    """One layer type's rotation: transformers 5 keeps all in `rope_parameters`, 4 beside it."""
+    params = view.sub("rope_parameters", "rope_scaling")
+    if params is not None and kind and isinstance(params.data.get(kind), dict):
+        params = params.sub(kind)
+    for source in (params, view):
+        if source is not None:
+            theta = _bounded(source, ("rope_theta", "rotary_emb_base"), 1.0, 1e15) or theta
+            share_said = _bounded(source, ("partial_rotary_factor", "rotary_pct"), 1e-6, 1.0)
+            if share_said is not None:
+                share = share_said
+                break
+    for source in (view, params):
+        if source is not None:
+            theta = _bounded(source, ("rope_theta", "rotary_emb_base"), 1.0, 1e15) or theta
+    size = int(width * share)
+    return Rope(size=size - size % 2, theta=theta, scaling=_scaling(view, params, size))
+
+
+def _scaling(view: ConfigView, params: ConfigView | None, size: int) -> RopeScaling | None:
+    if params is None:
+        return None
+    kind = params.text("rope_type", "type", default="default")
+    longest = view.int("max_position_embeddings", default=1 << 20, high=MAX_CONTEXT)
+    original = params.int(
+        "original_max_position_embeddings",
+        default=view.int("original_max_position_embeddings", default=longest, high=MAX_CONTEXT),
+        high=MAX_CONTEXT,
+    )
+    factor = _bounded(params, "factor", 1e-3, 1e6)
+    if kind in ("default", "mrope"):
+        return None
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=factor or 1.0)
+    if kind == "dynamic":
+        return RopeScaling(kind="dynamic", factor=factor or 1.0, longest=longest)
+    if kind == "llama3":
+        return RopeScaling(
+            kind="llama3",
+            factor=factor or 1.0,
+            original=original,
+            low=_number(params, "low_freq_factor", 1.0),
+            high=_number(params, "high_freq_factor", 4.0),
+        )
+    attention = _bounded(params, "attention_factor", 0.0, 1e3)
+    stretched = factor or longest / original
+    if kind in ("yarn", "deepseek_yarn"):
+        return RopeScaling(
+            kind="yarn",
+            factor=stretched,
+            original=original,
+            beta_fast=_number(params, "beta_fast", 32.0),
+            beta_slow=_number(params, "beta_slow", 1.0),
+            attention_factor=attention,
+            mscale=_number(params, "mscale", 0.0),
+            mscale_all=_number(params, "mscale_all_dim", 0.0),
+            truncate=params.flag("truncate", default=True),
+        )
+    if kind in ("longrope", "su"):
+        short, long = (_factors(params, name, size) for name in ("short_factor", "long_factor"))
+        return RopeScaling(
+            kind="longrope",
+            factor=stretched,
+            original=original,
+            attention_factor=attention,
+            short=short,
+            long=long,
+        )
+    raise UnsupportedError(f"rotary scaling {kind!r} is not known")
+
+
+def _factors(params: ConfigView, key: str, size: int) -> tuple[float, ...]:
+    values = params.list(key, max_length=4096)
+    if len(values) != size // 2:
+        raise params.fail(f"{params.path(key)} has {len(values)} entries for {size // 2} pairs")
+    if not all(isinstance(v, (int, float)) and 0 < v < 1e6 for v in values):
+        raise params.fail(f"{params.path(key)} must list positive numbers")
+    return tuple(float(v) for v in values)
+
+
+def _correction(**more: Any) -> Facts:
+    """Routing of DeepSeek-V3: sigmoid, a correction of the choice, the two best of a group."""
+    return {"scoring": "sigmoid", "group_score": "two_best", "epsilon": 1e-20, **more}
+
+
+def _latent_scale(view: ConfigView, spec: ModelSpec) -> float | None:
+    """YaRN of DeepSeek also warms the scores, by the square of its factor."""
+    params = view.sub("rope_parameters", "rope_scaling")
+    if params is None or params.text("rope_type", "type", default="default") == "default":
+        return None
+    mscale = _number(params, "mscale_all_dim", 0.0)
+    factor = _bounded(params, "factor", 1e-3, 1e6)
+    if not mscale or factor is None:
+        return None
+    for block in spec.blocks:
+        for mixer in block.mixers:
+            if isinstance(mixer, LatentAttention):
+                size = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
+                return float(size**-0.5 * yarn_mscale(factor, mscale) ** 2)
+    return None
+
+
+def _is_sliding(spec: ModelSpec, index: int) -> bool:
+    return any(
+        isinstance(m, GroupedQueryAttention) and (m.window or m.chunk)
+        for m in spec.block(spec.layout[index]).mixers
+    )
+
+
+# --- Dense --------------------------------------------------------------------------------------
+
+_like_llama(
+    "llama",
+    "Yi",
+    "aquila",
+    "mistral",
+    "ministral",
+    "mimo",
+    "solar",
+    "qwen2",
+    "qwen3",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "arcee",
+    "seed_oss",
+    "cwm",
+    "phi3",
+    "internlm3",
+    "bitnet",
+    "xverse",
+    "hyperclovax",
+)
+_like_llama("olmo2", norm_slots=_POST)
+
+
+@_family("olmo3", norm_slots=_POST)
+def _olmo3(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Only layers that see all tokens have scaled frequencies."""
+    full = _ropes(view, spec)
+    ropes = tuple(
+        replace(rope, scaling=None) if rope and _is_sliding(spec, i) else rope
+        for i, rope in enumerate(full)
+    )
+    return {"ropes": ropes}
+
+
+@_family("exaone4", norm_slots=_POST)
+def _exaone4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Where windows alternate with full layers, the full ones have no positions."""
+    mixed = any(_is_sliding(spec, i) for i in range(spec.num_layers))
+    return {"rope": {"skip": lambda i: mixed and not _is_sliding(spec, i)}}
+
+
+@_family("smollm3")
+def _smollm3(view: ConfigView, spec: ModelSpec) -> Facts:
+    rotates = view.list("no_rope_layers")
+    return {"rope": {"skip": lambda i: i < len(rotates) and not rotates[i]}}
+
+
+@_family("ministral3")
+def _ministral3(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _llama4_scaling(view)
+
+
+def _llama4_scaling(view: ConfigView) -> Facts:
+    params = view.sub("rope_parameters", "rope_scaling")
+    beta = _bounded(params, "llama_4_scaling_beta", 0.0, 1e3) if params is not None else None
+    if not beta or params is None:
+        return {}
+    original = params.int("original_max_position_embeddings", high=MAX_CONTEXT)
+    return {"temperature": (beta, float(original)), "temperature_everywhere": True}
+
+
+_like_llama("ernie4_5", "helium", rope={"interleaved": True})
+_like_llama("glm", rope={"interleaved": True, "share": 0.5})
+_like_llama(
+    "glm4",
+    rope={"interleaved": True, "share": 0.5},
+    norm_slots=("pre_mixer", "pre_mlp", "post_mixer", "post_mlp"),
+)
+_like_llama("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan", qk_norm_after_rope=True)
+
+
+@_family("olmo", norm="layer_plain", eps=1e-5)
+def _olmo(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"clip_qkv": _number(view, "clip_qkv", 0.0)}
+
+
+@_family("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")
+def _granite(view: ConfigView, spec: ModelSpec) -> Facts:
+    rotates = view.text("position_embedding_type", default="rope") == "rope"
+    return {
+        "attention_scale": _number(view, "attention_multiplier", 1.0),
+        "multipliers": {
+            "embedding": (_number(view, "embedding_multiplier", 1.0),),
+            "residual": (_number(view, "residual_multiplier", 1.0),),
+            "logits": (1.0 / _number(view, "logits_scaling", 1.0),),
+        },
+        "routing": {"scoring": "softmax_of_chosen"},
+        "rope": {"skip": lambda i: not rotates},
+        "linear_norm_before_gate": False,
+        "dt_limits": _dt_limits(view),
+    }
+
+
+@_family("cohere", "cohere2", norm="layer", parallel=True)
+def _cohere(view: ConfigView, spec: ModelSpec) -> Facts:
+    hybrid = view.text("model_type") == "cohere2"
+    return {
+        "rope": {
+            "interleaved": True,
+            "skip": lambda i: hybrid and not _is_sliding(spec, i),
+        },
+        "multipliers": {"logits": (_number(view, "logit_scale", 0.0625),)},
+    }
+
+
+_like_llama("starcoder2", norm="layer")
+_like_llama("jais2", norm="layer")
+_like_llama("phi", norm="layer", parallel=True, rope={"share": 0.5})
+_like_llama("nemotron", norm="layer_offset", rope={"share": 0.5})
+
+
+@_family("stablelm", "stablelm_epoch", norm="layer")
+def _stablelm(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "rope": {"share": 0.25},
+        "parallel": view.flag("use_parallel_residual", default=False),
+    }
+
+
+@_family("apertus", activation="xielu")
+def _apertus(view: ConfigView, spec: ModelSpec) -> Facts:
+    # The two constants are stored beside the learned values, rounded to bfloat16.
+    return {"multipliers": {"xielu_beta": (0.5,), "xielu_eps": (-9.98377799987793e-07,)}}
+
+
+@_family("nanochat", norm="rms_plain", qk_norm="rms_plain", qk_norm_after_rope=True)
+def _nanochat(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "embedding_norm": "rms_plain",
+        "logit_softcap": _number(view, "final_logit_softcapping", 0.0),
+        "rope": {"backwards": True},
+    }
+
+
+# --- Gemma --------------------------------------------------------------------------------------
+
+
+def _gemma_common(view: ConfigView, spec: ModelSpec) -> Facts:
+    scalar = _bounded(view, "query_pre_attn_scalar", 1e-6, 1e9)
+    return {
+        "norm": "rms_offset",
+        "activation": view.text("hidden_activation", default="gelu_pytorch_tanh"),
+        "attention_scale": None if scalar is None else scalar**-0.5,
+        "multipliers": {"embedding": (spec.hidden_size**0.5,)},
+    }
+
+
+_family("gemma")(_gemma_common)
+
+
+@_family("gemma2", norm_slots=_SANDWICH)
+def _gemma2(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        **_gemma_common(view, spec),
+        "attention_softcap": _number(view, "attn_logit_softcapping", 0.0),
+        "logit_softcap": _number(view, "final_logit_softcapping", 0.0),
+    }
+
+
+@_family("vaultgemma")
+def _vaultgemma(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _gemma2(view, spec)
+
+
+@_family("gemma3_text", norm_slots=_SANDWICH)
+def _gemma3(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Layers with a window rotate with a base of their own, unscaled."""
+    ropes = _ropes(view, spec, theta=1e6)
+    local = _bounded(view, "rope_local_base_freq", 1.0, 1e15)
+    if local is not None:
+        ropes = tuple(
+            Rope(size=rope.size, theta=local) if rope and _is_sliding(spec, i) else rope
+            for i, rope in enumerate(ropes)
+        )
+    return {**_gemma2(view, spec), "ropes": ropes}
+
+
+# --- Mixtures of experts ------------------------------------------------------------------------
+
+_like_llama(
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_vl_moe_text",
+    "olmoe",
+    "jamba",
+    routing={},
+)
+
+
+@_family("olmoe")
+def _olmoe(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"clip_qkv": _number(view, "clip_qkv", 0.0), **_plain_weights(view)}
+
+
+@_family("flex_olmo", norm_slots=_POST)
+def _flex_olmo(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _plain_weights(view)
+
+
+@_family("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text")
+def _plain(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _plain_weights(view)
+
+
+def _plain_weights(view: ConfigView) -> Facts:
+    """Config classes of these leave `norm_topk_prob` out as false."""
+    return {"routing": {"renormalize": view.flag("norm_topk_prob", default=False)}}
+
+
+_like_llama("jamba", routing={"renormalize": False}, rope={"skip": lambda i: True})
+_like_llama("glm4_moe", "dots1", "solar_open", "glm4v_moe_text", routing=_correction())
+_like_llama("minimax_m2", routing=_correction(epsilon=0.0))
+
+
+@_family("gpt_oss")
+def _gpt_oss(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "swiglu_limit": _number(view, "swiglu_limit", 7.0),
+        "swiglu_alpha": 1.702,
+        "routing": {"scoring": "softmax_of_chosen"},
+    }
+
+
+@_family("llama4_text")
+def _llama4(view: ConfigView, spec: ModelSpec) -> Facts:
+    rotates = view.list("no_rope_layers")
+    turned = [i >= len(rotates) or bool(rotates[i]) for i in range(spec.num_layers)]
+    normed = view.flag("use_qk_norm", default=True)
+    tuned = bool(view.data.get("attn_temperature_tuning", True))
+    return {
+        "rope": {"interleaved": True, "skip": lambda i: not turned[i]},
+        "qk_norm": "rms_plain" if normed else "",
+        "qk_norm_after_rope": True,
+        "qk_norm_layers": tuple(turned),
+        "temperature": (
+            (_number(view, "attn_scale", 0.1), _number(view, "floor_scale", 8192.0))
+            if tuned
+            else None
+        ),
+        "positions_offset": 1,
+        "routing": {"scoring": "sigmoid_of_chosen", "weigh_input": True},
+    }
+
+
+@_family("phimoe", norm="layer")
+def _phimoe(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"routing": {"jitter": _number(view, "router_jitter_noise", 0.01)}}
+
+
+@_family("dbrx", norm="layer", eps=1e-5)
+def _dbrx(view: ConfigView, spec: ModelSpec) -> Facts:
+    attention = view.need_sub("attn_config")
+    theta = _bounded(attention, "rope_theta", 1.0, 1e15) or 10000.0
+    ffn = view.need_sub("ffn_config")
+    named = ffn.sub("ffn_act_fn")
+    return {
+        "clip_qkv": _number(attention, "clip_qkv", 0.0),
+        "activation": named.text("name", default="silu") if named is not None else "silu",
+        "rope": {"theta": theta},
+        "routing": {"renormalize": _number(ffn, "moe_normalize_expert_weights", 1.0) != 0.0},
+    }
+
+
+@_family("ernie4_5_moe", "ernie4_5_moe_text")
+def _ernie_moe(view: ConfigView, spec: ModelSpec) -> Facts:
+    least = _number(view, "moe_norm_min", 1e-12)
+    return {"rope": {"interleaved": True}, "routing": {"least": least}}
+
+
+@_family("lfm2", "lfm2_moe")
+def _lfm2(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "activation": "silu",
+        "rope": {"theta": 1e6},
+        "routing": {"scoring": "sigmoid", "epsilon": 1e-6},
+    }
+
+
+@_family("minimax", residual_after_norm=True)
+def _minimax(view: ConfigView, spec: ModelSpec) -> Facts:
+    def pair(part: str) -> tuple[float, float]:
+        return (
+            _number(view, f"{part}_alpha_factor", 1.0),
+            _number(view, f"{part}_beta_factor", 1.0),
+        )
+
+    return {
+        "latent_eps": 1e-6,
+        "multipliers": {
+            "lightning_residual": pair("linear_attn"),
+            "mixer_residual": pair("full_attn"),
+            "mlp_residual": pair("mlp"),
+        },
+    }
+
+
+@_family("afmoe", norm_slots=_SANDWICH)
+def _afmoe(view: ConfigView, spec: ModelSpec) -> Facts:
+    scaled = view.flag("mup_enabled", default=False)
+    return {
+        "rope": {"skip": lambda i: not _is_sliding(spec, i)},
+        "routing": _correction(scale=_number(view, "route_scale", 1.0), renormalize=True),
+        "multipliers": {"embedding": (spec.hidden_size**0.5,)} if scaled else {},
+    }
+
+
+@_family("exaone_moe")
+def _exaone_moe(view: ConfigView, spec: ModelSpec) -> Facts:
+    mixed = any(_is_sliding(spec, i) for i in range(spec.num_layers))
+    return {
+        "rope": {"skip": lambda i: mixed and not _is_sliding(spec, i)},
+        "routing": _correction(),
+    }
+
+
+@_family("hy_v3")
+def _hy_v3(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"routing": _correction(scale=_number(view, "router_scaling_factor", 1.0))}
+
+
+# --- Latent attention ---------------------------------------------------------------------------
+
+
+@_family("deepseek_v2", "deepseek_ref")
+def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Weights are scaled only where they are not renormalized, and groups only when asked for."""
+    grouped = view.text("topk_method", default="greedy") == "group_limited_greedy"
+    renormalize = view.flag("norm_topk_prob", default=False)
+    return {
+        "rope": {"interleaved": True},
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "routing": {"renormalize": renormalize, **({} if grouped else {"groups": 1})},
+    }
+
+
+@_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "axk1")
+def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "rope": {"interleaved": view.flag("rope_interleave", default=True)},
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "routing": _correction(),
+    }
+
+
+@_family("kimi_linear")
+def _kimi_linear(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Latent attention without positions; its router as DeepSeek-V3's."""
+    scale = _number(view, "routed_scaling_factor", 1.0)
+    renormalize = view.flag("norm_topk_prob", "moe_renormalize", default=True)
+    groups = view.count("n_group", "num_expert_group", default=1) or 1
+    return {
+        "rope": {"skip": lambda i: True},
+        "latent_eps": 1e-6,
+        "routing": _correction(scale=scale, renormalize=renormalize, groups=groups),
+    }
+
+
+# --- Linear attention and Mamba -----------------------------------------------------------------
+
+
+@_family(
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    norm="rms_offset",
+    rope={"share": 0.25},
+)
+def _qwen_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"routing": {"renormalize": view.flag("norm_topk_prob", default=True)}}
+
+
+def _dt_limits(view: ConfigView) -> tuple[float, float]:
+    limits = view.list("time_step_limit", max_length=2)
+    if len(limits) != 2:
+        return 0.0, float("inf")
+    low, high = (float(x) if isinstance(x, (int, float)) else float("inf") for x in limits)
+    return low, high
+
+
+@_family("mamba2", "bamba", linear_norm_before_gate=False)
+def _mamba2(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"dt_limits": _dt_limits(view)}
+
+
+@_family("nemotron_h", linear_norm_before_gate=False, rope={"skip": lambda i: True})
+def _nemotron_h(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "norm_slots": ("pre_mixer",),
+        "dt_limits": _dt_limits(view),
+        "linear_norm_groups": view.int("n_groups", default=8),
+        "activation": view.text("mlp_hidden_act", default="relu2"),
+        "routing": _correction(),
+    }
+
+
+@_family("falcon_h1", linear_norm_before_gate=False)
+def _falcon_h1(view: ConfigView, spec: ModelSpec) -> Facts:
+    gate, down = _list(view, "mlp_multipliers", 2)
+    groups = view.int("mamba_n_groups", default=1)
+    return {
+        "linear_norm_before_gate": view.flag("mamba_norm_before_gate", default=True),
+        "linear_norm_groups": groups,
+        "dt_limits": _dt_limits(view),
+        "multipliers": {
+            "embedding": (_number(view, "embedding_multiplier", 1.0),),
+            "logits": (_number(view, "lm_head_multiplier", 1.0),),
+            "key": (_number(view, "key_multiplier", 1.0),),
+            "attention_in": (_number(view, "attention_in_multiplier", 1.0),),
+            "attention_out": (_number(view, "attention_out_multiplier", 1.0),),
+            "ssm_in": (_number(view, "ssm_in_multiplier", 1.0),),
+            "ssm_out": (_number(view, "ssm_out_multiplier", 1.0),),
+            "ssm": _list(view, "ssm_multipliers", 5),
+            "mlp_gate": (gate,),
+            "mlp_down": (down,),
+        },
+    }
+
+
+def _list(view: ConfigView, key: str, length: int) -> tuple[float, ...]:
+    values = view.list(key, max_length=length) or [1.0] * length
+    if len(values) != length or not all(isinstance(v, (int, float)) for v in values):
+        raise view.fail(f"{key} must list {length} numbers")
+    return tuple(float(v) for v in values)
+
+
+_like_llama("mamba", norm_slots=("pre_mixer",))
+
+
+@_family("falcon_mamba", norm_slots=("pre_mixer",))
+def _falcon_mamba(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"multipliers": {"mixer_rms_eps": (_number(view, "mixer_rms_eps", 1e-6),)}}
+
+
+@_family("olmo_hybrid")
+def _olmo_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"negative_eigenvalues": view.flag("linear_allow_neg_eigval", default=True)}
+
+
+# --- Older families -----------------------------------------------------------------------------
+
+_like_llama("gpt2", "gpt_bigcode", norm="layer", rope={"skip": lambda i: True})
+
+
+@_family("gptj", "codegen", norm="layer", parallel=True)
+def _gptj(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"rope": {"interleaved": True, "size": view.int("rotary_dim", default=64)}}
+
+
+@_family("gpt_neox", norm="layer")
+def _gpt_neox(view: ConfigView, spec: ModelSpec) -> Facts:
+    parallel = view.flag("use_parallel_residual", default=True)
+    return {"parallel": parallel, "rope": {"share": 0.25}}
+
+
+@_family("falcon", "RefinedWeb", "RefinedWebModel", norm="layer")
+def _falcon(view: ConfigView, spec: ModelSpec) -> Facts:
+    new = view.flag("new_decoder_architecture", default=False)
+    alibi = view.flag("alibi", default=False)
+    return {
+        "activation": view.text("activation", default="gelu"),
+        "parallel": new or view.flag("parallel_attn", default=True),
+        "alibi": alibi,
+        "rope": {"skip": lambda i: alibi},
+    }
+
+
+@_family("opt", norm="layer", eps=1e-5, rope={"skip": lambda i: True})
+def _opt(view: ConfigView, spec: ModelSpec) -> Facts:
+    # Learned positions begin at the third row.
+    return {
+        "positions_offset": 2,
+        "norm_slots": (
+            ("pre_mixer", "pre_mlp")
+            if view.flag("do_layer_norm_before", default=True)
+            else ("post_residual_mixer", "post_residual_mlp")
+        ),
+    }
+
+
+_like_llama(
+    "bloom",
+    norm="layer",
+    activation="gelu_tanh",
+    alibi=True,
+    embedding_norm="layer",
+    rope={"skip": lambda i: True},
+)
+
+
+def known_families() -> list[str]:
+    """Model types whose order of operations is written down."""
+    return sorted(_FAMILIES)
+
+
+def norm_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the norms over the hidden size of a full layer."""
+    return names_of(spec.naming).norms

@@ -1,0 +1,60 @@
+"""One pass over the layers: the positions of its tokens, their angles, and shared caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moesize.core.errors import UnsupportedError
+from moesize.verify.forward.numerics import Numerics, Rope
+from moesize.verify.forward.rotary import angles
+
+
+class Step:
+    """`count` new tokens of every sequence, the first at position `start`."""
+
+    def __init__(
+        self,
+        numerics: Numerics,
+        tokens: Tensor,
+        start: int,
+        *,
+        query_block: int,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.numerics = numerics
+        self.tokens = tokens
+        self.start = start
+        self.count = tokens.shape[1]
+        self.positions = torch.arange(start, start + self.count, device=tokens.device)
+        self.query_block = query_block
+        self.reduce = reduce
+        self.topk: Tensor | None = None  # choice of the last indexer, for layers that share it
+        self.memory: dict[str, Tensor] = {}
+        self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
+        self._kv: dict[int, tuple[Tensor, Tensor, int]] = {}
+
+    def angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, size / 2), computed once per step."""
+        if rope not in self._angles:
+            self._angles[rope] = angles(rope, self.positions)
+        return self._angles[rope]
+
+    def temperature(self, scale: float, floor: float) -> Tensor:
+        """(T, 1): queries grow with the logarithm of their position (Llama 4)."""
+        whole = torch.floor((self.positions.float() + self.numerics.positions_offset) / floor)
+        return (1.0 + scale * torch.log1p(whole))[:, None]
+
+    def publish_kv(self, layer: int, keys: Tensor, values: Tensor, first: int) -> None:
+        """What layers without a cache of their own may read."""
+        if layer in self.numerics.kv_source:
+            self._kv[layer] = (keys, values, first)
+
+    def shared_kv(self, layer: int) -> tuple[Tensor, Tensor, int]:
+        """The cache that `layer` reads."""
+        source = self.numerics.kv_source[layer] if self.numerics.kv_source else -1
+        if source not in self._kv:
+            raise UnsupportedError(f"layer {layer} reads the cache of layer {source}, which is not run")
+        return self._kv[source]
