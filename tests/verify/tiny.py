@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,11 @@ def save(family: Family, folder: Path, *, seed: int = 0) -> tuple[torch.nn.Modul
 def scramble(model: torch.nn.Module) -> None:
     """Random values everywhere: a norm of ones or a bias of zeros would hide a mistake."""
     with torch.no_grad():
-        named = [*model.named_parameters(), *model.named_buffers()]
+        # Of the buffers only corrections of routers are learned; tables of angles are not.
+        named = [
+            *model.named_parameters(),
+            *((name, buffer) for name, buffer in model.named_buffers() if "bias" in name),
+        ]
         for name, tensor in named:
             if not tensor.is_floating_point() or "inv_freq" in name or "scal" in name:
                 continue
@@ -114,7 +119,20 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
-    return state
+    return {_published_name(name, state): tensor for name, tensor in state.items()}
+
+
+def _published_name(name: str, state: dict[str, torch.Tensor]) -> str:
+    """Undoes what transformers 5.23 renames too much when it saves.
+
+    Kimi-Linear's dense layers get the name of its experts; OLMo-Hybrid's attention layers that of
+    its linear ones. The published files have the names on the right.
+    """
+    name = re.sub(r"block_sparse_moe\.(gate_proj|up_proj|down_proj)", r"mlp.\1", name)
+    layer = name.removesuffix("feedforward_layer_norm.weight")
+    if layer != name and layer + "post_feedforward_layernorm.weight" in state:
+        return layer + "post_attention_layernorm.weight"
+    return name
 
 
 _F = Family
@@ -175,9 +193,9 @@ FAMILIES: tuple[Family, ...] = (
     _F("deepseek_v3", {**_MLA, **_DEEPSEEK_MOE, "rope_parameters": {"rope_type": "yarn",
        "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128, "mscale": 1.0,
        "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}}, "deepseek_v3-yarn"),
-    _F("deepseek_v32", {**_MLA, **_DEEPSEEK_MOE, "index_n_heads": 2, "index_head_dim": 8,
+    _F("deepseek_v32", {**_MLA, **_DEEPSEEK_MOE, "index_n_heads": 16, "index_head_dim": 8,
        "index_topk": 6}),
-    _F("glm_moe_dsa", {**_MLA, **_DEEPSEEK_MOE, "index_n_heads": 2, "index_head_dim": 8,
+    _F("glm_moe_dsa", {**_MLA, **_DEEPSEEK_MOE, "index_n_heads": 16, "index_head_dim": 8,
        "index_topk": 6, "mlp_layer_types": ["dense", "sparse", "sparse"]}),
     _F("deepseek_v4", {"head_dim": 16}),
     _F("glm", {"head_dim": 8}),
@@ -195,7 +213,8 @@ FAMILIES: tuple[Family, ...] = (
     _F("cohere", {"logit_scale": 0.25, "tie_word_embeddings": True}),
     _F("cohere2", {"logit_scale": 0.25, "sliding_window": 5, "num_hidden_layers": 4,
        "tie_word_embeddings": True}),
-    _F("cohere2_moe", {"num_hidden_layers": 4}),
+    _F("cohere2_moe", {"num_hidden_layers": 4, "head_dim": 8, "sliding_window": 5,
+       "num_shared_experts": 1}),
     _F("llama4_text", {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 8,
        "intermediate_size_mlp": 40, "num_hidden_layers": 4, "attention_chunk_size": 6,
        "interleave_moe_layer_step": 2, "floor_scale": 4}),
@@ -226,7 +245,12 @@ FAMILIES: tuple[Family, ...] = (
     _F("lfm2_moe", {"layer_types": ["conv", "full_attention", "conv"], "num_experts": 4,
        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_dense_layers": 1,
        "conv_L_cache": 3, "use_expert_bias": True}),
-    _F("kimi_linear", {**_MLA, "head_dim": 8}),
+    _F("kimi_linear", {**_MLA, "head_dim": 8, "q_lora_rank": None, "num_hidden_layers": 4,
+       "linear_num_heads": 4, "linear_head_dim": 8, "linear_conv_kernel_dim": 4,
+       "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+       "num_shared_experts": 1, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
+       "layer_types": ["linear_attention", "linear_attention", "full_attention",
+                       "linear_attention"]}),
     _F("dbrx", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128,
        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2,

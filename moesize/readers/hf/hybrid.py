@@ -769,4 +769,4 @@ def lfm2_moe(config: ConfigView) -> SpecFields:
         layout.append(
             Block(name=f"{kind}_{mlp.kind}", mixers=(mixers[kind],), feed_forwards=(mlp,))
         )
-    return _lfm_fields(config, layout, "lfm2")
+    return _lfm_fields(config, layout, "lfm2_moe")

@@ -448,6 +448,8 @@ def olmoe(config: ConfigView) -> SpecFields:
         config,
         [layer(attention, moe)] * config.layers(),
         rotary=rotary(config, attention.head_dim),
+        # FlexOlmo norms after attention and experts, as OLMo 2 does.
+        naming="olmo2" if config.text("model_type") == "flex_olmo" else "default",
     )
 
 

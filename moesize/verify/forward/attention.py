@@ -146,7 +146,7 @@ class GroupedQuery:
         q, gate = self._queries(x)
         q = self._place(self._normed(q, "q"), step, "q")
         if num.temperature is not None and self._tempered(step):
-            q = q * step.temperature(*num.temperature).to(q.dtype)[:, None]
+            q = q * step.temperature(*num.temperature).to(q.dtype)
         k, v, first = self._cached(x, step, cache)
         mixed = attend(
             q,
@@ -172,7 +172,7 @@ class GroupedQuery:
         scale = m.head_dim**-0.5 if num.attention_scale is None else num.attention_scale
         return Reach(
             scale=scale,
-            window=m.window,
+            window=m.window + num.window_shift if m.window else None,
             chunk=m.chunk,
             softcap=num.attention_softcap,
             query_block=step.query_block,

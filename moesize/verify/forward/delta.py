@@ -124,7 +124,8 @@ class GatedDelta:
         out, state = delta_rule(q * m.k_head_dim**-0.5, k, v, decay, beta, state)
         cache.states["recurrent"] = state
         out = out.transpose(1, 2).to(x.dtype)
-        normed = normalize(out, "rms", w.get("norms.linear"), None, num.eps)
+        eps = num.eps if num.linear_eps is None else num.linear_eps
+        normed = normalize(out, "rms", w.get("norms.linear"), None, eps)
         gate = f.silu(z.unflatten(-1, (m.num_v_heads, -1)).float())
         mixed = (normed.float() * gate).to(x.dtype)
         return f.linear(mixed.flatten(2), w.get("attention.linear.out"))

@@ -400,6 +400,27 @@ def _granite(view: ConfigView, spec: ModelSpec) -> Facts:
         "rope": {"skip": lambda i: not rotates},
         "linear_norm_before_gate": False,
         "dt_limits": _dt_limits(view),
+        **_norm_groups(view),
+    }
+
+
+@_family("cohere2_moe", parallel=True)
+def _cohere_moe(view: ConfigView, spec: ModelSpec) -> Facts:
+    """A router that scores only what it chose; shared experts are added or averaged."""
+    softmax = view.text("expert_selection_fn", default="softmax") == "softmax"
+    average = view.text("shared_expert_combination_strategy", default="average") == "average"
+    words = view.list("mlp_layer_types")
+    forced = view.count("prefix_dense_sliding_window_pattern", default=1) == 1
+    dense = [forced and i < len(words) and words[i] == "dense" for i in range(spec.num_layers)]
+    shared = any(moe is not None and moe.shared for moe in map(moe_of, spec.blocks))
+    return {
+        "norm": "rms" if "rms_norm_eps" in view else "layer",
+        "rope": {"interleaved": True, "skip": lambda i: not (_is_sliding(spec, i) or dense[i])},
+        "routing": {"scoring": "softmax_of_chosen" if softmax else "sigmoid_of_chosen"},
+        "multipliers": {
+            "logits": (_number(view, "logit_scale", 0.0625),),
+            "experts": (0.5 if average and shared else 1.0,),
+        },
     }
 
 
@@ -411,6 +432,8 @@ def _cohere(view: ConfigView, spec: ModelSpec) -> Facts:
             "interleaved": True,
             "skip": lambda i: hybrid and not _is_sliding(spec, i),
         },
+        # The spec counts the newest token apart from the window, as vLLM does.
+        "window_shift": -1 if hybrid else 0,
         "multipliers": {"logits": (_number(view, "logit_scale", 0.0625),)},
     }
 
@@ -551,7 +574,11 @@ def _llama4(view: ConfigView, spec: ModelSpec) -> Facts:
             else None
         ),
         "positions_offset": 1,
-        "routing": {"scoring": "sigmoid_of_chosen", "weigh_input": True},
+        "routing": {
+            "scoring": "sigmoid_of_chosen",
+            "weigh_input": True,
+            "renormalize": False,
+        },
     }
 
 
@@ -649,7 +676,9 @@ def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
 
 @_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "axk1")
 def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
+    turned_in_pairs = view.text("model_type") == "glm_moe_dsa"
     return {
+        "multipliers": {"indexer_interleaved": (1.0,)} if turned_in_pairs else {},
         "rope": {"interleaved": view.flag("rope_interleave", default=True)},
         "attention_scale": _latent_scale(view, spec),
         "latent_eps": 1e-6,
@@ -692,9 +721,21 @@ def _dt_limits(view: ConfigView) -> tuple[float, float]:
     return low, high
 
 
-@_family("mamba2", "bamba", linear_norm_before_gate=False)
+@_family("mamba2", norm_slots=("pre_mixer",), linear_norm_before_gate=False)
 def _mamba2(view: ConfigView, spec: ModelSpec) -> Facts:
-    return {"dt_limits": _dt_limits(view)}
+    return {
+        "dt_limits": _dt_limits(view),
+        "linear_norm_groups": view.int("n_groups", default=1),
+    }
+
+
+@_family("bamba", linear_norm_before_gate=False)
+def _bamba(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"dt_limits": _dt_limits(view), **_norm_groups(view)}
+
+
+def _norm_groups(view: ConfigView) -> Facts:
+    return {"linear_norm_groups": view.int("mamba_n_groups", default=1)}
 
 
 @_family("nemotron_h", linear_norm_before_gate=False, rope={"skip": lambda i: True})
@@ -711,10 +752,9 @@ def _nemotron_h(view: ConfigView, spec: ModelSpec) -> Facts:
 @_family("falcon_h1", linear_norm_before_gate=False)
 def _falcon_h1(view: ConfigView, spec: ModelSpec) -> Facts:
     gate, down = _list(view, "mlp_multipliers", 2)
-    groups = view.int("mamba_n_groups", default=1)
     return {
         "linear_norm_before_gate": view.flag("mamba_norm_before_gate", default=True),
-        "linear_norm_groups": groups,
+        **_norm_groups(view),
         "dt_limits": _dt_limits(view),
         "multipliers": {
             "embedding": (_number(view, "embedding_multiplier", 1.0),),
@@ -748,7 +788,19 @@ def _falcon_mamba(view: ConfigView, spec: ModelSpec) -> Facts:
 
 @_family("olmo_hybrid")
 def _olmo_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
-    return {"negative_eigenvalues": view.flag("linear_allow_neg_eigval", default=True)}
+    """Norms come after in the attention layers, before in the others, under different names."""
+    params = view.sub("rope_parameters")
+    rotates = params is not None and "rope_theta" in params
+    return {
+        "negative_eigenvalues": view.flag("linear_allow_neg_eigval", default=True),
+        "linear_eps": 1e-5,
+        "norm_names": {
+            "attention": ("post_attention_layernorm", "post_feedforward_layernorm"),
+            "linear": ("attention_layer_norm", "feedforward_layer_norm"),
+        },
+        "norm_slots_of": {"attention": _POST},
+        "rope": {"skip": lambda i: not rotates},
+    }
 
 
 # --- Older families -----------------------------------------------------------------------------

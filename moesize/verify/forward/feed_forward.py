@@ -100,7 +100,7 @@ class Experts:
             out = f.linear(out, w.get("other.latent_out"))
         if moe.shared is not None:
             out = out + self._shared(tokens)
-        return out.view_as(x)
+        return (out * self.numerics.factor("experts")).view_as(x)
 
     def route(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Chosen experts (T, A) and their weights (T, A), float32."""
@@ -173,7 +173,7 @@ class Experts:
         out = _dense(tokens, "shared_experts", shared.gated, self.numerics, w)
         if shared.gate:
             out = out * torch.sigmoid(f.linear(tokens, w.get("shared_experts.sigmoid_gate")))
-        return out * self.numerics.factor("shared_experts")
+        return out
 
 
 def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:

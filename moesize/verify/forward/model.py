@@ -250,8 +250,15 @@ class _Layer:
 
     def _norm_names(self) -> dict[str, str]:
         """Name of the norm in each slot that this layer has."""
-        names = names_of(self.spec.naming).norms[: self.block.num_norms]
-        return dict(zip(self.numerics.norm_slots, names, strict=False))
+        names = self.numerics.norm_names.get(self.block.name) or names_of(self.spec.naming).norms
+        slots = self.numerics.norm_slots_of.get(self.block.name) or self.numerics.norm_slots
+        pairs = list(zip(slots, names, strict=False))
+        if not self.block.mixers or not self.block.feed_forwards:
+            # A layer with one half of the usual two has the norms of that half.
+            part = "mixer" if self.block.mixers else "mlp"
+            own = [pair for pair in pairs if pair[0].endswith(part)]
+            pairs = own or [(f"pre_{part}", names[0])]
+        return dict(pairs[: self.block.num_norms])
 
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         num = self.numerics

@@ -96,6 +96,7 @@ class Numerics:
     """Everything but shapes. Defaults are those of Llama.
 
     norm_slots          one slot for each of the layer's norms, in the order of `Naming.norms`
+    norm_names, norm_slots_of   the same by block, where a family's blocks differ
     ropes               of every layer; None = no positions there
     attention_scale     None: head_dim ** -0.5
     temperature         (scale, floor) of Llama 4 for layers without rotation, or of Ministral 3
@@ -108,6 +109,8 @@ class Numerics:
     eps: float = 1e-6
     norm: NormKind = "rms"
     norm_slots: tuple[Slot, ...] = ("pre_mixer", "pre_mlp")
+    norm_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norm_slots_of: Mapping[str, tuple[Slot, ...]] = field(default_factory=dict)
     parallel: bool = False
     residual_after_norm: bool = False
     ropes: tuple[Rope | None, ...] = ()
@@ -125,12 +128,13 @@ class Numerics:
     temperature_everywhere: bool = False
     positions_offset: int = 0
     alibi: bool = False
+    window_shift: int = 0
     activation: str = "silu"
     swiglu_limit: float = 0.0
     swiglu_alpha: float = 0.0
     linear_norm_before_gate: bool = True
     linear_norm_groups: int = 1
-    linear_gate: str = "silu"
+    linear_eps: float | None = None
     negative_eigenvalues: bool = False
     decay_floor: float = 0.0
     dt_limits: tuple[float, float] = (0.0, float("inf"))

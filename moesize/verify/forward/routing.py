@@ -20,9 +20,12 @@ def choose(
         return _sparse_mixer(logits, routing.jitter)
     if routing.scoring.endswith("of_chosen"):
         values, chosen = logits.topk(count, dim=-1)
-        return chosen, values.softmax(-1) if routing.scoring == "softmax_of_chosen" else (
-            torch.sigmoid(values)
-        )
+        if routing.scoring == "softmax_of_chosen":
+            return chosen, values.softmax(-1) * routing.scale
+        weight = torch.sigmoid(values)
+        if routing.renormalize:
+            weight = weight / weight.sum(-1, keepdim=True)
+        return chosen, weight * routing.scale
     scores = _scores(logits, routing)
     ranking = scores if correction is None else scores + correction
     if table is not None:
