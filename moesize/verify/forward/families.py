@@ -742,7 +742,8 @@ def _norm_groups(view: ConfigView) -> Facts:
 def _nemotron_h(view: ConfigView, spec: ModelSpec) -> Facts:
     return {
         "norm_slots": ("pre_mixer",),
-        "dt_limits": _dt_limits(view),
+        # The class reads the lower limit under this name, and no upper one.
+        "dt_limits": (_number(view, "time_step_min", 0.001), float("inf")),
         "linear_norm_groups": view.int("n_groups", default=8),
         "activation": view.text("mlp_hidden_act", default="relu2"),
         "routing": _correction(),
