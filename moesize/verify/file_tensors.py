@@ -8,13 +8,11 @@ stands here is checked against the inventory: the bytes of all file tensors are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.checkpoint import StoredEntry, matrix_shape
 from moesize.core.errors import UnsupportedError
-from moesize.core.model_spec import ModelSpec
 from moesize.core.naming import module_name, names_of, tensor_name
 from moesize.core.tensors import Shard, Tensor
 from moesize.core.units import ceil_div
@@ -30,6 +28,11 @@ from moesize.core.weight_formats import (
     WeightFormat,
     number_bytes,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from moesize.core.model_spec import ModelSpec
 
 
 class ExpertLayout(NamedTuple):
@@ -159,8 +162,8 @@ def file_tensors(
         elif outside:
             for member in _members(spec, item, None):
                 groups.setdefault((member.name, None), []).append(member)
-    for (name, layer), members in groups.items():
-        yield _joined(name, layer, members)
+    for (name, place), members in groups.items():
+        yield _joined(name, place, members)
 
 
 class _Member(NamedTuple):
@@ -453,7 +456,7 @@ def _group_int(
 def _cut_of_part(
     tensor: Tensor, shape: tuple[int, ...], axes: _Axes, logical: tuple[int, int]
 ) -> tuple[int | None, Piece | None]:
-    """Where ranks cut a stored part: the axis that holds the dimension that the matrix is cut in."""
+    """Where ranks cut a stored part: the axis of the dimension that the matrix is cut in."""
     shard = tensor.shard
     if shard is None:
         return None, None
