@@ -180,8 +180,8 @@ def _gptq(parts: Mapping[str, Tensor], layout: GroupInt) -> Tensor:
     in_features = parts["weight"].shape[0] * 32 // layout.bits
     numbers = _unpack_words(parts["weight"], layout.bits, 0, in_features)
     zero = _unpack_words(parts["zero_point"], layout.bits, 1, out_features) + 1
-    # AutoGPTQ wraps the zero point before packing; adding one may leave the range of the bits.
-    zero = zero & ((1 << layout.bits) - 1) if not layout.symmetric else zero
+    # Packers let zero minus one wrap around, so one more wraps back.
+    zero = zero & ((1 << layout.bits) - 1)
     if "g_idx" in parts:
         group = parts["g_idx"].long()
     else:

@@ -65,6 +65,7 @@ class ForwardModel:
     layers     indices to run, in this order; None = all
     tp         (rank, size): this rank's slices only. Sums over ranks where torch.distributed is
                initialised; otherwise the rank's share is computed alone and the sum is left out
+    reduce     how parts are summed over ranks, when not by torch.distributed
     on_phase   called with `embedding`, `layer 3`, `final norm`, `logits` as each begins
     """
 
@@ -80,6 +81,7 @@ class ForwardModel:
         tp: tuple[int, int] = (0, 1),
         options: RunOptions | None = None,
         on_phase: Callable[[str], None] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.spec = spec
         self.numerics = numerics
@@ -92,6 +94,7 @@ class ForwardModel:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
         self.weights = Weights(spec, state, self.device, dtype, tp)
         self.on_phase = on_phase or (lambda name: None)
+        self.reduce = reduce or self._all_reduce
         self._blocks = {index: _Layer(self, index) for index in self.layers}
         self.reset()
 
@@ -155,8 +158,8 @@ class ForwardModel:
         self.on_phase("final norm")
         return self._final_norm(x)
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """The sum over ranks, where they can be reached."""
+    def _all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over ranks, where torch.distributed reaches them; else the rank's own part."""
         if self.weights.size > 1 and torch.distributed.is_available():
             if torch.distributed.is_initialized():
                 torch.distributed.all_reduce(x)
