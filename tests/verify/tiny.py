@@ -277,9 +277,6 @@ FAMILIES: tuple[Family, ...] = (
     
     _F("dots1", {**_DEEPSEEK_MOE, "head_dim": 8}),
     _F("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
-    _F("longcat_flash", {**_MLA, "num_layers": 2, "num_hidden_layers": "absent",
-       "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "n_routed_experts": 4,
-       "zero_expert_num": 2, "moe_topk": 3, "num_experts_per_tok": 3, "head_dim": 4}),
     _F("hy_v3", {"head_dim": 8, "num_local_experts": 4, "num_experts": 4,
        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_shared_experts": 1}),
     _F("laguna", {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5,

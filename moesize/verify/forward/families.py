@@ -212,6 +212,11 @@ def _rope(view: ConfigView, kind: str, width: int, theta: float, share: float) -
     for source in (view, params):
         if source is not None:
             theta = _bounded(source, ("rope_theta", "rotary_emb_base"), 1.0, 1e15) or theta
+    if params is not None and params.data.get("rope_type") == "proportional":
+        scaling = RopeScaling(
+            kind="proportional", factor=_number(params, "factor", 1.0), low=share
+        )
+        return Rope(size=width, theta=theta, scaling=scaling)
     size = int(width * share)
     return Rope(size=size - size % 2, theta=theta, scaling=_scaling(view, params, size))
 
@@ -510,6 +515,20 @@ def _gemma3(view: ConfigView, spec: ModelSpec) -> Facts:
     return {**_gemma2(view, spec), "ropes": ropes}
 
 
+@_family("gemma4_text", norm_slots=_SANDWICH)
+def _gemma4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Scores are not scaled; late layers read the cache of the last layer of their kind."""
+    return {
+        "activation": view.text("hidden_activation", default="gelu_pytorch_tanh"),
+        "attention_scale": 1.0,
+        "v_norm": "rms_plain",
+        "logit_softcap": _number(view, "final_logit_softcapping", 0.0),
+        "multipliers": {"embedding": (spec.hidden_size**0.5,)},
+        "kv_source": _sources(spec),
+        "layer_scalar": True,
+    }
+
+
 # --- Mixtures of experts ------------------------------------------------------------------------
 
 _like_llama(
@@ -650,6 +669,16 @@ def _exaone_moe(view: ConfigView, spec: ModelSpec) -> Facts:
     return {
         "rope": {"skip": lambda i: mixed and not _is_sliding(spec, i)},
         "routing": _correction(),
+    }
+
+
+@_family("laguna")
+def _laguna(view: ConfigView, spec: ModelSpec) -> Facts:
+    scale = _number(view, "moe_routed_scaling_factor", 1.0)
+    softcap = _number(view, "moe_router_logit_softcapping", 0.0)
+    return {
+        "multipliers": {"softplus_gate": (1.0,)},
+        "routing": _correction(scale=scale, softcap=softcap, renormalize=True, epsilon=0.0),
     }
 
 

@@ -38,6 +38,7 @@ from moesize.verify.forward.lightning import Lightning
 from moesize.verify.forward.mamba import SelectiveScan, StateSpaceDual
 from moesize.verify.forward.norms import normalize
 from moesize.verify.forward.numerics import Numerics
+from moesize.verify.forward.per_layer import add_per_layer_input, per_layer_inputs
 from moesize.verify.forward.short_conv import GatedShortConv
 from moesize.verify.forward.step import Step
 from moesize.verify.forward.weights import LayerWeights, Weights
@@ -151,6 +152,8 @@ class ForwardModel:
         )
         self.on_phase("embedding")
         x = self._embed(tokens, step)
+        if self.spec.embedding.per_layer_size:
+            step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, tokens, x)
         for index in self.layers:
             self.on_phase(f"layer {index}")
             x = self._blocks[index](x, step, self.caches[index])
@@ -271,7 +274,9 @@ class _Layer:
             x = self._add("mixer", x, lambda y: self._mix(y, step, cache))
         if self.feed_forwards:
             x = self._add("mlp", x, lambda y: self._feed(y, step))
-        return x
+        if step.per_layer is not None:
+            x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
+        return x * self.w.named("layer_scalar") if num.layer_scalar else x
 
     def _add(self, part: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         num = self.numerics
@@ -327,7 +332,15 @@ class _Layer:
 
 # Extra tensors that a mixer or an MLP takes care of itself.
 _KNOWN_EXTRA = frozenset(
-    {"norms.attention_inner", "norms.mlp_inner", "other.alpha_p", "other.alpha_n"}
+    {
+        "norms.attention_inner",
+        "norms.mlp_inner",
+        "norms.per_layer",
+        "other.alpha_p",
+        "other.alpha_n",
+        "other.per_layer_gate",
+        "other.per_layer_projection",
+    }
 )
 
 

@@ -29,7 +29,10 @@ Scoring = Literal["softmax", "sigmoid", "softmax_of_chosen", "sigmoid_of_chosen"
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched; fields that a kind does not use stay as they are."""
+    """How rotary frequencies are stretched; fields that a kind does not use stay as they are.
+
+    low   proportional (Gemma 4): the share of the pairs that turn at all
+    """
 
     kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
     factor: float = 1.0
@@ -72,9 +75,10 @@ class Routing:
     groups        experts stand in so many groups, of which `top_groups` are open to choice
     group_score   a group is worth its best expert, or the sum of its two best
     renormalize   weights of the chosen are scaled to a sum of one
-    bias_in_weight   the correction bias also counts in the weight (else in the choice only)
+    epsilon, least   added to that sum, or its lower bound
     scale         factor of the weights afterwards
     weigh_input   the weight scales what goes into the expert, not what comes out (Llama 4)
+    softcap       bounds the logits by a tanh
     jitter        SparseMixer of PhiMoE: experts near the best share its softmax
     """
 
@@ -88,7 +92,7 @@ class Routing:
     scale: float = 1.0
     weigh_input: bool = False
     jitter: float = 0.0
-    normed_input: bool = False
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ class Numerics:
     temperature         (scale, floor) of Llama 4 for layers without rotation, or of Ministral 3
     gate_activation     of an MLP; swiglu_limit and swiglu_alpha: the clamped one of gpt-oss
     multipliers         named factors of single families: embedding, residual, logits, ...
+    layer_scalar        a stored factor of every layer's output (Gemma 4)
     kv_source           the layer whose cache a layer reads; its own where none is shared
     """
 
@@ -142,6 +147,7 @@ class Numerics:
     embedding_norm: NormKind | Literal[""] = ""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     kv_source: tuple[int, ...] = ()
+    layer_scalar: bool = False
     num_layers: int = 0
     notes: tuple[str, ...] = ()
 

@@ -34,6 +34,10 @@ def frequencies(rope: Rope, length: int) -> tuple[Tensor, float]:
     if scaling.kind == "longrope":
         stretched = scaling.long if length > scaling.original else scaling.short
         return theta**-exponents / torch.tensor(stretched), _longrope_factor(scaling)
+    if scaling.kind == "proportional":
+        plain = theta**-exponents / scaling.factor
+        plain[int(scaling.low * rope.size // 2) :] = 0.0
+        return plain, 1.0
     raise AssertionError(scaling.kind)
 
 

@@ -16,6 +16,8 @@ def choose(
 
     correction (E) is added for the choice only; table (T, A) makes the choice itself.
     """
+    if routing.softcap:
+        logits = routing.softcap * torch.tanh(logits / routing.softcap)
     if routing.jitter:
         return _sparse_mixer(logits, routing.jitter)
     if routing.scoring.endswith("of_chosen"):

@@ -32,7 +32,7 @@ class Step:
         self.query_block = query_block
         self.reduce = reduce
         self.topk: Tensor | None = None  # choice of the last indexer, for layers that share it
-        self.memory: dict[str, Tensor] = {}
+        self.per_layer: Tensor | None = None  # inputs of every layer of its own (Gemma 4)
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._kv: dict[int, tuple[Tensor, Tensor, int]] = {}
 
