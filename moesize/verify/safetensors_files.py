@@ -9,13 +9,15 @@ unpickling runs what is in them.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.files import parse_json, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 INDEX_NAME = "model.safetensors.index.json"
 # The format's own limit; the widest published header is below 10 MB.
@@ -324,7 +326,7 @@ def open_checkpoint(path: Path, needed: Iterable[str] | None = None) -> Checkpoi
     needed  names of the tensors that will be asked for: only their shards have to be there.
     Raises InvalidInputError, which names what is missing or wrong.
     """
-    if path.is_file() or path.is_symlink() and not path.exists():
+    if path.is_file() or (path.is_symlink() and not path.exists()):
         return _opened_files({path: read_header(path)})
     if not path.is_dir():
         raise InvalidInputError(f"{path}: no such folder")

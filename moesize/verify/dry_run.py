@@ -1,0 +1,141 @@
+"""The forward pass on shapes alone: what it will allocate, before anything is allocated.
+
+Tensors live on torch's `meta` device and have no memory. The code that will run on the device runs
+on them, and every storage that it would make and release is counted: peaks follow from shapes,
+for every kind of layer, format and rank. Three things depend on numbers and are given instead: how
+many experts are visited, how many tokens each of them gets, and small integers of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from moesize.core.inventory import moe_of
+from moesize.core.units import ceil_div
+from moesize.verify.live_bytes import LiveBytes
+
+if TYPE_CHECKING:
+    from moesize.core.model_spec import ModelSpec
+
+_ATEN = torch.ops.aten
+# Files hold shapes and quantization states in tensors of a few numbers.
+_MOST_KNOWN = 4096
+
+
+class Routing(NamedTuple):
+    """What the routers of one pass chose: for each MoE layer, tokens of every visited expert."""
+
+    loads: tuple[tuple[int, ...], ...]
+
+    @property
+    def busiest(self) -> int:
+        """Most tokens that one expert got."""
+        return max((max(loads, default=0) for loads in self.loads), default=0)
+
+
+def even_routing(spec: ModelSpec, layers: Sequence[int], tokens: int) -> Routing:
+    """Choices spread evenly: ceil(tokens * A / E) tokens for each expert."""
+    loads = []
+    for layer in layers:
+        moe = moe_of(spec.block(spec.layout[layer]))
+        if moe is not None:
+            choices = tokens * min(moe.experts_per_token, moe.num_experts)
+            visited = min(moe.num_experts, choices)
+            loads.append((ceil_div(choices, visited),) * visited)
+    return Routing(tuple(loads))
+
+
+class RoutingRecorder(LiveBytes):
+    """Writes down what routers choose while a pass runs; the looped path asks op by op."""
+
+    def __init__(self) -> None:
+        super().__init__("none")
+        self._loads: list[list[int]] = []
+
+    @property
+    def routing(self) -> Routing:
+        """What was chosen so far."""
+        return Routing(tuple(map(tuple, self._loads)))
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if func in _UNIQUE:
+            self._loads.append([])
+        elif func is _ATEN.nonzero.default and self._loads:
+            self._loads[-1].append(out.shape[0])
+        return out
+
+
+_UNIQUE = (_ATEN._unique2.default, _ATEN.unique_dim.default, _ATEN._unique.default)
+
+
+class DryRun(LiveBytes):
+    """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU."""
+
+    def __init__(self, listener: Callable[[int, int], None] | None = None) -> None:
+        super().__init__("meta", listener)
+        self._loads: Iterator[tuple[int, ...]] = iter(())
+        self._rows: Iterator[int] = iter(())
+        self._known: dict[int, list[int]] = {}
+
+    def route(self, routing: Routing) -> None:
+        """The next pass chooses like this."""
+        self._loads = iter(routing.loads)
+
+    def know(self, tensor: torch.Tensor, values: Sequence[int]) -> None:
+        """The numbers of a small tensor, for code that reads them."""
+        self._known[tensor.untyped_storage()._cdata] = list(values)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        on_meta = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
+        if on_meta and func in _UNIQUE:
+            loads = next(self._loads, ())
+            self._rows = iter(loads)
+            found = torch.arange(len(loads))
+            return found, args[0].new_empty(0), args[0].new_empty(0)
+        if on_meta and func is _ATEN.nonzero.default:
+            return args[0].new_empty((next(self._rows, 0), args[0].dim()), dtype=torch.int64)
+        if on_meta and func is _ATEN._local_scalar_dense.default:
+            known = self._known.get(args[0].untyped_storage()._cdata)
+            return known[args[0].storage_offset()] if known else 1
+        if on_meta and func is _ATEN._to_copy.default:
+            return self._copied(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _copied(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = self._known.get(args[0].untyped_storage()._cdata)
+        device = kwargs.get("device")
+        if known is not None and device is not None and torch.device(device).type == "cpu":
+            return torch.tensor(known, dtype=args[0].dtype)
+        if device is not None and torch.device(device).type != "meta":
+            raise NotImplementedError("numbers of a tensor without numbers are asked for")
+        return func(*args, **kwargs)
+
+
+class Trace:
+    """Allocations and releases in order; `replay` hands them to another accountant."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, int]] = []
+
+    def __call__(self, size: int, key: int) -> None:
+        self.events.append((size, key))
+
+
+def meta_state(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], dry: DryRun,
+    small: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Weights without memory; the numbers of `small` ones are known."""
+    state = {
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, (dtype, shape) in tensors.items()
+    }
+    for name, tensor in small.items():
+        if tensor.numel() <= _MOST_KNOWN and name in state:
+            dry.know(state[name], tensor.flatten().tolist())
+    dry.adopt(state.values())
+    return state

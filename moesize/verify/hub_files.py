@@ -1,0 +1,209 @@
+"""The shards of a hub repository that hold the chosen tensors, and none of the others.
+
+The hub's own client downloads, resumes, and finds the token in the environment. Only the index and
+*.safetensors files are asked for; no code of a repository is fetched. The revision is pinned to
+a commit first, so that all files are of one state.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moesize.core.errors import (
+    EnvironmentProblem,
+    InvalidInputError,
+    MoesizeError,
+)
+from moesize.core.units import format_gib
+from moesize.verify.safetensors_files import (
+    INDEX_NAME,
+    CheckpointFiles,
+    align_names,
+    listed,
+    open_checkpoint,
+    read_index,
+    refuse_pickle,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_SINGLE = "model.safetensors"
+_SPARE_BYTES = 1 << 30
+_LOGIN = "log in with `hf auth login` (or set HF_TOKEN), and accept the terms on the model's page"
+
+
+class Downloaded(NamedTuple):
+    """Shards in the hub's cache, and the commit that they are of."""
+
+    files: CheckpointFiles
+    commit: str
+    folder: Path
+    size_bytes: int
+
+
+def download(
+    repo: str,
+    needed: Iterable[str],
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Downloaded:
+    """Fetch the shards that hold the `needed` tensors, those that are not there yet.
+
+    progress  called with the name and bytes of each file that has arrived
+    Raises EnvironmentProblem without network, login or room; InvalidInputError for a repository
+    that is not there or holds no safetensors files.
+    """
+    names = list(needed)
+    commit, sizes = _listing(repo, revision)
+    wanted = _shards(repo, names, commit, sizes, cache_dir)
+    _check_room(repo, {name: sizes[name] for name in wanted}, commit, cache_dir)
+    paths = []
+    for name in wanted:
+        paths.append(_fetch(repo, name, commit, cache_dir))
+        _check_size(repo, paths[-1], name, sizes[name])
+        if progress is not None:
+            progress(name, sizes[name])
+    folder = paths[0].parent
+    files = open_checkpoint(folder if INDEX_NAME in sizes else paths[0], names)
+    return Downloaded(files, commit, folder, sum(sizes[name] for name in wanted))
+
+
+def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
+    """The commit of a revision, and the size of every file of it."""
+    from huggingface_hub import HfApi
+
+    with _Explained(repo, "its list of files", revision):
+        info: Any = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    if not info.sha:
+        raise EnvironmentProblem(f"the hub names no commit of {repo}")
+    sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
+    return info.sha, sizes
+
+
+def _shards(
+    repo: str,
+    needed: list[str],
+    commit: str,
+    sizes: Mapping[str, int],
+    cache_dir: Path | None,
+) -> list[str]:
+    """Files that hold the needed tensors, each of them in the repository."""
+    if INDEX_NAME not in sizes:
+        if _SINGLE in sizes:
+            return [_SINGLE]
+        for name in sizes:
+            # Names the pickles that are there instead, with what to do about them.
+            refuse_pickle(name)
+        raise InvalidInputError(f"{repo} has neither {INDEX_NAME} nor {_SINGLE}")
+    path = _fetch(repo, INDEX_NAME, commit, cache_dir)
+    _check_size(repo, path, INDEX_NAME, sizes[INDEX_NAME])
+    weight_map = read_index(path)
+    names = align_names(needed, weight_map)
+    unknown = [name for name in needed if name not in names]
+    if unknown:
+        raise InvalidInputError(
+            f"{repo}: its index lacks {listed(unknown)}", "is it the model that the spec describes?"
+        )
+    wanted = sorted({weight_map[name] for name in names.values()})
+    missing = [name for name in wanted if not sizes.get(name)]
+    if missing:
+        raise InvalidInputError(
+            f"{repo}: its index names files it does not have: {listed(missing)}"
+        )
+    return wanted
+
+
+def _check_room(repo: str, sizes: Mapping[str, int], commit: str, cache_dir: Path | None) -> None:
+    """Enough room for what is not in the cache yet."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = {
+        name: try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=commit)
+        for name in sizes
+    }
+    needed = sum(size for name, size in sizes.items() if not isinstance(cached[name], str))
+    folder = Path(cache_dir or constants.HF_HUB_CACHE)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed and free < needed + _SPARE_BYTES:
+        raise EnvironmentProblem(
+            f"{repo}: {format_gib(needed)} are to be downloaded and {format_gib(free)} are free "
+            f"in {folder}",
+            "choose fewer layers with --layers, or another cache with HF_HOME",
+        )
+
+
+def _fetch(repo: str, name: str, commit: str, cache_dir: Path | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _Explained(repo, name, commit):
+        return Path(hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
+
+
+def _check_size(repo: str, path: Path, name: str, size: int) -> None:
+    found = path.stat().st_size
+    if found != size:
+        raise InvalidInputError(
+            f"{repo}: {name} has {found:,} bytes here and {size:,} on the hub",
+            f"delete {path.resolve()} and try again",
+        )
+
+
+class _Explained:
+    """The hub client's errors in words; `what` was asked for."""
+
+    def __init__(self, repo: str, what: str, revision: str | None) -> None:
+        self.repo, self.what, self.revision = repo, what, revision
+
+    def __enter__(self) -> None:
+        """Nothing is prepared."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Ctrl-C is no trouble of the hub's; what was fetched stays for the next time.
+        if not isinstance(error, Exception) or isinstance(error, MoesizeError):
+            return
+        raise self._explain(error) from error
+
+    def _explain(self, error: Exception) -> MoesizeError:
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        repo = self.repo
+        match error:
+            case GatedRepoError():
+                return EnvironmentProblem(f"{repo} is gated: {self.what} needs a login", _LOGIN)
+            case RevisionNotFoundError():
+                return InvalidInputError(f"{repo} has no revision {self.revision!r} on the hub")
+            case RepositoryNotFoundError():
+                return EnvironmentProblem(
+                    f"no repository {repo!r} on the hub, or it is private",
+                    f"check the spelling; {_LOGIN}",
+                )
+            case EntryNotFoundError():
+                return EnvironmentProblem(
+                    f"{self.what} of {repo} can neither be found nor fetched",
+                    "is there a network? a folder of the hub's cache can be given instead",
+                )
+            case HFValidationError():
+                return InvalidInputError(f"{repo[:80]!r} is no name of a repository")
+            case OSError() if error.errno in (28, 122):
+                return EnvironmentProblem(
+                    f"the disk is full while {self.what} of {repo} was fetched",
+                    "what has arrived stays; make room, or set HF_HOME, and start again",
+                )
+            case _:
+                return EnvironmentProblem(
+                    f"{self.what} of {repo} could not be fetched ({type(error).__name__})",
+                    "is there a network? start again, what has arrived stays; or give a local folder",
+                )
