@@ -205,5 +205,5 @@ class _Explained:
             case _:
                 return EnvironmentProblem(
                     f"{self.what} of {repo} could not be fetched ({type(error).__name__})",
-                    "is there a network? start again, what has arrived stays; or give a local folder",
+                    "is there a network? what has arrived stays; a local folder needs none",
                 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
-from moesize.verify.forward.norms import normalize
+from moesize.verify.forward.norms import normalize, normalize_over_ranks
 from moesize.verify.forward.rotary import rotate
 from moesize.verify.forward.weights import LayerWeights, local_units
 
@@ -144,7 +144,7 @@ class GroupedQuery:
         """x (B, T, H) -> (B, T, H), this rank's part of the sum."""
         m, num, w = self.mixer, self.numerics, self.w
         q, gate = self._queries(x)
-        q = self._place(self._normed(q, "q"), step, "q")
+        q = self._place(self._normed(q, "q", step), step, "q")
         if num.temperature is not None and self._tempered(step):
             q = q * step.temperature(*num.temperature).to(q.dtype)
         k, v, first = self._cached(x, step, cache)
@@ -214,11 +214,11 @@ class GroupedQuery:
         limit = self.numerics.clip_qkv
         return x.clamp(-limit, limit) if limit else x
 
-    def _normed(self, x: Tensor, which: str) -> Tensor:
+    def _normed(self, x: Tensor, which: str, step: Step) -> Tensor:
         """The norm of queries or keys that comes before the rotation."""
-        return x if self.numerics.qk_norm_after_rope else self._qk_norm(x, which)
+        return x if self.numerics.qk_norm_after_rope else self._qk_norm(x, which, step)
 
-    def _qk_norm(self, x: Tensor, which: str) -> Tensor:
+    def _qk_norm(self, x: Tensor, which: str, step: Step) -> Tensor:
         """x (B, heads, T, d)."""
         num, m, w = self.numerics, self.mixer, self.w
         kind: NormKind = num.qk_norm or num.norm
@@ -235,14 +235,14 @@ class GroupedQuery:
             weight = weight.reshape(-1, m.head_dim)[:, None, :]
             return normalize(x, kind, weight, None, eps)
         joined = x.transpose(1, 2).flatten(2)
-        joined = normalize(joined, kind, weight, None, eps)
+        joined = normalize_over_ranks(joined, weight, eps, step.reduce, w.all.size)
         return joined.unflatten(-1, (-1, m.head_dim)).transpose(1, 2)
 
     def _place(self, x: Tensor, step: Step, which: str) -> Tensor:
         rope = self.numerics.rope(self.w.index)
         if rope is not None:
             x = rotate(x, rope, step.angles(rope))
-        return self._qk_norm(x, which) if self.numerics.qk_norm_after_rope else x
+        return self._qk_norm(x, which, step) if self.numerics.qk_norm_after_rope else x
 
     def _cached(self, x: Tensor, step: Step, cache: LayerCache) -> tuple[Tensor, Tensor, int]:
         """All keys and values that the new tokens may see, and the position of the first."""
@@ -260,7 +260,7 @@ class GroupedQuery:
         if num.v_norm:
             v = normalize(v, num.v_norm, None, None, num.eps)
         v = v * num.factor("value")
-        k = self._place(self._normed(k, "k"), step, "k")
+        k = self._place(self._normed(k, "k", step), step, "k")
         window = m.window or m.chunk
         keys, values = cache.store("key", window), cache.store("value", window)
         first = keys.first

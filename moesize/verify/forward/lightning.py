@@ -13,7 +13,7 @@ from moesize.core.compute import LIGHTNING_CHUNK
 from moesize.core.errors import UnsupportedError
 from moesize.core.recurrent import LightningAttention
 from moesize.verify.forward.activations import activation
-from moesize.verify.forward.norms import normalize
+from moesize.verify.forward.norms import normalize_over_ranks
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class Lightning:
         cache.states["recurrent"] = state
         out = out.transpose(1, 2).flatten(2).to(x.dtype)
         if m.output_norm:
-            out = normalize(out, "rms", w.get("norms.linear"), None, self.numerics.latent_eps)
+            weight = w.get("norms.linear")
+            eps = self.numerics.latent_eps
+            out = normalize_over_ranks(out, weight, eps, step.reduce, w.all.size)
         if m.gate:
             out = torch.sigmoid(f.linear(x, w.get("attention.linear.g"))) * out
         return f.linear(out, w.get("attention.linear.out"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from moesize.core.compute import MAMBA2_CHUNK
 from moesize.core.recurrent import Mamba1, Mamba2
 from moesize.verify.forward.convolution import causal_conv
-from moesize.verify.forward.norms import group_normalize, normalize
+from moesize.verify.forward.norms import group_normalize, normalize, normalize_over_ranks
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class StateSpaceDual:
         out, state = state_space(heads * dt[..., None], b, c, log_decay, state)
         cache.states["recurrent"] = state
         out = out + heads * w.get(role + "d").float()[:, None]
-        out = self._gate(out.flatten(2).to(x.dtype), z)
+        out = self._gate(out.flatten(2).to(x.dtype), z, step)
         bias = w.maybe(role + "out.bias") if w.all.rank == 0 else None
         return f.linear(out, w.get(role + "out"), bias) * num.factor("ssm_out")
 
@@ -83,16 +83,22 @@ class StateSpaceDual:
         factors = self.numerics.multipliers.get("ssm", ())
         return [y * k for y, k in zip(out, factors, strict=True)] if factors else out
 
-    def _gate(self, x: Tensor, z: Tensor) -> Tensor:
-        m, num = self.mixer, self.numerics
+    def _gate(self, x: Tensor, z: Tensor, step: Step) -> Tensor:
+        num = self.numerics
         gate = f.silu(z.float())
-        if not m.gate_norm:
+        if not self.mixer.gate_norm:
             return (x.float() * gate).to(x.dtype)
-        weight = self.w.get("norms.linear")
-        groups = max(1, num.linear_norm_groups // self.w.all.size)
         if num.linear_norm_before_gate:
-            return (group_normalize(x, weight, groups, num.eps).float() * gate).to(x.dtype)
-        return group_normalize((x.float() * gate).to(x.dtype), weight, groups, num.eps)
+            return (self._norm(x, step).float() * gate).to(x.dtype)
+        return self._norm((x.float() * gate).to(x.dtype), step)
+
+    def _norm(self, x: Tensor, step: Step) -> Tensor:
+        """Over each group; a single one that ranks share is normed over all of them."""
+        weight, eps, ranks = self.w.get("norms.linear"), self.numerics.eps, self.w.all.size
+        groups = self.numerics.linear_norm_groups
+        if groups == 1:
+            return normalize_over_ranks(x, weight, eps, step.reduce, ranks)
+        return group_normalize(x, weight, local_units(groups, ranks), eps)
 
 
 def state_space(

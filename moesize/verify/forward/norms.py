@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,16 @@ def normalize(
     if bias is not None:
         wide = wide + bias.float()
     return wide.to(x.dtype)
+
+
+def normalize_over_ranks(
+    x: Tensor, weight: Tensor, eps: float, reduce: Callable[[Tensor], Tensor], ranks: int
+) -> Tensor:
+    """RMS norm of a dimension that `ranks` ranks hold in equal parts: the squares meet first."""
+    wide = x.float()
+    squares = wide.square().sum(-1, keepdim=True)
+    mean = (reduce(squares) if ranks > 1 else squares) / (x.shape[-1] * ranks)
+    return (wide * torch.rsqrt(mean + eps) * weight.float()).to(x.dtype)
 
 
 def group_normalize(x: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:

@@ -149,6 +149,8 @@ class LayerWeights:
         """The rank's slice of a tensor of the inventory, in its logical shape."""
         wanted = self.tensors[role]
         raw = self._split(role, self.stored(role))
+        if len(wanted.shape) == 1:
+            raw = raw.flatten()  # some files keep dimensions of one: A_log of Kimi
         return self.all.cut(raw, wanted.shard, wanted.shape)
 
     def maybe(self, role: str) -> Tensor | None:

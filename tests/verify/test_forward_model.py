@@ -1,0 +1,240 @@
+"""The model as a whole: ranks, subsets of layers, phases, caches, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Barrier, Thread
+from typing import Any
+
+import pytest
+import torch
+
+from moesize.core.errors import InvalidInputError, InvalidSpecError, UnsupportedError
+from moesize.core.model_spec import ModelSpec
+from moesize.readers.hf.read import spec_from_config
+from moesize.readers.hf.registry import known_model_types
+from moesize.verify.forward import ForwardModel, Numerics
+from moesize.verify.forward.families import known_families
+from moesize.verify.forward.model import RunOptions
+from verify import tiny
+
+Made = tuple[ModelSpec, dict[str, Any], dict[str, torch.Tensor]]
+
+
+def made(name: str) -> Made:
+    """Spec, config and tensors of a tiny model."""
+    family = next(f for f in tiny.FAMILIES if f.id == name)
+    with TemporaryDirectory() as folder:
+        _, config = tiny.save(family, Path(folder))
+        state = tiny.state_of(Path(folder))
+    return spec_from_config(config, file="config.json"), config, state
+
+
+@pytest.fixture(scope="module")
+def llama() -> Made:
+    return made("llama")
+
+
+class Meeting:
+    """Sums tensors of several threads, as all-reduce does."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = Barrier(size, timeout=60)
+        self.parts: dict[int, torch.Tensor] = {}
+
+    def reduce(self, rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def run(part: torch.Tensor) -> torch.Tensor:
+            self.parts[rank] = part
+            self.barrier.wait()
+            total = sum(self.parts[r] for r in sorted(self.parts))
+            self.barrier.wait()
+            assert isinstance(total, torch.Tensor)
+            return total
+
+        return run
+
+
+def ranks(spec: ModelSpec, config: dict[str, Any], state: Any, size: int, ids: Any) -> Any:
+    """Logits of all ranks side by side, for a prompt and a decode step."""
+    meeting, out = Meeting(size), {}
+
+    def run(rank: int) -> None:
+        numerics = Numerics.from_config(config, spec)
+        model = ForwardModel(
+            spec, numerics, state, tp=(rank, size), reduce=meeting.reduce(rank)
+        )
+        first = model.logits(model.prefill(ids[:, :-1]))
+        out[rank] = torch.cat((first, model.logits(model.decode(ids[:, -1]))), 1)
+
+    threads = [Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return torch.cat([out[rank] for rank in range(size)], dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("llama", 2),
+        ("llama", 4),  # more ranks than KV heads: two ranks share one
+        ("mixtral", 2),
+        ("phi3", 2),
+        ("gpt_oss", 2),
+        ("deepseek_v3", 2),
+        ("qwen3_next", 2),
+        ("qwen3_5_text", 2),
+        ("olmo2", 2),
+        ("bamba", 2),
+        ("nemotron_h", 2),
+        ("jamba", 2),
+        ("minimax", 2),
+        ("kimi_linear", 2),
+        ("lfm2", 2),
+        ("gemma3_text", 2),
+        ("starcoder2", 2),
+        ("gemma4_text", 2),
+        ("glm_moe_dsa", 2),
+        ("granitemoehybrid", 2),
+    ],
+)
+def test_ranks_together_make_the_whole_model(name: str, size: int) -> None:
+    spec, config, state = made(name)
+    ids = torch.randint(3, 96, (2, 8))
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state)
+    whole = model.logits(model.prefill(ids))
+    together = ranks(spec, config, state, size, ids)
+    assert (together - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_a_rank_alone_computes_its_share(llama: Made) -> None:
+    spec, config, state = llama
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state, tp=(0, 2))
+    assert model.logits(model.prefill(torch.ones(1, 3, dtype=torch.long))).shape == (1, 3, 48)
+
+
+def test_a_subset_of_layers_runs_in_the_order_given(llama: Made) -> None:
+    spec, config, state = llama
+    phases: list[str] = []
+    numerics = Numerics.from_config(config, spec)
+    model = ForwardModel(spec, numerics, state, layers=(2, 0), on_phase=phases.append)
+    hidden = model.prefill(torch.ones(1, 4, dtype=torch.long))
+    model.logits(hidden)
+    assert hidden.shape == (1, 4, 32)
+    assert phases == ["embedding", "layer 2", "layer 0", "final norm", "logits"]
+
+
+def test_a_layer_that_is_not_there_is_refused(llama: Made) -> None:
+    spec, config, state = llama
+    with pytest.raises(InvalidInputError, match=r"layers 0\.\.2"):
+        ForwardModel(spec, Numerics.from_config(config, spec), state, layers=(3,))
+    with pytest.raises(InvalidInputError, match="rank 2"):
+        ForwardModel(spec, Numerics.from_config(config, spec), state, tp=(2, 2))
+
+
+def test_a_missing_tensor_is_named(llama: Made) -> None:
+    spec, config, state = llama
+    left = {k: v for k, v in state.items() if k != "model.layers.1.mlp.up_proj.weight"}
+    model = ForwardModel(spec, Numerics.from_config(config, spec), left)
+    with pytest.raises(InvalidInputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        model.prefill(torch.ones(1, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", ["static", "growing"])
+def test_the_cache_holds_what_the_spec_says(llama: Made, kind: Any) -> None:
+    """16 tokens of 2 sequences: K and V of 2 heads of 8 in float32, in 3 layers."""
+    spec, config, state = llama
+    options = RunOptions(cache=kind, max_tokens=16)
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state, options=options)
+    model.prefill(torch.ones(2, 16, dtype=torch.long))
+    assert model.cache_bytes == 16 * 2 * (2 * 2 * 8) * 4 * 3
+    model.reset()
+    assert model.cache_bytes == 0
+
+
+def test_a_window_forgets(tmp_path: Path) -> None:
+    spec, config, state = made("mistral")
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state)
+    model.prefill(torch.ones(1, 30, dtype=torch.long))
+    assert model.cache_bytes == 5 * (2 * 2 * 8) * 4 * 3
+
+
+def test_a_full_cache_is_refused(llama: Made) -> None:
+    spec, config, state = llama
+    options = RunOptions(cache="static", max_tokens=4)
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state, options=options)
+    with pytest.raises(InvalidInputError, match="holds 4 tokens, not 5"):
+        model.prefill(torch.ones(1, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "deepseek_v3", "qwen3_next", "phi"])
+def test_neutral_numerics_run_without_a_config(name: str) -> None:
+    spec, _, state = made(name)
+    model = ForwardModel(spec, Numerics.neutral(spec), state)
+    logits = model.logits(model.prefill(torch.ones(1, 5, dtype=torch.long)))
+    assert logits.shape == (1, 5, 96)
+    assert bool(logits.isfinite().all())
+
+
+def test_half_precision_runs(llama: Made) -> None:
+    spec, config, state = llama
+    numerics = Numerics.from_config(config, spec)
+    exact = ForwardModel(spec, numerics, state)
+    rounded = ForwardModel(spec, numerics, state, dtype=torch.bfloat16)
+    ids = torch.randint(3, 96, (1, 6))
+    expected = exact.logits(exact.prefill(ids))
+    found = rounded.logits(rounded.prefill(ids))
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+# --- What a stranger's config may say -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps"),
+        ({"rms_norm_eps": 7.0}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"hidden_act": 3}, "hidden_act"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0],
+                    "long_factor": [1.0],
+                }
+            },
+            "short_factor",
+        ),
+    ],
+)
+def test_nonsense_is_refused_by_key(llama: Made, change: dict[str, Any], message: str) -> None:
+    spec, config, _ = llama
+    with pytest.raises(InvalidSpecError, match=message):
+        Numerics.from_config({**config, **change}, spec)
+
+
+def test_what_is_not_known_is_refused_by_name(llama: Made) -> None:
+    spec, config, state = llama
+    with pytest.raises(UnsupportedError, match="how strange computes"):
+        Numerics.from_config({**config, "model_type": "strange"}, spec)
+    rope = {"rope_type": "spiral", "rope_theta": 1e4}
+    with pytest.raises(UnsupportedError, match="'spiral'"):
+        Numerics.from_config({**config, "rope_parameters": rope}, spec)
+    numerics = replace(Numerics.from_config(config, spec), activation="cosine")
+    model = ForwardModel(spec, numerics, state)
+    with pytest.raises(UnsupportedError, match="'cosine'"):
+        model.prefill(torch.ones(1, 2, dtype=torch.long))
+
+
+def test_families_are_types_that_have_a_reader() -> None:
+    """Or the text part of a wrapper that has one."""
+    inner = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
+    assert set(known_families()) <= {*known_model_types(), *inner}
