@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 from running import ROOT, environment, run
 
-HEAVY = ("httpx", "httpx2", "huggingface_hub", "numpy", "pydantic", "requests", "torch", "typer")
+HEAVY = (
+    "httpx",
+    "httpx2",
+    "huggingface_hub",
+    "numpy",
+    "pydantic",
+    "requests",
+    "safetensors",
+    "torch",
+    "transformers",
+    "typer",
+)
 # Standard library that costs more than it gives at start-up.
 SLOW = ("asyncio", "concurrent", "difflib", "email", "http", "multiprocessing", "ssl", "subprocess")
 _PROBE = """
@@ -116,6 +127,20 @@ def test_the_contract_of_core_names_every_module_beside_it() -> None:
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert set(contract["forbidden_modules"]) == there - {"moesize.core", "moesize.__init__"}
+
+
+def test_no_module_outside_verify_imports_torch() -> None:
+    """Importing all of them loads none of it; torch is an extra."""
+    paths = sorted((ROOT / "moesize").rglob("*.py"))
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    # Importing a package to look inside it would be an import as well.
+    chosen = [m for m in modules if not m.startswith(("moesize.verify", "moesize.__"))]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {chosen!r}: importlib.import_module(name.removesuffix('.__init__'))\n"
+        "print(*sorted({'torch', 'safetensors', 'transformers'} & set(sys.modules)))"
+    )
+    assert run(command=("-c", code)).out.split() == []
 
 
 def test_start_up_is_not_out_of_hand() -> None:

@@ -355,7 +355,7 @@ NAMES: dict[str, Naming] = {
             "attention.gate": "self_attn.gate_proj",
             "router.weight": "mlp.router.gate",
             "router.bias": "mlp.expert_bias",
-        }
+        },
     ),
     "mimo_v2": Naming(roles={"attention.sinks": "self_attn.attention_sink_bias"}),
     "step3p5": Naming(

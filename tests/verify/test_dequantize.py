@@ -13,6 +13,7 @@ from running import ROOT
 from safetensors.torch import load_file
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
+from moesize.core.weight_formats import BLOCK_TYPES as BLOCKS
 from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
@@ -29,14 +30,11 @@ from moesize.core.weight_formats import (
     Plain,
     WeightFormat,
 )
-from moesize.core.weight_formats import BLOCK_TYPES as BLOCKS
 from moesize.verify.forward.dequantize import dequantize, parts_of
 
 GPTQ = {"group_size": 32, "symmetric": False}
 FORMATS: dict[str, WeightFormat] = {
-    "awq": GroupInt(
-        bits=4, group_size=32, symmetric=False, g_idx_stored=False, packed_along="out"
-    ),
+    "awq": GroupInt(bits=4, group_size=32, symmetric=False, g_idx_stored=False, packed_along="out"),
     "bnb-fp4": BitsAndBytes4Bit(),
     "bnb-nf4": BitsAndBytes4Bit(),
     "bnb-nf4-nested": BitsAndBytes4Bit(nested=True),

@@ -63,9 +63,7 @@ def ranks(spec: ModelSpec, config: dict[str, Any], state: Any, size: int, ids: A
 
     def run(rank: int) -> None:
         numerics = Numerics.from_config(config, spec)
-        model = ForwardModel(
-            spec, numerics, state, tp=(rank, size), reduce=meeting.reduce(rank)
-        )
+        model = ForwardModel(spec, numerics, state, tp=(rank, size), reduce=meeting.reduce(rank))
         first = model.logits(model.prefill(ids[:, :-1]))
         out[rank] = torch.cat((first, model.logits(model.decode(ids[:, -1]))), 1)
 

@@ -123,8 +123,10 @@ def test_logits_of_a_packed_checkpoint(name: str) -> None:
     with TemporaryDirectory() as folder:
         model, config = tiny.save(family, Path(folder))
         state = tiny.state_of(Path(folder))
-    chosen = is_projection if "mixtral" not in name else (
-        lambda name: is_projection(name) and "block_sparse_moe.gate" not in name
+    chosen = (
+        is_projection
+        if "mixtral" not in name
+        else (lambda name: is_projection(name) and "block_sparse_moe.gate" not in name)
     )
     packed, plain = packed_state(state, pack, chosen)
     tokens = torch.randint(3, 96, (2, 11))

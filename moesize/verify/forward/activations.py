@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as f
 from torch import Tensor
 
 from moesize.core.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.core.attention import GroupedQueryAttention
 from moesize.core.errors import UnsupportedError
 from moesize.verify.forward.norms import normalize, normalize_over_ranks
 from moesize.verify.forward.rotary import rotate
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
+    from moesize.core.attention import GroupedQueryAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import NormKind, Numerics
     from moesize.verify.forward.step import Step
@@ -145,7 +145,7 @@ class GroupedQuery:
         m, num, w = self.mixer, self.numerics, self.w
         q, gate = self._queries(x)
         q = self._place(self._normed(q, "q", step), step, "q")
-        if num.temperature is not None and self._tempered(step):
+        if num.temperature is not None and self._tempered():
             q = q * step.temperature(*num.temperature).to(q.dtype)
         k, v, first = self._cached(x, step, cache)
         mixed = attend(
@@ -178,7 +178,7 @@ class GroupedQuery:
             query_block=step.query_block,
         )
 
-    def _tempered(self, step: Step) -> bool:
+    def _tempered(self) -> bool:
         return self.numerics.temperature_everywhere or self._rope() is None
 
     def _rope(self) -> object:
@@ -250,9 +250,8 @@ class GroupedQuery:
         if m.shares_kv:
             return step.shared_kv(w.index)
         k = f.linear(x, w.get("attention.k"), w.maybe("attention.k.bias")) * num.factor("key")
-        if m.key_is_value:
-            v = k
-        else:
+        v = k
+        if not m.key_is_value:
             v = f.linear(x, w.get("attention.v"), w.maybe("attention.v.bias"))
         k, v = (
             self._clipped(y).unflatten(-1, (m.num_kv_heads, -1)).transpose(1, 2) for y in (k, v)
@@ -272,7 +271,7 @@ class GroupedQuery:
 
 
 def _slopes(heads: int) -> Tensor:
-    """ALiBi (arXiv 2108.12409) for a power of two of heads; others take every second of the next."""
+    """ALiBi (arXiv 2108.12409): a power of two of heads; others take every second of the next."""
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]

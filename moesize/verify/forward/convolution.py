@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, cache: LayerCache, name: str = "conv"
 ) -> Tensor:
-    """x (B, T, C) convolved with weight (C, 1, kernel) over T; state: the last kernel - 1 inputs."""
+    """x (B, T, C) convolved with weight (C, 1, kernel) over T; keeps the last kernel - 1 inputs."""
     channels, kernel = weight.shape[0], weight.shape[-1]
     columns = x.transpose(1, 2)
     state = cache.states.get(name)

@@ -18,12 +18,12 @@ import torch.nn.functional as f
 from torch import Tensor
 
 from moesize.core.compute import DELTA_CHUNK
-from moesize.core.recurrent import GatedDeltaNet, KimiDeltaAttention
 from moesize.verify.forward.convolution import causal_conv
 from moesize.verify.forward.norms import normalize, unit_length
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
+    from moesize.core.recurrent import GatedDeltaNet, KimiDeltaAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
@@ -40,8 +40,15 @@ def delta_rule(
         return _one_token(q, k, v, log_decay, beta, state)
     out = []
     for a in range(0, q.shape[2], DELTA_CHUNK):
-        parts = (x[:, :, a : a + DELTA_CHUNK] for x in (q, k, v, log_decay, beta))
-        mixed, state = _chunk(*parts, state)
+        rows = slice(a, a + DELTA_CHUNK)
+        mixed, state = _chunk(
+            q[:, :, rows],
+            k[:, :, rows],
+            v[:, :, rows],
+            log_decay[:, :, rows],
+            beta[:, :, rows],
+            state,
+        )
         out.append(mixed)
     return torch.cat(out, dim=2), state
 
@@ -107,8 +114,9 @@ class GatedDelta:
         q, k, v = qkv.split([m.key_size, m.key_size, m.value_size], dim=-1)
         groups = m.num_v_heads // m.num_k_heads
         q, k = (
-            unit_length(y.unflatten(-1, (m.num_k_heads, -1)).transpose(1, 2).float())
-            .repeat_interleave(groups, 1)
+            unit_length(
+                y.unflatten(-1, (m.num_k_heads, -1)).transpose(1, 2).float()
+            ).repeat_interleave(groups, 1)
             for y in (q, k)
         )
         v = v.unflatten(-1, (m.num_v_heads, -1)).transpose(1, 2).float()

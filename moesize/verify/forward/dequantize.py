@@ -7,8 +7,7 @@ compressed-tensors compressors and the QLoRA paper (NF4, arXiv 2305.14314).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
 from torch import Tensor
@@ -31,6 +30,9 @@ from moesize.core.weight_formats import (
     WeightFormat,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 # E2M1, by its 4 bits: sign, two of exponent, one of mantissa.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Names that packers give one part of a matrix, in the order they are looked for.
@@ -45,7 +47,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "quant_map": (".weight.quant_map",),
     "nested_absmax": (".weight.nested_absmax",),
     "nested_quant_map": (".weight.nested_quant_map",),
-    "quant_state": (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4"),
+    "quant_state": (
+        ".weight.quant_state.bitsandbytes__nf4",
+        ".weight.quant_state.bitsandbytes__fp4",
+    ),
 }
 
 
@@ -92,7 +97,9 @@ def _dequantize(parts: Mapping[str, Tensor], weight_format: WeightFormat) -> Ten
         case Fp8PerChannel() | Int8PerChannel():
             return weight.float() * parts["scale"].float().reshape(-1, 1)
         case Fp8Block():
-            return _tiles(weight, parts["scale"], weight_format.block_rows, weight_format.block_cols)
+            return _tiles(
+                weight, parts["scale"], weight_format.block_rows, weight_format.block_cols
+            )
         case Mxfp4():
             values = _e2m1(weight.reshape(weight.shape[0], -1))
             return _by_group(values, _e8m0(parts["scale"]))
@@ -161,9 +168,9 @@ def _unpack_words(words: Tensor, bits: int, dim: int, count: int) -> Tensor:
         numbers = (moved.unsqueeze(-1).long() >> shifts) & ((1 << bits) - 1)
         numbers = numbers.flatten(-2)
     else:
-        stream = ((moved.unsqueeze(-1).long() >> torch.arange(32, device=words.device)) & 1).flatten(
-            -2
-        )
+        stream = (
+            (moved.unsqueeze(-1).long() >> torch.arange(32, device=words.device)) & 1
+        ).flatten(-2)
         whole = stream.shape[-1] // bits * bits
         places = 1 << torch.arange(bits, device=words.device)
         numbers = (stream[..., :whole].unflatten(-1, (-1, bits)) * places).sum(-1)
@@ -176,7 +183,7 @@ def _gptq(parts: Mapping[str, Tensor], layout: GroupInt) -> Tensor:
     Stored zero points are one too small in the format that AutoGPTQ introduced.
     """
     scale = parts["scale"].float()
-    groups, out_features = scale.shape
+    out_features = scale.shape[1]
     in_features = parts["weight"].shape[0] * 32 // layout.bits
     numbers = _unpack_words(parts["weight"], layout.bits, 0, in_features)
     zero = _unpack_words(parts["zero_point"], layout.bits, 1, out_features) + 1
@@ -243,12 +250,12 @@ def _bitsandbytes4(parts: Mapping[str, Tensor], layout: BitsAndBytes4Bit) -> Ten
         absmax = codes * nested.repeat_interleave(size)[: codes.numel()]
         absmax = absmax + float(state.get("nested_offset", 0.0))
     size = int(state.get("blocksize", layout.block_elements))
-    shape = [int(n) for n in state["shape"]]
+    shape = state["shape"]
     count = shape[0] * shape[1]
     return (values[:count] * absmax.float().repeat_interleave(size)[:count]).reshape(shape)
 
 
-def _quant_state(raw: Tensor) -> dict[str, object] | dict[str, float | list[int]]:
+def _quant_state(raw: Tensor) -> dict[str, Any]:
     """The JSON text that bitsandbytes stores beside a matrix, bounded."""
     import json
 
@@ -258,7 +265,14 @@ def _quant_state(raw: Tensor) -> dict[str, object] | dict[str, float | list[int]
         state = json.loads(bytes(raw.cpu().tolist()))
     except ValueError as error:
         raise InvalidInputError("a quantization state is no JSON") from error
-    shape = state.get("shape") if isinstance(state, dict) else None
-    if not isinstance(shape, list) or len(shape) != 2:
+    if not isinstance(state, dict) or not _is_shape(state.get("shape")):
         raise InvalidInputError("a quantization state has no shape")
     return state
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(n, int) and 0 < n < 1 << 26 for n in value)
+    )

@@ -213,9 +213,7 @@ def _rope(view: ConfigView, kind: str, width: int, theta: float, share: float) -
         if source is not None:
             theta = _bounded(source, ("rope_theta", "rotary_emb_base"), 1.0, 1e15) or theta
     if params is not None and params.data.get("rope_type") == "proportional":
-        scaling = RopeScaling(
-            kind="proportional", factor=_number(params, "factor", 1.0), low=share
-        )
+        scaling = RopeScaling(kind="proportional", factor=_number(params, "factor", 1.0), low=share)
         return Rope(size=width, theta=theta, scaling=scaling)
     size = int(width * share)
     return Rope(size=size - size % 2, theta=theta, scaling=_scaling(view, params, size))

@@ -6,21 +6,22 @@ the tokens by expert and passes all experts at once. T tokens, E experts, A chos
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.core.feed_forward import DenseMlp, MoeMlp
 from moesize.verify.forward.activations import activation, clamped_swiglu, xielu
 from moesize.verify.forward.norms import normalize
 from moesize.verify.forward.routing import choose
-from moesize.verify.forward.weights import LayerWeights
 
 if TYPE_CHECKING:
+    from moesize.core.feed_forward import DenseMlp, MoeMlp
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 ExpertPath = Literal["looped", "grouped"]
 
@@ -89,8 +90,10 @@ class Experts:
                 inner = normalize(
                     inner, self.numerics.norm, w.get("norms.latent"), None, self.numerics.eps
                 )
-        out = self._grouped(inner, chosen, weight) if self.path == "grouped" else (
-            self._looped(inner, chosen, weight)
+        out = (
+            self._grouped(inner, chosen, weight)
+            if self.path == "grouped"
+            else (self._looped(inner, chosen, weight))
         )
         if moe.extra_routes:
             # Zero-compute experts hand the token through; one rank does it for all.
@@ -126,9 +129,7 @@ class Experts:
         gate = f.linear(x, w.expert("gate", index), bias("gate")) if moe.gated else None
         up = f.linear(x, w.expert("up", index), bias("up"))
         down_bias = bias("down") if w.all.rank == 0 else None
-        return f.linear(
-            _activated(gate, up, self.numerics, w), w.expert("down", index), down_bias
-        )
+        return f.linear(_activated(gate, up, self.numerics, w), w.expert("down", index), down_bias)
 
     def _looped(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         out = torch.zeros_like(x)
@@ -182,14 +183,13 @@ def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     One kernel where torch has one for the type and the widths; else a product for each group.
     """
     kernel = getattr(f, "grouped_mm", None)
-    if kernel is not None and rows.dtype == torch.bfloat16 and rows.is_cuda:
-        # The kernel wants rows of whole 16 bytes.
-        if rows.shape[1] % 8 == 0 and matrices.shape[1] % 8 == 0:
-            out: Tensor = kernel(rows, matrices.transpose(1, 2), offs=ends)
-            return out
+    # The kernel wants rows of whole 16 bytes.
+    whole = rows.shape[1] % 8 == 0 and matrices.shape[1] % 8 == 0
+    if kernel is not None and rows.dtype == torch.bfloat16 and rows.is_cuda and whole:
+        return kernel(rows, matrices.transpose(1, 2), offs=ends)
     starts = [0, *ends.tolist()]
     out = rows.new_empty(rows.shape[0], matrices.shape[1])
-    for index, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+    for index, (a, b) in enumerate(pairwise(starts)):
         if b > a:
             torch.mm(rows[a:b], matrices[index].T, out=out[a:b])
     return out

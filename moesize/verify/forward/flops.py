@@ -6,12 +6,10 @@ see, is listed by `unseen`: decays of recurrent states, and the scan of Mamba-1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moesize.core.compute import Phase
 from moesize.core.recurrent import (
     GatedDeltaNet,
     KimiDeltaAttention,
@@ -21,6 +19,9 @@ from moesize.core.recurrent import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moesize.core.compute import Phase
     from moesize.core.mixers import Mixer
     from moesize.core.model_spec import ModelSpec
 
@@ -46,7 +47,9 @@ def count_flops(run: Callable[[], object]) -> int:
 def unseen(spec: ModelSpec, layers: Sequence[int], tokens: int, phase: Phase) -> int:
     """FLOPs that the formula counts for `tokens` tokens and torch's counter does not."""
     return tokens * sum(
-        _elementwise(mixer, phase) for layer in layers for mixer in spec.block(spec.layout[layer]).mixers
+        _elementwise(mixer, phase)
+        for layer in layers
+        for mixer in spec.block(spec.layout[layer]).mixers
     )
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.core.attention import Indexer, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.verify.forward.attention import Reach, attend
 from moesize.verify.forward.norms import normalize
@@ -22,6 +21,7 @@ from moesize.verify.forward.rotary import rotate
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
+    from moesize.core.attention import Indexer, LatentAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step

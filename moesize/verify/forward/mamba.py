@@ -14,12 +14,12 @@ import torch.nn.functional as f
 from torch import Tensor
 
 from moesize.core.compute import MAMBA2_CHUNK
-from moesize.core.recurrent import Mamba1, Mamba2
 from moesize.verify.forward.convolution import causal_conv
 from moesize.verify.forward.norms import group_normalize, normalize, normalize_over_ranks
 from moesize.verify.forward.weights import LayerWeights, local_units
 
 if TYPE_CHECKING:
+    from moesize.core.recurrent import Mamba1, Mamba2
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
@@ -109,8 +109,8 @@ def state_space(
         return _one_token(x, b, c, log_decay, state)
     out = []
     for a in range(0, x.shape[1], MAMBA2_CHUNK):
-        parts = (y[:, a : a + MAMBA2_CHUNK] for y in (x, b, c, log_decay))
-        mixed, state = _chunk(*parts, state)
+        rows = slice(a, a + MAMBA2_CHUNK)
+        mixed, state = _chunk(x[:, rows], b[:, rows], c[:, rows], log_decay[:, rows], state)
         out.append(mixed)
     return torch.cat(out, dim=1), state
 
@@ -164,10 +164,8 @@ class SelectiveScan:
         if w.has(role + "in.bias"):
             bias = torch.cat(w.sections(role + "in.bias", [inner, inner]))
         xs, z = f.linear(x, weight, bias).chunk(2, dim=-1)
-        xs = f.silu(
-            causal_conv(xs, w.get(role + "conv"), w.maybe(role + "conv.bias"), cache)
-        )
-        # Every rank holds some columns of this projection: the parts must meet before they are used.
+        xs = f.silu(causal_conv(xs, w.get(role + "conv"), w.maybe(role + "conv.bias"), cache))
+        # Every rank holds some columns of this projection: the parts must meet before use.
         small = step.reduce(f.linear(xs, w.get(role + "x")))
         dt, b, c = small.split([m.dt_rank, m.state_size, m.state_size], dim=-1)
         dt, b, c = (self._inner_norm(y, n) for y, n in ((dt, "dt"), (b, "b"), (c, "c")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import torch
 import torch.nn.functional as f
@@ -17,8 +17,6 @@ from torch import Tensor
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.feed_forward import DenseMlp, FeedForward
-from moesize.core.mixers import Mixer
-from moesize.core.model_spec import ModelSpec
 from moesize.core.naming import names_of
 from moesize.core.recurrent import (
     GatedDeltaNet,
@@ -37,11 +35,15 @@ from moesize.verify.forward.latent import Latent
 from moesize.verify.forward.lightning import Lightning
 from moesize.verify.forward.mamba import SelectiveScan, StateSpaceDual
 from moesize.verify.forward.norms import normalize
-from moesize.verify.forward.numerics import Numerics
 from moesize.verify.forward.per_layer import add_per_layer_input, per_layer_inputs
 from moesize.verify.forward.short_conv import GatedShortConv
 from moesize.verify.forward.step import Step
 from moesize.verify.forward.weights import LayerWeights, Weights
+
+if TYPE_CHECKING:
+    from moesize.core.mixers import Mixer
+    from moesize.core.model_spec import ModelSpec
+    from moesize.verify.forward.numerics import Numerics
 
 MixerRunner = Callable[[Tensor, Step, LayerCache], Tensor]
 
@@ -112,7 +114,7 @@ class ForwardModel:
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) appended to every sequence -> hidden states (B, T, H) after the last norm."""
+        """tokens (B, T), appended to every sequence -> hidden states (B, T, H), normed."""
         return self._run(tokens)
 
     @torch.no_grad()
@@ -163,9 +165,9 @@ class ForwardModel:
 
     def _all_reduce(self, x: Tensor) -> Tensor:
         """The sum over ranks, where torch.distributed reaches them; else the rank's own part."""
-        if self.weights.size > 1 and torch.distributed.is_available():
-            if torch.distributed.is_initialized():
-                torch.distributed.all_reduce(x)
+        there = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.weights.size > 1 and there:
+            torch.distributed.all_reduce(x)
         return x
 
     def _table(self) -> Tensor:
@@ -177,7 +179,9 @@ class ForwardModel:
     def _local_table(self) -> Tensor:
         embedding = self.spec.embedding
         shape = (embedding.vocab_size, embedding.size or self.spec.hidden_size)
-        return self.weights.cut(self._table(), Shard(0, _divisible(shape[0], self.weights.size)), shape)
+        return self.weights.cut(
+            self._table(), Shard(0, _divisible(shape[0], self.weights.size)), shape
+        )
 
     def _head(self) -> Tensor:
         head = self.weights.outside("lm_head.weight", "final")
@@ -185,7 +189,9 @@ class ForwardModel:
             if not self.spec.embedding.tied:
                 raise InvalidInputError("the checkpoint has no head")
             return self._local_table()
-        return self.weights.cut(head, Shard(0, _divisible(head.shape[0], self.weights.size)), head.shape)
+        return self.weights.cut(
+            head, Shard(0, _divisible(head.shape[0], self.weights.size)), head.shape
+        )
 
     def _embed(self, tokens: Tensor, step: Step) -> Tensor:
         """(B, T) -> (B, T, H); a rank looks up its part of the vocabulary."""
@@ -223,7 +229,7 @@ class ForwardModel:
 
 
 def _divisible(rows: int, size: int) -> int:
-    """Rows of a vocabulary as units; engines pad one that does not divide, which is not done here."""
+    """Rows of a vocabulary as units; engines pad one that does not divide, which we refuse."""
     if rows % size:
         raise UnsupportedError(f"a vocabulary of {rows} does not divide into {size} ranks")
     return rows
@@ -263,7 +269,7 @@ class _Layer:
             # A layer with one half of the usual two has the norms of that half.
             part = "mixer" if self.block.mixers else "mlp"
             own = [pair for pair in pairs if pair[0].endswith(part)]
-            pairs = own or [(f"pre_{part}", names[0])]
+            pairs = own or [("pre_mixer" if self.block.mixers else "pre_mlp", names[0])]
         return dict(pairs[: self.block.num_norms])
 
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:

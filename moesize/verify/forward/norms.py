@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from moesize.verify.forward.numerics import NormKind
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesize.verify.forward.numerics import NormKind
 
 
 def normalize(

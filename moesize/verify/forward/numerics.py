@@ -6,13 +6,16 @@ Memory and FLOPs do not depend on any of it, so a checkpoint without a config ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
-from moesize.core.model_spec import ModelSpec
 from moesize.readers.hf.view import ConfigView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moesize.core.model_spec import ModelSpec
 
 NormKind = Literal[
     "rms",  # x / rms(x) * w

@@ -7,11 +7,13 @@ Linear and dynamic (NTK) scaling, Llama 3's bands, YaRN (arXiv 2309.00071), Long
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from moesize.verify.forward.numerics import Rope, RopeScaling
+if TYPE_CHECKING:
+    from moesize.verify.forward.numerics import Rope, RopeScaling
 
 
 def frequencies(rope: Rope, length: int) -> tuple[Tensor, float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.verify.forward.numerics import Routing
+if TYPE_CHECKING:
+    from moesize.verify.forward.numerics import Routing
 
 
 def choose(

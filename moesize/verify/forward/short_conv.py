@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.core.recurrent import ShortConv
 from moesize.verify.forward.convolution import causal_conv
-from moesize.verify.forward.weights import LayerWeights
 
 if TYPE_CHECKING:
+    from moesize.core.recurrent import ShortConv
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 class GatedShortConv:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from moesize.core.errors import UnsupportedError
-from moesize.verify.forward.numerics import Numerics, Rope
 from moesize.verify.forward.rotary import angles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesize.verify.forward.numerics import Numerics, Rope
 
 
 class Step:
@@ -56,5 +60,7 @@ class Step:
         """The cache that `layer` reads."""
         source = self.numerics.kv_source[layer] if self.numerics.kv_source else -1
         if source not in self._kv:
-            raise UnsupportedError(f"layer {layer} reads the cache of layer {source}, which is not run")
+            raise UnsupportedError(
+                f"layer {layer} reads the cache of layer {source}, which is not run"
+            )
         return self._kv[source]

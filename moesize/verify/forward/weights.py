@@ -7,20 +7,24 @@ logical shape, cut for their rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from moesize.core.checkpoint import published
 from moesize.core.errors import InvalidInputError, UnsupportedError
-from moesize.core.model_spec import ModelSpec
 from moesize.core.naming import module_name, names_of, tensor_name
 from moesize.core.tensors import Shard
 from moesize.core.tensors import Tensor as SpecTensor
-from moesize.core.weight_formats import WeightFormat
 from moesize.verify.forward.dequantize import dequantize, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from moesize.core.model_spec import ModelSpec
+    from moesize.core.weight_formats import WeightFormat
 
 # How joined projections lie in their tensor, by family of names; "parts": one after another.
 _PER_HEAD = ("gpt_neox", "bloom", "persimmon")
@@ -98,8 +102,8 @@ class Weights:
             return tensor
         units = local_units(shard.units, self.size, replicate=shard.replicate)
         width = tensor.shape[shard.dim] // shard.units
-        first = self.rank * shard.units // self.size if shard.units < self.size else (
-            self.rank * units
+        first = (
+            self.rank * shard.units // self.size if shard.units < self.size else (self.rank * units)
         )
         return tensor.narrow(shard.dim, first * width, units * width)
 
@@ -202,8 +206,7 @@ class LayerWeights:
             # Cut before: what is there is the rank's own.
             size = self.all.size
             rows = [
-                part[0] // part[1] * local_units(part[1], size, replicate=part[2])
-                for part in parts
+                part[0] // part[1] * local_units(part[1], size, replicate=part[2]) for part in parts
             ]
             return list(raw.split(rows))
         return [
