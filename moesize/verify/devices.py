@@ -1,0 +1,469 @@
+"""Meters: what a device says about its memory, in one form for all kinds.
+
+    cuda   torch.cuda.memory_stats and mem_get_info; ROCm answers under the same names
+    xpu    torch.xpu, the same names
+    mps    torch.mps: driver and current bytes; it keeps no peak, so it is sampled op by op
+    cpu    storages counted by `LiveBytes`, exact; the peak of the process beside it
+
+requested   bytes of the tensors; allocated: the allocator's blocks; reserved: its segments.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from moesize.core.errors import EnvironmentProblem, InvalidInputError
+from moesize.core.units import format_bytes
+from moesize.verify.live_bytes import LiveBytes
+
+KINDS = ("cuda", "xpu", "mps", "cpu")
+
+
+class Reading(NamedTuple):
+    """Bytes of this process on the device."""
+
+    requested: int
+    allocated: int
+    reserved: int
+
+
+class LimitReached(MemoryError):
+    """More than --limit-memory was asked for."""
+
+    def __init__(self, asked_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{format_bytes(asked_bytes)} more would exceed the limit of "
+            f"{format_bytes(limit_bytes)}"
+        )
+        self.asked_bytes = asked_bytes
+
+
+class Meter(Protocol):
+    """One device.
+
+    watch        what runs inside is counted
+    limit        bound what this process may allocate on the device
+    free_bytes   of the whole device, as the driver says: other processes count
+    """
+
+    kind: str
+    name: str
+    driver: str
+    device: torch.device
+
+    def total_bytes(self) -> int:
+        """Memory of the device."""
+
+    def free_bytes(self) -> int:
+        """What is free of it now."""
+
+    def reading(self) -> Reading:
+        """What is live now."""
+
+    def peak(self) -> Reading:
+        """The most since `reset_peak`."""
+
+    def reset_peak(self) -> None:
+        """Count peaks from here on."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything."""
+
+    def watch(self) -> Any:
+        """A context in which allocations are counted."""
+
+    def limit(self, size_bytes: int) -> None:
+        """Bound the process."""
+
+    def release(self) -> None:
+        """Give back what nothing holds."""
+
+
+def find_meter(device: str = "auto") -> Meter:
+    """The meter of `auto` (the accelerator, else the CPU), `cuda`, `cuda:1`, `xpu`, `mps` or `cpu`.
+
+    Raises EnvironmentProblem when there is no such device, InvalidInputError for another word.
+    """
+    kind, _, index = device.strip().lower().partition(":")
+    if kind == "auto":
+        kind = _accelerator() or "cpu"
+    if kind in ("rocm", "hip"):
+        kind = "cuda"
+    if kind not in KINDS or (index and not (index.isascii() and index.isdigit())):
+        raise InvalidInputError(
+            f"--device {device[:40]!r} is no device", f"one of auto, {', '.join(KINDS)}, cuda:1"
+        )
+    if kind != "cpu" and _accelerator() != kind:
+        raise EnvironmentProblem(
+            f"no {kind} device is here (torch {torch.__version__})",
+            "take --device cpu, or install the torch build for this device",
+        )
+    number = int(index) if index else _local_rank()
+    if kind == "cpu":
+        return CpuMeter()
+    if kind == "mps":
+        return MpsMeter(torch.mps)
+    count = torch.accelerator.device_count()
+    if number >= count:
+        raise EnvironmentProblem(f"there is no {kind}:{number}; {count} devices are visible")
+    return TorchMeter(kind, number, getattr(torch, kind))
+
+
+def _local_rank() -> int:
+    """Under torchrun every process of a node has a device of its own."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _accelerator() -> str:
+    if not torch.accelerator.is_available():
+        return ""
+    found = torch.accelerator.current_accelerator()
+    return "" if found is None else found.type
+
+
+# --- CUDA, ROCm, XPU ------------------------------------------------------------------------------
+
+
+class TorchMeter:
+    """A device whose torch module has memory_stats and mem_get_info.
+
+    api   `torch.cuda` or `torch.xpu`; tests give a double
+    """
+
+    def __init__(self, kind: str, index: int, api: Any) -> None:
+        self.kind = kind
+        self.api = api
+        self.device = torch.device(kind, index)
+        self.name = str(api.get_device_name(index))
+        self.driver = _driver_version(api)
+
+    def total_bytes(self) -> int:
+        """`mem_get_info()[1]`."""
+        return int(self.api.mem_get_info(self.device)[1])
+
+    def free_bytes(self) -> int:
+        """`mem_get_info()[0]`."""
+        return int(self.api.mem_get_info(self.device)[0])
+
+    def reading(self) -> Reading:
+        """`*.all.current` of memory_stats."""
+        return self._stats("current")
+
+    def peak(self) -> Reading:
+        """`*.all.peak`; each of the three at its own moment."""
+        return self._stats("peak")
+
+    def _stats(self, which: str) -> Reading:
+        stats = self.api.memory_stats(self.device)
+        allocated = int(stats.get(f"allocated_bytes.all.{which}", 0))
+        # XPU and old releases count no requested bytes.
+        requested = int(stats.get(f"requested_bytes.all.{which}", allocated))
+        return Reading(requested, allocated, int(stats.get(f"reserved_bytes.all.{which}", 0)))
+
+    def reset_peak(self) -> None:
+        """reset_peak_memory_stats."""
+        self.api.reset_peak_memory_stats(self.device)
+
+    def synchronize(self) -> None:
+        """Wait for all streams."""
+        self.api.synchronize(self.device)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """The allocator counts by itself."""
+        yield
+
+    def limit(self, size_bytes: int) -> None:
+        """set_per_process_memory_fraction; the context of the driver is not part of it."""
+        setter = getattr(self.api, "set_per_process_memory_fraction", None)
+        if setter is None:
+            raise EnvironmentProblem(f"this torch cannot bound the memory of {self.kind}")
+        setter(min(1.0, size_bytes / self.total_bytes()), self.device)
+
+    def release(self) -> None:
+        """Collect cycles and give cached segments back to the driver."""
+        gc.collect()
+        self.api.empty_cache()
+
+    def segments(self) -> list[dict[str, int]]:
+        """Segments of the allocator from its snapshot: size, allocated and active bytes."""
+        snapshot = getattr(self.api, "memory_snapshot", None)
+        names = ("total_size", "allocated_size", "active_size")
+        return [] if snapshot is None else [{n: int(s[n]) for n in names} for s in snapshot()]
+
+
+def _driver_version(api: Any) -> str:
+    """The driver's version by NVML (extra `nvidia-ml-py`); else what torch was built for."""
+    built = torch.version.cuda or getattr(torch.version, "hip", None) or ""
+    if torch.version.cuda is None or api is not getattr(torch, "cuda", None):
+        return str(built)
+    try:
+        import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ImportError:
+        return f"CUDA {built}"
+    try:
+        pynvml.nvmlInit()
+        return f"{pynvml.nvmlSystemGetDriverVersion()}, CUDA {built}"
+    except pynvml.NVMLError:
+        return f"CUDA {built}"
+
+
+def process_bytes(meter: Meter) -> int | None:
+    """What NVML says that this process holds on the device; None without NVML or its answer.
+
+    Context, segments and everything that torch does not see, of this process alone.
+    """
+    if meter.kind != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # NVML counts all cards; torch those that CUDA_VISIBLE_DEVICES shows.
+        uuid = str(torch.cuda.get_device_properties(meter.device).uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+    except (pynvml.NVMLError, AttributeError):
+        return None
+    return None
+
+
+# --- MPS ------------------------------------------------------------------------------------------
+
+
+class MpsMeter:
+    """Apple's GPU: memory is the machine's own, and torch keeps no peak of it."""
+
+    def __init__(self, api: Any) -> None:
+        self.kind = "mps"
+        self.api = api
+        self.device = torch.device("mps")
+        self.name = platform.processor() or platform.machine()
+        self.driver = platform.mac_ver()[0]
+        self._live = LiveBytes("mps")
+
+    def total_bytes(self) -> int:
+        """What Metal recommends as the most."""
+        return int(self.api.recommended_max_memory())
+
+    def free_bytes(self) -> int:
+        """The recommended most, less what this process holds: other processes are not seen."""
+        return self.total_bytes() - int(self.api.driver_allocated_memory())
+
+    def reading(self) -> Reading:
+        """current_allocated_memory and driver_allocated_memory."""
+        now = int(self.api.current_allocated_memory())
+        return Reading(self._live.live_bytes, now, int(self.api.driver_allocated_memory()))
+
+    def peak(self) -> Reading:
+        """The peak of live tensors; blocks and segments as they are now, which is a lower bound."""
+        now = self.reading()
+        most = self._live.peak_bytes
+        return Reading(most, max(most, now.allocated), max(most, now.reserved))
+
+    def reset_peak(self) -> None:
+        """Of live tensors."""
+        self._live.reset_peak()
+
+    def synchronize(self) -> None:
+        """Wait."""
+        self.api.synchronize()
+
+    def watch(self) -> LiveBytes:
+        """Tensors are counted op by op."""
+        return self._live
+
+    def limit(self, size_bytes: int) -> None:
+        """set_per_process_memory_fraction."""
+        self.api.set_per_process_memory_fraction(min(1.0, size_bytes / self.total_bytes()))
+
+    def release(self) -> None:
+        """Collect cycles, empty the cache."""
+        gc.collect()
+        self.api.empty_cache()
+
+
+# --- CPU ------------------------------------------------------------------------------------------
+
+
+class _Limited(LiveBytes):
+    """`LiveBytes` that does not count beyond a bound."""
+
+    limit_bytes: int | None = None
+
+    def see(self, tensor: torch.Tensor) -> None:
+        before = self.live_bytes
+        super().see(tensor)
+        if self.limit_bytes is not None and before < self.live_bytes > self.limit_bytes:
+            raise LimitReached(self.live_bytes - before, self.limit_bytes)
+
+
+class CpuMeter:
+    """This machine's memory; tensors are counted op by op, to the byte."""
+
+    def __init__(self) -> None:
+        self.kind = "cpu"
+        self.device = torch.device("cpu")
+        self.name = _processor()
+        self.driver = platform.system()
+        self.live = _Limited("cpu")
+
+    def total_bytes(self) -> int:
+        """Physical memory, or the bound of the container where that is less."""
+        return min(_meminfo("MemTotal"), _cgroup_limit())
+
+    def free_bytes(self) -> int:
+        """What can be had without swapping: MemAvailable."""
+        return min(_meminfo("MemAvailable"), _cgroup_limit() - _cgroup_used())
+
+    def reading(self) -> Reading:
+        """Live storages; there are no blocks and segments."""
+        return Reading(*(self.live.live_bytes,) * 3)
+
+    def peak(self) -> Reading:
+        """The same at its most."""
+        return Reading(*(self.live.peak_bytes,) * 3)
+
+    def reset_peak(self) -> None:
+        """Count from here on."""
+        self.live.reset_peak()
+
+    def synchronize(self) -> None:
+        """Nothing runs beside."""
+
+    def watch(self) -> LiveBytes:
+        """Count what runs inside."""
+        return self.live
+
+    def limit(self, size_bytes: int) -> None:
+        """Raise LimitReached beyond it, where tensors are counted."""
+        self.live.limit_bytes = size_bytes
+
+    def release(self) -> None:
+        """Collect cycles."""
+        gc.collect()
+
+
+def process_peak_bytes() -> int:
+    """The most memory that this process has had resident, Python and libraries included."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _meminfo(name: str) -> int:
+    """A figure of /proc/meminfo; elsewhere what sysconf says."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 40
+
+
+def _cgroup(name: str, otherwise: int) -> int:
+    try:
+        text = Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").strip()
+    except OSError:
+        return otherwise
+    return int(text) if text.isdigit() else otherwise
+
+
+def _cgroup_limit() -> int:
+    return _cgroup("memory.max", 1 << 62)
+
+
+def _cgroup_used() -> int:
+    """Without the page cache, which gives way."""
+    used = _cgroup("memory.current", 0)
+    try:
+        stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8")
+    except OSError:
+        return used
+    cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith("file "))
+    return max(0, used - cached)
+
+
+# --- The context ----------------------------------------------------------------------------------
+
+
+class ContextCost(NamedTuple):
+    """Driver memory that torch does not count: free before anything, and what went since."""
+
+    first_call_bytes: int
+    first_product_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.first_call_bytes + self.first_product_bytes
+
+
+def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | None:
+    """What the first call and the first matrix product take of the device; None on a CPU.
+
+    free_before  the driver's free memory before this process touched the device (NVML): torch
+                 itself cannot ask without making a context
+    """
+    if meter.kind in ("cpu", "mps"):
+        return None
+    total = meter.total_bytes() if free_before is None else free_before
+    meter.synchronize()
+    held = meter.reading().reserved
+    first = max(0, total - meter.free_bytes() - held)
+    matrix = torch.ones(64, 64, device=meter.device, dtype=torch.bfloat16)
+    product = matrix @ matrix
+    meter.synchronize()
+    after = max(0, total - meter.free_bytes() - meter.reading().reserved)
+    del matrix, product
+    return ContextCost(first, max(0, after - first))
+
+
+def nvml_free_bytes(index: int = 0) -> int | None:
+    """Free memory of a card by NVML, before CUDA is touched; None without NVML."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        name = visible[index].strip() if index < len(visible) else ""
+        if name.startswith("GPU-"):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name) if name.isdigit() else index)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except (pynvml.NVMLError, ValueError):
+        return None
