@@ -159,8 +159,10 @@ class Job(NamedTuple):
         offset = self.place.offset
         if self.rows == 1 or self.width == self.row_bytes:
             at = 0
-            whole = (0, self.rows * self.row_bytes)
-            for first, end in self.runs if self.rows == 1 else (whole,):
+            runs = self.runs
+            if self.rows > 1:
+                runs = ((0, self.rows * self.row_bytes),)
+            for first, end in runs:
                 for start in range(first, end, CHUNK_BYTES):
                     length = min(CHUNK_BYTES, end - start)
                     yield _Piece(self, target[at : at + length], offset + start, 0)
