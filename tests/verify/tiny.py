@@ -136,7 +136,6 @@ def _published_name(name: str, state: dict[str, torch.Tensor]) -> str:
 
 
 _F = Family
-# fmt: off
 FAMILIES: tuple[Family, ...] = (
     _F("llama"),
     _F(
@@ -234,6 +233,24 @@ FAMILIES: tuple[Family, ...] = (
             "hidden_size_per_layer_input": 8,
             "num_kv_shared_layers": 2,
         },
+    ),
+    _F(
+        "gemma4_text",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 5,
+            "num_hidden_layers": 6,
+            "tie_word_embeddings": True,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+        },
+        "gemma4-moe",
     ),
     _F(
         "vaultgemma",
@@ -593,4 +610,3 @@ FAMILIES: tuple[Family, ...] = (
     _F("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     _F("bloom", {"n_layer": 2, "n_head": 4}),
 )
-# fmt: on

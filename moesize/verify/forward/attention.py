@@ -222,7 +222,7 @@ class GroupedQuery:
         """x (B, heads, T, d)."""
         num, m, w = self.numerics, self.mixer, self.w
         kind: NormKind = num.qk_norm or num.norm
-        eps = num.eps if num.qk_eps is None else num.qk_eps
+        eps = num.eps
         if kind.endswith("plain") and num.qk_norm:
             on = not num.qk_norm_layers or num.qk_norm_layers[w.index]
             return normalize(x, kind, None, None, eps) if on else x
@@ -258,7 +258,6 @@ class GroupedQuery:
         )
         if num.v_norm:
             v = normalize(v, num.v_norm, None, None, num.eps)
-        v = v * num.factor("value")
         k = self._place(self._normed(k, "k", step), step, "k")
         window = m.window or m.chunk
         keys, values = cache.store("key", window), cache.store("value", window)

@@ -75,11 +75,11 @@ def _chunk(
         reads = (q @ k.transpose(-1, -2)) * between
     else:
         # One decay per channel cannot be taken out of the product; float64 holds both factors.
-        back = (-total.double()).exp()
-        ahead = total.double().exp()
-        right = (k.double() * back).transpose(-1, -2)
-        scores = ((k.double() * ahead) @ right).tril().to(k.dtype)
-        reads = ((q.double() * ahead) @ right).tril().to(k.dtype)
+        # Apple's devices have none; there a decay below exp(-88) over a chunk would overflow.
+        wide = torch.float32 if q.device.type == "mps" else torch.float64
+        ahead, right = total.to(wide).exp(), k.to(wide) * (-total.to(wide)).exp()
+        scores = ((k.to(wide) * ahead) @ right.transpose(-1, -2)).tril().to(k.dtype)
+        reads = ((q.to(wide) * ahead) @ right.transpose(-1, -2)).tril().to(k.dtype)
     lower = (scores * beta).tril(-1)
     unit = torch.eye(size, dtype=lower.dtype, device=lower.device).expand_as(lower)
     inverse = torch.linalg.solve_triangular(lower + unit, unit, upper=False, unitriangular=True)
@@ -214,6 +214,4 @@ class KimiDelta:
         raw = self._low_rank(x, "f").float() + w.get("attention.linear.dt_bias").float().flatten()
         raw = raw.unflatten(-1, (m.num_heads, -1))
         rate = w.get("attention.linear.a_log").float().flatten().exp()[:, None]
-        if self.numerics.decay_floor:
-            return (self.numerics.decay_floor * torch.sigmoid(rate * raw)).transpose(1, 2)
         return (-rate * f.softplus(raw)).transpose(1, 2)

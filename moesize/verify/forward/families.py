@@ -14,7 +14,6 @@ from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.model_spec import ModelSpec
-from moesize.core.naming import names_of
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
 from moesize.verify.forward.numerics import Rope, RopeScaling, Routing, rotary_size
 from moesize.verify.forward.rotary import yarn_mscale
@@ -87,7 +86,9 @@ def facts_of(view: ConfigView, spec: ModelSpec) -> Facts:
 def neutral_facts(spec: ModelSpec) -> Facts:
     """Fields for a checkpoint without a config: norms by their number, all layers rotate."""
     count = max((block.num_norms for block in spec.blocks), default=2)
-    slots = _SANDWICH if count >= 4 else ("pre_mixer", "pre_mlp")
+    slots: tuple[str, ...] = _SANDWICH if count >= 4 else ("pre_mixer", "pre_mlp")
+    if count == 7:
+        slots = (*_SANDWICH, "post_dense", "post_experts", "pre_experts")
     sizes = [rotary_size(spec, index) for index in range(spec.num_layers)]
     windows = _sources(spec)
     return {
@@ -321,6 +322,8 @@ _like_llama(
     "solar",
     "qwen2",
     "qwen3",
+    "qwen2_vl",
+    "qwen2_5_vl",
     "qwen2_vl_text",
     "qwen2_5_vl_text",
     "qwen3_vl_text",
@@ -513,7 +516,7 @@ def _gemma3(view: ConfigView, spec: ModelSpec) -> Facts:
     return {**_gemma2(view, spec), "ropes": ropes}
 
 
-@_family("gemma4_text", norm_slots=_SANDWICH)
+@_family("gemma4_text", norm_slots=(*_SANDWICH, "post_dense", "post_experts", "pre_experts"))
 def _gemma4(view: ConfigView, spec: ModelSpec) -> Facts:
     """Scores are not scaled; late layers read the cache of the last layer of their kind."""
     return {
@@ -861,15 +864,10 @@ def _falcon(view: ConfigView, spec: ModelSpec) -> Facts:
 
 @_family("opt", norm="layer", eps=1e-5, rope={"skip": lambda i: True})
 def _opt(view: ConfigView, spec: ModelSpec) -> Facts:
+    if not view.flag("do_layer_norm_before", default=True):
+        raise UnsupportedError("OPT with norms after the residual sum (350M) is not written down")
     # Learned positions begin at the third row.
-    return {
-        "positions_offset": 2,
-        "norm_slots": (
-            ("pre_mixer", "pre_mlp")
-            if view.flag("do_layer_norm_before", default=True)
-            else ("post_residual_mixer", "post_residual_mlp")
-        ),
-    }
+    return {"positions_offset": 2}
 
 
 _like_llama(
@@ -885,8 +883,3 @@ _like_llama(
 def known_families() -> list[str]:
     """Model types whose order of operations is written down."""
     return sorted(_FAMILIES)
-
-
-def norm_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the norms over the hidden size of a full layer."""
-    return names_of(spec.naming).norms

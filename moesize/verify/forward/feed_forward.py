@@ -108,6 +108,10 @@ class Experts:
     def route(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Chosen experts (T, A) and their weights (T, A), float32."""
         moe, w, num = self.moe, self.w, self.numerics
+        if w.has("router.scale"):
+            # Gemma 4: a norm, a learned scale of each input, and one of each expert's weight.
+            scale = w.get("router.scale").float() * tokens.shape[-1] ** -0.5
+            tokens = normalize(tokens, "rms_plain", None, None, num.eps).float() * scale
         bias = w.maybe("router.bias") if moe.router_bias == "bias" else None
         weight = w.get("router.weight").float()
         logits = f.linear(tokens.float(), weight, None if bias is None else bias.float())
@@ -117,7 +121,10 @@ class Experts:
         table = None
         if moe.hash_vocab_size:
             table = w.stored("router.hash")[step.tokens.flatten().to(w.all.device)]
-        return choose(logits, moe.experts_per_token, num.routing, correction, table)
+        chosen, shares = choose(logits, moe.experts_per_token, num.routing, correction, table)
+        if w.has("router.expert_scale"):
+            shares = shares * w.get("router.expert_scale").float()[chosen]
+        return chosen, shares
 
     def _one(self, x: Tensor, index: int) -> Tensor:
         """x (t, H) through expert `index`."""

@@ -45,7 +45,7 @@ class Latent:
         m, w, num = self.mixer, self.w, self.numerics
         query_in = self._query_latent(x)
         q = f.linear(query_in, w.get("attention.q" if m.q_lora_rank is None else "attention.q_b"))
-        q = (q * num.factor("query_latent")).unflatten(-1, (m.num_heads, -1)).transpose(1, 2)
+        q = q.unflatten(-1, (m.num_heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split([m.qk_nope_head_dim, m.qk_rope_head_dim], dim=-1)
         q_rope = self._turn(q_rope, step)
         if num.temperature is not None:
@@ -83,7 +83,6 @@ class Latent:
         joined = f.linear(x, w.get("attention.kv_a"), w.maybe("attention.kv_a.bias"))
         latent, key = joined.split([m.kv_lora_rank, m.qk_rope_head_dim], dim=-1)
         latent = normalize(latent, num.norm, w.get("norms.kv_a"), None, num.latent_eps)
-        latent = latent * num.factor("key_latent")
         key = self._turn(key[:, None], step)
         store = cache.store("latent")
         rows = store.append(torch.cat((latent[:, None], key), dim=-1))

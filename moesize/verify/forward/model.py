@@ -93,6 +93,8 @@ class ForwardModel:
         self.layers = list(range(spec.num_layers) if layers is None else layers)
         if any(not 0 <= index < spec.num_layers for index in self.layers):
             raise InvalidInputError(f"the model has layers 0..{spec.num_layers - 1}")
+        if spec.embedding.size not in (0, spec.hidden_size):
+            raise UnsupportedError("embeddings of another width than the layers are not projected")
         if not 0 <= tp[0] < tp[1]:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
         self.weights = Weights(spec, state, self.device, dtype, tp)
@@ -129,14 +131,10 @@ class ForwardModel:
         num, embedding = self.numerics, self.spec.embedding
         head = self._head()
         bias = self.weights.outside("lm_head.bias", "final")
-        if "other.project_out" in {extra.role for extra in self.spec.extra}:
-            out = self.weights.outside("other.project_out", "final")
-            assert out is not None
-            hidden = f.linear(hidden, out)
         rows = embedding.head_vocab_size or embedding.vocab_size
         if bias is not None:
             bias = self.weights.cut(bias, Shard(0, rows), (rows,))
-        out = f.linear(hidden * num.factor("head_in"), head, bias).float() * num.factor("logits")
+        out = f.linear(hidden, head, bias).float() * num.factor("logits")
         if num.logit_softcap:
             out = num.logit_softcap * torch.tanh(out / num.logit_softcap)
         return out
@@ -279,7 +277,7 @@ class _Layer:
         if self.mixers:
             x = self._add("mixer", x, lambda y: self._mix(y, step, cache))
         if self.feed_forwards:
-            x = self._add("mlp", x, lambda y: self._feed(y, step))
+            x = self._add("mlp", x, lambda y: self._feed(y, step, x))
         if step.per_layer is not None:
             x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
         return x * self.w.named("layer_scalar") if num.layer_scalar else x
@@ -305,7 +303,7 @@ class _Layer:
     def _parallel(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         normed = self._norm("pre_mixer", x)
         beside = self._norm("pre_mlp", x) if "pre_mlp" in self.norms else normed
-        return x + self._mix(normed, step, cache) + self._feed(beside, step)
+        return x + self._mix(normed, step, cache) + self._feed(beside, step, x)
 
     def _mix(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """The sum of the layer's mixers."""
@@ -319,11 +317,22 @@ class _Layer:
         assert out is not None
         return out
 
-    def _feed(self, x: Tensor, step: Step) -> Tensor:
+    def _feed(self, x: Tensor, step: Step, before: Tensor) -> Tensor:
+        """The sum of the layer's feed-forwards of x; `before`: x before its norm."""
+        if "pre_experts" in self.norms:
+            return self._side_by_side(x, step, before)
         out = self.feed_forwards[0](x, step)
         for part in self.feed_forwards[1:]:
             out = out + part(x, step)
         return self.reduce(out)
+
+    def _side_by_side(self, x: Tensor, step: Step, before: Tensor) -> Tensor:
+        """Gemma 4: the dense MLP and the experts with norms of their own; the router sees none."""
+        dense, experts = self.feed_forwards
+        assert isinstance(experts, Experts)
+        out = self._norm("post_dense", self.reduce(dense(x, step)))
+        routed = experts(self._norm("pre_experts", before), step, before)
+        return out + self._norm("post_experts", self.reduce(routed))
 
     def _norm(self, slot: str, x: Tensor) -> Tensor:
         num = self.numerics
@@ -344,6 +353,8 @@ _KNOWN_EXTRA = frozenset(
         "norms.per_layer",
         "other.alpha_p",
         "other.alpha_n",
+        "router.scale",
+        "router.expert_scale",
         "other.per_layer_gate",
         "other.per_layer_projection",
     }

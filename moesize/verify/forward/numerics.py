@@ -26,7 +26,16 @@ NormKind = Literal[
     "layer_plain",  # LayerNorm without weight: OLMo
 ]
 # Where the norms over the hidden size of a layer stand, in the order of `Naming.norms`.
-Slot = Literal["pre_mixer", "post_mixer", "pre_mlp", "post_mlp"]
+# The last three are Gemma 4's, whose experts run beside the dense MLP.
+Slot = Literal[
+    "pre_mixer",
+    "post_mixer",
+    "pre_mlp",
+    "post_mlp",
+    "post_dense",
+    "post_experts",
+    "pre_experts",
+]
 Scoring = Literal["softmax", "sigmoid", "softmax_of_chosen", "sigmoid_of_chosen", "sqrt_softplus"]
 
 
@@ -58,14 +67,12 @@ class Rope:
     """Rotary embedding of `size` elements of a head; the others pass.
 
     interleaved   pairs (0, 1), (2, 3), ...; else element i goes with i + size / 2
-    last          the last elements of a head are rotated, not the first (DeepSeek-V4)
     backwards     turned the other way round (nanochat)
     """
 
     size: int
     theta: float = 10000.0
     interleaved: bool = False
-    last: bool = False
     backwards: bool = False
     scaling: RopeScaling | None = None
 
@@ -104,13 +111,23 @@ class Numerics:
 
     norm_slots          one slot for each of the layer's norms, in the order of `Naming.norms`
     norm_names, norm_slots_of   the same by block, where a family's blocks differ
+    parallel            attention and MLP read the same residual stream and are added together
+    residual_after_norm the residual stream goes on from the norm's output (MiniMax)
     ropes               of every layer; None = no positions there
     attention_scale     None: head_dim ** -0.5
-    temperature         (scale, floor) of Llama 4 for layers without rotation, or of Ministral 3
-    gate_activation     of an MLP; swiglu_limit and swiglu_alpha: the clamped one of gpt-oss
+    qk_norm             kind of the norms of queries and keys; "" = as `norm`. "rms_plain" has no
+                        weight and so no tensor; qk_norm_layers: where such a norm is
+    temperature         (scale, floor): queries grow with their position (Llama 4: in layers
+                        without rotation; Ministral 3: everywhere)
+    positions_offset    of the first token: row of a learned table, or in that temperature
+    window_shift        added to a window of the spec, which may count as an engine does
+    latent_eps          of the norms inside latent and lightning attention
+    swiglu_limit, swiglu_alpha   the clamped activation of gpt-oss
+    linear_...          the gated norm of linear attention and Mamba; its groups, its epsilon
+    dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
     layer_scalar        a stored factor of every layer's output (Gemma 4)
-    kv_source           the layer whose cache a layer reads; its own where none is shared
+    kv_source           the layer whose cache a layer reads; empty where none is shared
     """
 
     model_type: str = ""
@@ -129,7 +146,6 @@ class Numerics:
     qk_norm: NormKind | Literal[""] = ""
     qk_norm_after_rope: bool = False
     qk_norm_layers: tuple[bool, ...] = ()
-    qk_eps: float | None = None
     v_norm: NormKind | Literal[""] = ""
     latent_eps: float = 1e-6
     temperature: tuple[float, float] | None = None
@@ -144,7 +160,6 @@ class Numerics:
     linear_norm_groups: int = 1
     linear_eps: float | None = None
     negative_eigenvalues: bool = False
-    decay_floor: float = 0.0
     dt_limits: tuple[float, float] = (0.0, float("inf"))
     routing: Routing = field(default_factory=Routing)
     embedding_norm: NormKind | Literal[""] = ""

@@ -94,15 +94,12 @@ def angles(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
     return turned.cos() * factor, turned.sin() * factor
 
 
-def rotate(x: Tensor, rope: Rope, cos_sin: tuple[Tensor, Tensor], *, back: bool = False) -> Tensor:
-    """x (B, heads, T, d) with its first (or last) `size` elements turned; `back` turns back."""
+def rotate(x: Tensor, rope: Rope, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, heads, T, d) with its first `size` elements turned."""
     cos, sin = cos_sin
-    sin = -sin if back != rope.backwards else sin
+    sin = -sin if rope.backwards else sin
     rest = x.shape[-1] - rope.size
-    if rope.last:
-        passed, turning = x.split([rest, rope.size], dim=-1)
-    else:
-        turning, passed = x.split([rope.size, rest], dim=-1)
+    turning, passed = x.split([rope.size, rest], dim=-1)
     wide = turning.float()
     if rope.interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
@@ -115,4 +112,4 @@ def rotate(x: Tensor, rope: Rope, cos_sin: tuple[Tensor, Tensor], *, back: bool 
         out = torch.cat(turned, dim=-1).to(x.dtype)
     if not rest:
         return out
-    return torch.cat((passed, out) if rope.last else (out, passed), dim=-1)
+    return torch.cat((out, passed), dim=-1)
