@@ -202,8 +202,8 @@ def _job(place: Place, tensor: FileTensor, rank: int, size: int) -> Job:
     _check(place, tensor)
     ranges = tensor.ranges(rank, size)
     if ranges is None or tensor.dim is None:
-        runs = ((0, stored.size_bytes),)
-        return Job(tensor.name, stored.dtype, stored.shape, place, 1, stored.size_bytes, runs)
+        whole = ((0, stored.size_bytes),)
+        return Job(tensor.name, stored.dtype, stored.shape, place, 1, stored.size_bytes, whole)
     # Files may have dimensions of 1 that the spec leaves out, or the other way round.
     item_bits = DTYPES[stored.dtype][1]
     if item_bits % 8:
