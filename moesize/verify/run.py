@@ -1,0 +1,544 @@
+"""`moesize.verify.run.verify`: real shards on a real device beside what was predicted for them."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from moesize.core.checkpoint import StoredEntry, published, with_scheme
+from moesize.core.errors import (
+    EnvironmentProblem,
+    InvalidInputError,
+    MoesizeError,
+    UnsupportedError,
+)
+from moesize.core.kv_cache import sequence_cost
+from moesize.core.model_spec import ModelSpec
+from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
+from moesize.core.units import GIB, MIB, format_gib, parse_bytes
+from moesize.verify import distributed, predict
+from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
+from moesize.verify.forward import Numerics
+from moesize.verify.passes import Workload
+from moesize.verify.phases import Measured, Progress, measure
+from moesize.verify.predict import DTYPES, DryPeaks, Subject
+from moesize.verify.report import Device, Speed, VerifyReport
+from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
+from moesize.verify.selection import Selection, choose_layers, parse_layers
+from moesize.verify.synthetic import write_synthetic
+from moesize.verify.terms import extrapolate, flops_of, terms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesize.core.engine import Constant
+
+ENGINES = ("torch", "transformers", "vllm")
+# Free memory beyond the prediction that a run wants: fragments, kernels, other processes.
+_MARGIN_BYTES = 256 * MIB
+_MARGIN_SHARE = 0.02
+# Of a machine's own memory more is left alone: it runs other things.
+_HOST_SHARE = 0.10
+_MOST_TOKENS = 1 << 20
+
+
+def verify(
+    model: str | ModelSpec,
+    *,
+    device: str = "auto",
+    shards: str | None = None,
+    layers: str | Sequence[int] = "auto",
+    tokens: int = 512,
+    sequences: int = 4,
+    decode_steps: int = 4,
+    tp_rank: tuple[int, int] | None = None,
+    dtype: str = "auto",
+    quant: str = "checkpoint",
+    seed: int = 0,
+    limit_memory: int | str | None = None,
+    tolerance: float | None = None,
+    save: bool = False,
+    keep_shards: str | None = None,
+    engine: str = "torch",
+    command: str = "",
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Measure a model's layers and compare each term with its prediction.
+
+    shards   `synthetic`, `hub`, or a folder; None: MODEL's own folder where it is one with shards,
+             else synthetic
+    layers   `auto`, `all`, `0-3,40` or indices
+    tp_rank  (rank, size): that rank's slices on one device; under torchrun each process has its own
+    Raises MoesizeError: EnvironmentProblem without device or room, InvalidInputError for hostile
+    shards or bad options. Memory that runs out is a `failure` of the report.
+    """
+    if engine not in ENGINES:
+        raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
+    work = _workload(tokens, sequences, decode_steps, seed)
+    source = _source(model, shards, quant)
+    settings = _Settings(
+        layers, tp_rank, dtype, _size(limit_memory), tolerance, save, keep_shards, command
+    )
+    if engine != "torch":
+        from moesize.verify.other_engines import verify_with
+
+        return verify_with(engine, source, work, settings, device=device, progress=progress)
+    free = nvml_free_bytes() if device.partition(":")[0] in ("auto", "cuda") else None
+    meter = find_meter(device)
+    with distributed.session(meter) as group:
+        if group is not None:
+            settings = settings._replace(tp_rank=(group.rank, group.size))
+        run = _Run(source, work, settings, meter, group, free, progress)
+        return run.report()
+
+
+# --- What is asked --------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """Which model, in which format, and where its bytes come from.
+
+    folder   of shards; None: synthetic or hub. config: the parsed config.json, None without
+    """
+
+    spec: ModelSpec
+    kind: str
+    stored: tuple[StoredEntry, ...]
+    scheme: str
+    shards: str
+    folder: Path | None
+    config: dict[str, Any] | None
+    repo: str = ""
+    revision: str = ""
+
+
+class _Settings(NamedTuple):
+    layers: str | Sequence[int]
+    tp_rank: tuple[int, int] | None
+    dtype: str
+    limit_bytes: int | None
+    tolerance: float | None
+    save: bool
+    keep_shards: str | None
+    command: str
+
+
+def _workload(tokens: int, sequences: int, decode_steps: int, seed: int) -> Workload:
+    for name, value, least, most in (
+        ("--tokens", tokens, 1, _MOST_TOKENS),
+        ("--sequences", sequences, 1, 1 << 16),
+        ("--decode-steps", decode_steps, 1, 1 << 16),
+        ("--seed", seed, 0, 1 << 62),
+    ):
+        if not least <= value <= most:
+            raise InvalidInputError(f"{name} {value} is not in {least}..{most}")
+    return Workload(tokens=tokens, sequences=sequences, decode_steps=decode_steps, seed=seed)
+
+
+def _size(value: int | str | None) -> int | None:
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() else parse_bytes(value)
+    if value is not None and value <= 0:
+        raise InvalidInputError(f"--limit-memory {value} is no size")
+    return value
+
+
+def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
+    from moesize.catalog import resolve_model
+
+    if isinstance(model, ModelSpec):
+        spec, kind = model, "spec"
+    else:
+        spec, kind = resolve_model(model)
+    if spec.encoder_layout:
+        raise UnsupportedError("encoder models are not measured yet")
+    name = "" if isinstance(model, ModelSpec) else model
+    folder, config = _folders(name, kind, shards)
+    where = shards if shards in ("synthetic", "hub") else ("folder" if folder else "synthetic")
+    scheme = quant.strip().lower()
+    if scheme in ("checkpoint", "auto"):
+        stored, scheme = published(spec), "checkpoint"
+    else:
+        if where != "synthetic":
+            raise InvalidInputError(
+                f"--quant {quant[:40]} is not what the files hold",
+                "give it with --synthetic, or name a checkpoint of that scheme",
+            )
+        found = find_scheme(quant) if scheme not in FAMILY_WORDS else None
+        found = found or resolve_family(scheme, "vllm").scheme
+        if found.is_gguf:
+            raise UnsupportedError("GGUF files are not measured", "take a safetensors scheme")
+        stored, scheme = with_scheme(spec, found), found.name
+    repo, _, revision = (name if kind == "hub" else spec.hub_id).partition("@")
+    return Source(spec, kind, stored, scheme, where, folder, config, repo, revision)
+
+
+def _folders(name: str, kind: str, shards: str | None) -> tuple[Path | None, dict[str, Any] | None]:
+    """The folder of shards, and the config beside them or behind MODEL."""
+    from moesize.files import read_json
+
+    folder = None
+    if shards is not None and shards not in ("synthetic", "hub"):
+        folder = Path(shards).expanduser()
+    elif shards is None and kind == "checkpoint":
+        own = Path(name).expanduser()
+        if own.is_dir() and any(own.glob("*.safetensors")):
+            folder = own
+    places = []
+    if folder is not None:
+        places.append(folder / "config.json" if folder.is_dir() else folder.parent / "config.json")
+    if kind in ("checkpoint", "config"):
+        path = Path(name).expanduser()
+        places.append(path / "config.json" if path.is_dir() else path)
+    for place in places:
+        if place.is_file():
+            return folder, read_json(place)
+    return folder, None
+
+
+# --- The run --------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One process's part of a verification."""
+
+    def __init__(
+        self,
+        source: Source,
+        work: Workload,
+        settings: _Settings,
+        meter: Meter,
+        group: distributed.Group | None,
+        free_before: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.source, self.work, self.settings = source, work, settings
+        self.meter, self.group, self.progress = meter, group, progress
+        self.notes: list[str] = []
+        self.rank, self.size = settings.tp_rank or (0, 1)
+        self.dtype = _dtype(settings.dtype, source.spec)
+        self.numerics = self._numerics()
+        if settings.limit_bytes is not None:
+            meter.limit(settings.limit_bytes)
+        self.context = context_cost(meter, free_before)
+        self.revision = source.revision
+
+    def report(self) -> VerifyReport:
+        """Choose layers, measure, compare; under torchrun the gathered report of all ranks."""
+        large, small = self._choose()
+        subject = self._subject(large)
+        expected, why = self._expected(subject)
+        self._refuse_when_too_large(subject, expected)
+        runs: list[tuple[Subject, Measured]] = []
+        speed = None
+        for number, selection in enumerate(one for one in (small, large) if one is not None):
+            part = self._subject(selection)
+            with self._files(part) as files:
+                last = selection == large
+                found = measure(
+                    part, files, self.meter, self.work,
+                    context=self.context if last else None, progress=self.progress,
+                    with_flops=last and not why,
+                )  # fmt: skip
+                runs.append((part, found))
+                if last and found.failure is None:
+                    speed = self._speed(found, files)
+            if number == 0 and found.failure is not None:
+                break
+        part, found = runs[-1]
+        terms = terms_of(
+            part, self.meter, self.work, found, self._as_routed(part, found, expected),
+            context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
+        )  # fmt: skip
+        if self.group is not None:
+            terms = (*self.group.terms(self.meter), *terms)
+        report = self._report(part, found, terms, speed)
+        if len(runs) == 2:
+            report = self._extrapolated(report, *runs[0])
+        if self.group is not None:
+            report = self.group.gathered(report)
+        return self._saved(report)
+
+    # --- Before ---
+
+    def _numerics(self) -> Numerics:
+        source = self.source
+        if source.config is None:
+            self.notes.append("no config.json: epsilons, scales and rotation are neutral ones")
+            return Numerics.neutral(source.spec)
+        try:
+            return Numerics.from_config(source.config, source.spec)
+        except UnsupportedError as problem:
+            self.notes.append(f"{problem.message}: neutral epsilons, scales and rotation")
+            return Numerics.neutral(source.spec)
+
+    def _subject(self, selection: Selection) -> Subject:
+        source = self.source
+        return Subject(
+            spec=source.spec, stored=source.stored, numerics=self.numerics, selection=selection,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+    def _choose(self) -> tuple[Selection, Selection | None]:
+        """The layers to load, and fewer of them for a second run when not all fit."""
+        layers, spec = self.settings.layers, self.source.spec
+        if isinstance(layers, str) and layers.strip().lower() != "auto":
+            layers = parse_layers(layers, spec)
+        if not isinstance(layers, str):
+            own = tuple(sorted(set(layers)))
+            if not own or own[0] < 0 or own[-1] >= spec.num_layers:
+                raise InvalidInputError(f"{spec.id} has layers 0-{spec.num_layers - 1}")
+            return Selection(own, True, self.rank, self.size), None
+        free = self._free()
+        scratch = self._scratch()
+        choice = choose_layers(
+            spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
+            fixed_bytes=scratch, layer_cost=self._layer_cost,
+        )  # fmt: skip
+        if choice.whole:
+            return choice.large, None
+        self.notes.append(
+            f"{len(choice.large.layers)} of {spec.num_layers} layers fit; figures of the whole "
+            "model are extrapolated from two runs"
+        )
+        return choice.large, choice.small
+
+    def _layer_cost(self, layer: int) -> int:
+        """Cache of one layer, fixed and growing side by side at the most."""
+        one = self._subject(Selection((layer,), True, self.rank, self.size))
+        return predict.cache_bytes(one, self.work, "static")
+
+    def _scratch(self) -> int:
+        """What passes take beside weights and cache: of one layer of each kind, not all."""
+        spec = self.source.spec
+        first = tuple(sorted({name: i for i, name in reversed(list(enumerate(spec.layout)))}.values()))
+        one = self._subject(Selection(first, True, self.rank, self.size))
+        expected, _ = self._expected(one)
+        if expected is None:
+            return GIB
+        return max(expected.total - predict.weights(one).requested_bytes, 0)
+
+    def _expected(self, subject: Subject) -> tuple[DryPeaks | None, str]:
+        """Peaks with even routing, or why there are none."""
+        try:
+            predict.check_head(subject)
+            routings = predict.even(subject, self.work)
+            return predict.dry_peaks(
+                subject, self.work, routings, blocks=self.meter.counts_blocks
+            ), ""
+        except NotImplementedError as problem:
+            return None, f"not predicted: {problem}"
+
+    def _as_routed(
+        self, subject: Subject, found: Measured, expected: DryPeaks | None
+    ) -> DryPeaks | None:
+        """The same with what the routers chose, where there are routers."""
+        routings = found.routings
+        routed = routings is not None and any(r.loads for r in (*routings.static, *routings.growing))
+        if expected is None or routings is None or not routed or found.failure is not None:
+            return expected
+        return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
+
+    def _free(self) -> int:
+        free = self.meter.free_bytes()
+        limit = self.settings.limit_bytes
+        return free if limit is None else min(free, limit)
+
+    def _margin(self, free: int) -> int:
+        if self.settings.limit_bytes is not None and free == self.settings.limit_bytes:
+            return 0
+        share = _HOST_SHARE if self.meter.kind == "cpu" else _MARGIN_SHARE
+        return max(_MARGIN_BYTES, round(share * free))
+
+    def _refuse_when_too_large(self, subject: Subject, expected: DryPeaks | None) -> None:
+        needed = predict.weights(subject).allocated_bytes
+        if expected is not None:
+            needed = max(needed, expected.total)
+        else:
+            needed += predict.cache_bytes(subject, self.work, "static")
+        free = self._free()
+        margin = self._margin(free)
+        if needed + margin > free:
+            raise EnvironmentProblem(
+                f"{format_gib(needed)} are predicted and {format_gib(margin)} are kept free, but "
+                f"only {format_gib(free)} are free on {self.meter.name}",
+                "fewer --layers, --tokens or --sequences; nothing was allocated",
+            )
+
+    # --- Shards ---
+
+    @contextmanager
+    def _files(self, subject: Subject) -> Iterator[CheckpointFiles]:
+        source = self.source
+        own = subject.selection
+        names = [t.name for t in own.tensors(source.spec, source.stored)]
+        if source.shards == "folder":
+            assert source.folder is not None
+            yield open_checkpoint(source.folder, needed=names)
+        elif source.shards == "hub":
+            from moesize.verify.hub_files import download
+
+            say = self.progress or (lambda what, done, total: None)
+            found = download(
+                source.repo, names, revision=source.revision or None,
+                progress=lambda name, size: say(f"download {name}", size, 0),
+            )  # fmt: skip
+            self.revision = found.commit
+            yield found.files
+        else:
+            with self._synthetic(subject) as folder:
+                yield open_checkpoint(folder, needed=names)
+
+    @contextmanager
+    def _synthetic(self, subject: Subject) -> Iterator[Path]:
+        """A folder of random shards, gone afterwards unless it is to be kept."""
+        group = self.group
+        writes = group is None or group.local_rank == 0
+        folder = self._new_folder() if writes else Path()
+        try:
+            if writes:
+                total = predict.weights(self._subject(replace_rank(subject.selection)))
+                say = self.progress or (lambda what, done, total: None)
+                write_synthetic(
+                    self.source.spec, self.source.stored, subject.selection, folder,
+                    seed=self.work.seed,
+                    progress=lambda done: say("write shards", done, total.requested_bytes),
+                )  # fmt: skip
+            if group is not None:
+                folder = group.shared_path(folder)
+            yield folder
+            if group is not None:
+                group.barrier("shards")
+        finally:
+            if writes and self.settings.keep_shards is None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_folder(self) -> Path:
+        if self.settings.keep_shards is None:
+            return Path(tempfile.mkdtemp(prefix="moesize-verify-"))
+        number = len(self.notes)
+        kept = Path(self.settings.keep_shards).expanduser()
+        folder = kept if not (kept / "model.safetensors.index.json").exists() else (
+            kept.with_name(f"{kept.name}-{number}")
+        )
+        self.notes.append(f"shards kept in {folder}")
+        return folder
+
+    # --- After ---
+
+    def _speed(self, found: Measured, files: CheckpointFiles) -> Speed:
+        """The load's pace beside the device's own; little data says nothing."""
+        enough = (found.weights_requested or 0) >= GIB
+        if not enough or self._free() < 2 * GIB:
+            return Speed(round(found.load_gb_per_s, 3), None, None)
+        from moesize.verify.loading import copy_limit
+
+        limit = copy_limit(self.meter.device, next(iter(files.headers)))
+        cached = limit.page_cache_gb_per_s
+        return Speed(
+            round(found.load_gb_per_s, 3),
+            round(limit.to_device_gb_per_s, 3),
+            None if cached is None else round(cached, 3),
+        )
+
+    def _constant(self) -> Constant | None:
+        """What is known of the context of this kind of device."""
+        if self.meter.kind != "cuda":
+            return None
+        from moesize.engines import engine_profile
+
+        return engine_profile("transformers", None).constants.get("cuda_context")
+
+    def _report(
+        self, part: Subject, found: Measured, terms: Any, speed: Speed | None
+    ) -> VerifyReport:
+        source, meter = self.source, self.meter
+        return VerifyReport(
+            model=source.spec.id,
+            model_source=source.kind,
+            spec_sha256=spec_hash(source.spec),
+            revision=self.revision,
+            quantization=source.scheme,
+            device=Device(
+                meter.kind, meter.name, meter.total_bytes(), meter.driver, torch.__version__
+            ),
+            engine="torch",
+            shards=source.shards,
+            layers=part.selection.layers,
+            num_layers=source.spec.num_layers,
+            tokens=self.work.tokens,
+            sequences=self.work.sequences,
+            decode_steps=self.work.decode_steps,
+            dtype=self.dtype,
+            rank=self.rank,
+            ranks=self.size,
+            seed=self.work.seed,
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            command=self.settings.command,
+            terms=terms,
+            flops=flops_of(part, found, self.settings.tolerance),
+            phases=found.phases,
+            speed=speed,
+            failure=found.failure,
+            notes=tuple(self.notes),
+        )
+
+    def _extrapolated(
+        self, report: VerifyReport, small: Subject, first: Measured
+    ) -> VerifyReport:
+        terms = terms_of(small, self.meter, self.work, first, None, no_peaks="-")
+        whole = self._subject(
+            Selection(tuple(range(self.source.spec.num_layers)), True, self.rank, self.size)
+        )
+        held = predict.weights(whole)
+        known = {
+            "weights": held.requested_bytes,
+            "weights.blocks": held.allocated_bytes,
+            "kv_cache.static": predict.cache_bytes(whole, self.work, "static"),
+            "kv_cache.growing": predict.cache_bytes(whole, self.work, "growing"),
+        }
+        return replace(report, extrapolated=extrapolate(terms, report.terms, known))
+
+    def _saved(self, report: VerifyReport) -> VerifyReport:
+        first = self.group is None or self.group.rank == 0
+        if not self.settings.save or not first:
+            return report
+        from moesize.verify.receipts import save
+
+        return replace(report, saved_to=str(save(report)))
+
+
+def replace_rank(selection: Selection) -> Selection:
+    """The same layers on one rank: files hold whole tensors."""
+    return Selection(selection.layers, selection.outside)
+
+
+def _dtype(name: str, spec: ModelSpec) -> str:
+    words = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": spec.dtype}
+    found = words.get(name.strip().lower(), name.strip().lower())
+    if found not in DTYPES:
+        raise InvalidInputError(f"--dtype {name[:40]!r} is unknown", f"one of {', '.join(DTYPES)}")
+    return found
+
+
+# Words about a model that no figure depends on.
+_ABOUT = ("id", "title", "hub_id", "aliases", "source", "notes")
+
+
+def spec_hash(spec: ModelSpec) -> str:
+    """SHA-256 of what a spec says about shapes and formats."""
+    facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+__all__ = ["MoesizeError", "Source", "VerifyReport", "sequence_cost", "spec_hash", "verify"]

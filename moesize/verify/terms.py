@@ -1,0 +1,227 @@
+"""Predicted beside measured: the terms of a report, and the whole model out of two runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moesize.core.units import MIB, format_bytes
+from moesize.verify import predict
+from moesize.verify.predict import DryPeaks, Subject
+from moesize.verify.report import Extrapolation, Flops, Term
+
+if TYPE_CHECKING:
+    from moesize.core.engine import Constant
+    from moesize.verify.devices import Meter
+    from moesize.verify.passes import Workload
+    from moesize.verify.phases import Measured
+
+# Share of the prediction by which a term may differ where --tolerance says nothing.
+TOLERANCES = {
+    "weights": 0.0,
+    "weights.blocks": 0.001,
+    "weights.reserved": 0.01,
+    "load_peak": 0.01,
+    "kv_cache": 0.001,
+    "prefill_peak": 0.05,
+    "decode_peak": 0.05,
+    "logits_peak": 0.05,
+    "sampling_peak": 0.05,
+    "peak": 0.01,
+    "flops": 0.005,
+}
+# cuBLAS keeps a workspace once it has multiplied: 8 MiB, and 32 MiB on Hopper and later
+# (pytorch aten/src/ATen/cuda/CublasHandlePool.cpp).
+_WORKSPACE_BYTES = 32 * MIB
+
+
+def terms_of(
+    subject: Subject,
+    meter: Meter,
+    work: Workload,
+    found: Measured,
+    peaks: DryPeaks | None,
+    *,
+    context: Constant | None = None,
+    tolerance: float | None = None,
+    no_peaks: str = "",
+) -> tuple[Term, ...]:
+    """Every figure of a run; `no_peaks` says why passes are not predicted."""
+    rank = subject.selection.rank
+
+    def term(
+        name: str, predicted: int | None, measured: int | None, why: str, **band: int | None
+    ) -> Term:
+        share = TOLERANCES.get(name) if name in TOLERANCES else TOLERANCES[name.partition(".")[0]]
+        assert share is not None
+        return Term(
+            name=name,
+            predicted_bytes=predicted,
+            measured_bytes=measured,
+            tolerance=share if tolerance is None else tolerance,
+            why=why,
+            rank=rank,
+            **band,
+        )
+
+    out = _context_terms(found, context, rank)
+    held = predict.weights(subject)
+    out.append(
+        term(
+            "weights", held.requested_bytes, found.weights_requested,
+            f"bytes of {held.tensors:,} tensors of the rank",
+        )
+    )  # fmt: skip
+    if found.weights_allocated is not None and meter.counts_blocks:
+        blocks = held.allocated_bytes
+        out.append(
+            term("weights.blocks", blocks, found.weights_allocated, "the allocator's blocks")
+        )
+        reserved = predict.weights_reserved(subject)
+        out.append(
+            term("weights.reserved", reserved, found.weights_reserved, "the allocator's segments")
+        )
+        out.append(_beside("weights.driver", found.driver, "free memory that loading took", rank))
+        out.append(
+            _beside("process", found.process, "NVML: this process, context included", rank)
+        )
+    loading = held.allocated_bytes if meter.counts_blocks else held.requested_bytes
+    why = "tensors are made once; shards pass through buffers of the host"
+    out.append(term("load_peak", loading, found.load_peak, why))
+    for kind, measured in (("static", found.static), ("growing", found.growing)):
+        out.append(
+            term(
+                f"kv_cache.{kind}",
+                predict.cache_bytes(subject, work, "static" if kind == "static" else "growing"),
+                None if measured is None else measured.cache,
+                _cache_why(subject, work, kind),
+            )
+        )
+    out += _peak_terms(term, subject, work, found, peaks, no_peaks)
+    if found.left is not None:
+        high = _WORKSPACE_BYTES if meter.counts_blocks else 0
+        why = "still live after everything was let go"
+        out.append(
+            Term(
+                name="after_free", predicted_bytes=0, measured_bytes=found.left, tolerance=0.0,
+                why=why, low_bytes=0, high_bytes=high, rank=rank,
+            )
+        )  # fmt: skip
+    return tuple(one for one in out if one.measured_bytes is not None or one.predicted_bytes)
+
+
+def _beside(name: str, measured: int | None, why: str, rank: int) -> Term:
+    """A figure that stands beside the others and is not predicted."""
+    return Term(
+        name=name, predicted_bytes=None, measured_bytes=measured, tolerance=0.0, why=why, rank=rank
+    )
+
+
+def _context_terms(found: Measured, constant: Constant | None, rank: int) -> list[Term]:
+    cost = found.context
+    if cost is None:
+        return []
+    best = low = high = None
+    why = "the driver's memory that no allocator sees: first call and first product"
+    if constant is not None:
+        best, low, high = (round(x) for x in (constant.value, constant.low, constant.high))
+        why += f"; {constant.observations} observations"
+    first = format_bytes(cost.first_call_bytes)
+    product = format_bytes(cost.first_product_bytes)
+    return [
+        Term(
+            name="context", predicted_bytes=best, measured_bytes=cost.total_bytes, tolerance=0.0,
+            why=f"{why}; {first} and {product}", low_bytes=low, high_bytes=high, rank=rank,
+        )
+    ]  # fmt: skip
+
+
+def _cache_why(subject: Subject, work: Workload, kind: str) -> str:
+    tokens = f"{work.sequences} sequences of {work.longest:,} tokens in {subject.dtype}"
+    how = "whole blocks of 16 tokens" if kind == "static" else "rows so far, windows cut"
+    return f"{tokens}, {how}"
+
+
+def _peak_terms(
+    term: object,
+    subject: Subject,
+    work: Workload,
+    found: Measured,
+    peaks: DryPeaks | None,
+    no_peaks: str,
+) -> list[Term]:
+    assert callable(term)
+    own, embedding = subject.selection, subject.spec.embedding
+    rows = (embedding.head_vocab_size or embedding.vocab_size) // own.size
+    static, growing = found.static, found.growing
+    shapes = no_peaks or "the same pass on shapes alone"
+    routed = ""
+    if found.routings is not None and found.routings.static:
+        busiest = max(routing.busiest for routing in found.routings.static)
+        routed = f"; as routed: {busiest:,} tokens at the busiest expert" if busiest else ""
+    out = [
+        term(
+            "prefill_peak", peaks and peaks.static.prefill, static and static.prefill,
+            f"beyond weights and cache, {shapes}{routed}",
+        ),
+        term(
+            "decode_peak", peaks and peaks.static.decode, static and static.decode,
+            f"beyond weights and cache, {shapes}",
+        ),
+        term(
+            "decode_peak.growing", peaks and peaks.growing.decode, growing and growing.decode,
+            f"the cache of one layer is copied to grow, {shapes}",
+        ),
+        term(
+            "logits_peak", peaks and peaks.static.logits, static and static.logits,
+            f"8 * S * V = {format_bytes(predict.logits_bytes(work.sequences, rows))}; {shapes}",
+        ),
+        term(
+            "sampling_peak", predict.sampling_bytes(work.sequences, rows),
+            static and static.sampling, f"24 * S * V with V = {rows:,}",
+        ),
+        term("peak", peaks and peaks.total, found.peak, "weights, cache and the highest pass"),
+    ]  # fmt: skip
+    return list(out)
+
+
+def flops_of(
+    subject: Subject, found: Measured, tolerance: float | None = None
+) -> tuple[Flops, ...]:
+    """The formula against the counter, for a prompt and a step."""
+    if found.flops is None:
+        return ()
+    share = TOLERANCES["flops"] if tolerance is None else tolerance
+    return tuple(
+        Flops(formula.phase, formula.predicted, counted, formula.unseen, share)
+        for formula, counted in zip(predict.flops(subject), found.flops, strict=True)
+    )
+
+
+# What a whole model has more of than some of its layers; peaks of passes do not add up over layers.
+_ADDS_UP = ("weights", "weights.blocks", "kv_cache.static", "kv_cache.growing")
+
+
+def extrapolate(
+    small: tuple[Term, ...], large: tuple[Term, ...], whole: dict[str, int]
+) -> tuple[Extrapolation, ...]:
+    """The whole model out of two runs: scale = (m2 - m1) / (p2 - p1), fixed = m2 - scale * p2.
+
+    `whole` predicts the whole model; the slope over the predicted bytes of the layers that the
+    runs differ in is what one predicted byte costs, what is left of it the fixed cost.
+    """
+    first = {term.name: term for term in small}
+    out = []
+    for term in large:
+        before = first.get(term.name)
+        if term.name not in _ADDS_UP or term.name not in whole or before is None:
+            continue
+        p1, m1 = before.predicted_bytes, before.measured_bytes
+        p2, m2 = term.predicted_bytes, term.measured_bytes
+        if p1 is None or p2 is None or m1 is None or m2 is None or p1 == p2:
+            continue
+        scale = (m2 - m1) / (p2 - p1)
+        fixed = m2 - scale * p2
+        predicted = whole[term.name]
+        found = round(fixed + scale * predicted)
+        out.append(Extrapolation(term.name, predicted, found, round(fixed), round(scale, 9)))
+    return tuple(out)
