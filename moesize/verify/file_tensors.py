@@ -53,6 +53,9 @@ EXPERT_LAYOUTS: Mapping[str, ExpertLayout] = {
     "llama4": ExpertLayout(transposed=True),
     "dbrx": ExpertLayout(flat=True),
 }
+# Families whose joined projections stand head by head, or group by group: queries, a key, a value.
+PER_HEAD = ("gpt_neox", "bloom", "persimmon")
+PER_GROUP = ("internlm2", "falcon_new")
 # Families whose matrices lie (in, out).
 TRANSPOSED = ("gpt2", "gpt_bigcode")
 
@@ -163,7 +166,7 @@ def file_tensors(
             for member in _members(spec, item, None):
                 groups.setdefault((member.name, None), []).append(member)
     for (name, place), members in groups.items():
-        yield _joined(name, place, members)
+        yield _joined(spec.naming.partition("@")[0], name, place, members)
 
 
 class _Member(NamedTuple):
@@ -278,6 +281,9 @@ def _stacked(spec: ModelSpec, item: StoredEntry, name: str, module: str) -> Iter
         return
     if len(tensor.shape) == 1:
         dim, piece = _piece(tensor.shard, tensor.shape, {})
+        if tensor.role.removesuffix(".bias") in names_of(spec.naming).bare:
+            # A bare parameter has no module whose `.bias` it could be: `gate_up_proj_bias`.
+            name = name.removesuffix(".bias") + "_bias"
         yield _Member(
             name, item.dtype, (experts, *tensor.shape), section, tensor.role, 1,
             None if dim is None else dim + 1, piece,
@@ -470,8 +476,8 @@ def _cut_of_part(
 # --- joining --------------------------------------------------------------------------------------
 
 
-def _joined(name: str, layer: int | None, members: list[_Member]) -> FileTensor:
-    """The file tensor that holds these members one after another."""
+def _joined(family: str, name: str, layer: int | None, members: list[_Member]) -> FileTensor:
+    """The file tensor that holds these members, one after another or woven."""
     first = members[0]
     if len(members) > 1 and not first.once:
         along = first.along
@@ -487,12 +493,32 @@ def _joined(name: str, layer: int | None, members: list[_Member]) -> FileTensor:
         dim = cut[0].dim
         if dim == along or len(members) == 1:
             pieces = tuple(member.piece or _whole(member, dim) for member in members)
+            if len(pieces) > 1 and _is_woven(family, first.role):
+                pieces = (_woven(pieces),)
         elif cut[0].piece is not None:
             pieces = (cut[0].piece,)
     return FileTensor(
         name, first.dtype, shape, first.section, layer,
         tuple(dict.fromkeys(member.role for member in members)), dim, pieces,
     )  # fmt: skip
+
+
+def _is_woven(family: str, role: str) -> bool:
+    """Whether the rows of joined members alternate instead of following each other."""
+    if role.startswith("attention."):
+        return family in (*PER_HEAD, *PER_GROUP)
+    interleaved = EXPERT_LAYOUTS.get(family, ExpertLayout()).interleaved
+    return interleaved and role.startswith("routed_experts.")
+
+
+def _woven(pieces: tuple[Piece, ...]) -> Piece:
+    """One run, whose units hold a share of every member."""
+    return Piece(
+        sum(piece.length for piece in pieces),
+        sum(piece.logical for piece in pieces),
+        min(piece.units for piece in pieces),
+        any(piece.replicate for piece in pieces),
+    )
 
 
 def _whole(member: _Member, dim: int | None) -> Piece:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,12 @@ from running import ROOT
 
 from moesize.catalog import load_spec
 from moesize.core.checkpoint import published
-from moesize.core.errors import UnsupportedError
+from moesize.core.errors import InvalidInputError, UnsupportedError
+from moesize.readers.hf.read import spec_from_config
 from moesize.verify.file_tensors import FileTensor, Piece, file_tensors
+from moesize.verify.loading import plan_load
+from moesize.verify.safetensors_files import open_checkpoint
+from verify import tiny
 
 # Every twelfth model of the catalogue; all of them agree, which takes minutes.
 SPREAD = sorted(path.stem for path in (ROOT / "model_specs").glob("*.yaml"))[::12]
@@ -98,3 +104,68 @@ def test_the_bytes_of_all_ranks_add_up(name: str, size: int) -> None:
             assert held == [tensor.size_bytes] * size
         elif not any(piece.replicate and piece.units < size for piece in tensor.pieces):
             assert sum(held) == tensor.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "width"),
+    [
+        # Rows of gate and up alternate: rank 1 of 4 has the second quarter, of both.
+        ("gpt-oss-20b", "gate_up_proj_blocks", 2 * 2880),
+        ("gpt-oss-20b", "gate_up_proj_bias", 2 * 2880),
+        # Query, key and value of a head, then of the next: 16 heads of 3 x 128 rows.
+        ("bloom-1b7", "query_key_value.weight", 16 * 3 * 128),
+        # Groups of sixteen queries, a key and a value: eight of them.
+        ("falcon-40b", "query_key_value.weight", 8 * 18 * 64),
+    ],
+)
+def test_members_that_are_woven_are_cut_in_one_run(name: str, suffix: str, width: int) -> None:
+    spec = load_spec(ROOT / "model_specs" / f"{name}.yaml")
+    tensors = file_tensors(spec, published(spec), layers=(0,))
+    found = next(tensor for tensor in tensors if tensor.name.endswith(suffix))
+    assert found.ranges(1, 4) == [(width // 4, width // 2)]
+
+
+def test_members_that_follow_each_other_are_cut_each_on_its_own() -> None:
+    """Phi-3 joins gate and up: rank 1 of 2 has the second half of each."""
+    spec = load_spec(ROOT / "model_specs" / "phi-4.yaml")
+    tensors = file_tensors(spec, published(spec), layers=(0,))
+    found = next(tensor for tensor in tensors if "gate_up_proj" in tensor.name)
+    half = found.shape[0] // 4
+    assert found.ranges(1, 2) == [(half, 2 * half), (3 * half, 4 * half)]
+
+
+# What the library's classes save and the file tensors leave out.
+BUFFERS = {
+    # Constants, which the inventory counts as stored only.
+    "gemma4_text": ".layer_scalar",
+    "gemma4-moe": ".layer_scalar",
+    "apertus": ".mlp.act_fn.",
+    # Tables that the published files do not have.
+    "minimax": ".self_attn.",
+}
+LACKING = {
+    # The published files have three projections where the inventory has one.
+    "olmo_hybrid": "linear_attn.in_proj_qkv.weight",
+    # transformers 5.23 saves the dense layer under the name of experts (see tiny.py).
+    "kimi_linear": "layers.0.mlp.gate_proj.weight",
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES, ids=lambda family: family.id)
+def test_names_and_shapes_are_those_of_the_library(family: tiny.Family, tmp_path: Path) -> None:
+    """Against files that transformers' own classes wrote: every tensor is found, in its shape."""
+    _, config = tiny.save(family, tmp_path)
+    spec = spec_from_config(config, file="config.json")
+    files = open_checkpoint(tmp_path)
+    tensors = [
+        tensor._replace(dtype="float32") if tensor.dtype == "bfloat16" else tensor
+        for tensor in file_tensors(spec, published(spec))
+    ]
+    if family.id in LACKING:
+        with pytest.raises(InvalidInputError, match=LACKING[family.id]):
+            plan_load(files, tensors)
+        return
+    found = {(job.place.path, job.place.offset) for job in plan_load(files, tensors)}
+    places = {name: files.place(name) for name in files.holders}
+    left = [name for name, place in places.items() if (place.path, place.offset) not in found]
+    assert [name for name in left if BUFFERS.get(family.id, "nothing") not in name] == []

@@ -34,7 +34,6 @@ FAMILIES: dict[str, tuple[str, tuple[int, ...]]] = {
     "sliding window": ("gemma-3-1b", (4, 5)),
     "MXFP4": ("gpt-oss-20b", (1,)),
     "GPTQ": ("qwen2-1.5b-instruct-gptq-int4", (0,)),
-    "AWQ": ("qwen2-1.5b-instruct-awq", (0,)),
     "FP8 block": ("qwen3-1.7b-fp8", (0,)),
     "FP8 block MoE": ("qwen3-30b-a3b-fp8", (0,)),
 }
@@ -136,6 +135,7 @@ FORMATS = {
     "int8-channel": {"format": "int8-channel"},
     "pack": {"format": "pack", "bits": 4, "group_size": 32},
     "pack-asymmetric": {"format": "pack", "bits": 4, "group_size": 32, "symmetric": False},
+    "awq": {"format": "awq", "bits": 4, "group_size": 64},
     "gptq-8": {"format": "gptq", "bits": 8, "group_size": 64},
     "mxfp8": {"format": "mxfp8"},
     "mxfp4": {"format": "mxfp4"},
