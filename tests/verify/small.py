@@ -6,9 +6,13 @@ Hidden sizes, heads, formats and names stay those of the published model.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from running import ROOT
@@ -18,6 +22,19 @@ from moesize.core.feed_forward import FeedForward, MoeMlp
 from moesize.core.model_spec import ModelSpec
 
 VOCABULARY = 512
+_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 << 30
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards, in memory where the system has such a place.
+
+    Tests write hundreds of MB; pytest would keep those of its last three runs on the disk.
+    """
+    fast = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES
+    with TemporaryDirectory(dir=_MEMORY if fast else None) as folder:
+        yield Path(folder)
 
 
 def small(name: str, *, experts: int = 8) -> ModelSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,14 @@ from moesize.verify.loading import copy_limit, load, plan_load
 from moesize.verify.safetensors_files import open_checkpoint
 from moesize.verify.selection import Selection
 from moesize.verify.synthetic import write_synthetic
-from verify.small import entry, small, write_file
+from verify.small import entry, scratch, small, write_file
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In the place of pytest's: see `scratch`."""
+    with scratch() as folder:
+        yield folder
 
 
 def plain(name: str, shape: tuple[int, ...], dtype: str = "bfloat16") -> FileTensor:

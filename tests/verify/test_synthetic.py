@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections import namedtuple
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ from moesize.verify.loading import load
 from moesize.verify.safetensors_files import INDEX_NAME, open_checkpoint
 from moesize.verify.selection import Selection, held_by_rank
 from moesize.verify.synthetic import plan_synthetic, write_synthetic
-from verify.small import small
+from verify.small import scratch, small
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In the place of pytest's: see `scratch`."""
+    with scratch() as folder:
+        yield folder
+
 
 # One model of each family, with one layer of every kind.
 FAMILIES: dict[str, tuple[str, tuple[int, ...]]] = {
