@@ -239,6 +239,7 @@ def make_plan(
         message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
         warnings.append(Note(code="calibration", message=message))
     warnings += limits
+    warnings += _receipts(spec, scheme, device)
     cost = costs(spec, stored, device, answer)
     return Plan(
         model=_model_summary(spec, source),
@@ -256,6 +257,14 @@ def make_plan(
         expert_parallel=cost.expert_parallel,
         version=__version__,
     )
+
+
+def _receipts(spec: ModelSpec, scheme: Scheme | None, device: GpuSpec) -> list[Note]:
+    """What `verify --save` measured of this model, scheme and GPU on the user's machines."""
+    from moesize.verify.receipts import quotes
+
+    name = "checkpoint" if scheme is None else scheme.name
+    return [Note(code="measured", message=q.text) for q in quotes(spec.id, name, device.id)[:1]]
 
 
 def model_kind(spec: ModelSpec) -> str:

@@ -453,6 +453,137 @@ class AuditDocument(TypedDict):
     notes: list[str]
 
 
+class VerifyTerm(TypedDict):
+    """A figure in bytes: predicted beside measured; null where one of them is missing.
+
+    `error` is (predicted - measured) / measured. `tolerance` is a share of the prediction; a band
+    (`low_bytes` to `high_bytes`) counts as met inside of it. `ok` null: nothing was compared.
+    """
+
+    name: str
+    predicted_bytes: int | None
+    measured_bytes: int | None
+    error: float | None
+    tolerance: float
+    ok: bool | None
+    low_bytes: int | None
+    high_bytes: int | None
+    rank: int
+    why: str
+
+
+class VerifyFlopsPhase(TypedDict):
+    """Operations of one sequence; `unseen` is what no counter of matrix products can see."""
+
+    phase: Literal["prefill", "decode"]
+    predicted: int
+    measured: int
+    unseen: int
+    tolerance: float
+    error: float
+    ok: bool
+
+
+class VerifyFlops(TypedDict):
+    """Both phases together, what is unseen counted as measured."""
+
+    predicted: int
+    measured: int
+    phases: list[VerifyFlopsPhase]
+
+
+class VerifyDevice(TypedDict):
+    """Where it was measured: kind is cuda (ROCm too), xpu, mps or cpu."""
+
+    kind: str
+    name: str
+    total_bytes: int
+    driver: str
+    torch: str
+
+
+class VerifySettings(TypedDict):
+    """What was run; `rank` of `ranks` of tensor parallelism."""
+
+    tokens: int
+    sequences: int
+    decode_steps: int
+    dtype: str
+    rank: int
+    ranks: int
+    seed: int
+
+
+class VerifyPhase(TypedDict):
+    """Allocated bytes before, at most during, and after a part of the run."""
+
+    name: str
+    begin_bytes: int
+    peak_bytes: int
+    end_bytes: int
+    seconds: float
+
+
+class VerifyExtrapolation(TypedDict):
+    """A term of the whole model out of two runs: fixed + scale * predicted. Not measured."""
+
+    name: str
+    predicted_bytes: int
+    extrapolated_bytes: int
+    fixed_bytes: int
+    scale: float
+
+
+class VerifySpeed(TypedDict):
+    """Loading, and what device and page cache can do, in 10^9 bytes a second."""
+
+    load_gb_per_s: float
+    to_device_gb_per_s: float | None
+    page_cache_gb_per_s: float | None
+
+
+class VerifyFailure(TypedDict):
+    """Memory ran out: the phase, bytes asked for, and what was live."""
+
+    phase: str
+    asked_bytes: int | None
+    live: dict[str, int]
+    message: str
+
+
+class VerifyDocument(TypedDict):
+    """What `moesize verify MODEL --format json` prints.
+
+    `layers` are the indices that were loaded; `agrees` is the exit code. `revision` is the hub's
+    commit where shards came from there.
+    """
+
+    schema: Literal["moesize.verify/1"]
+    moesize_version: str
+    model: str
+    model_source: str
+    spec_sha256: str
+    revision: str | None
+    quantization: str
+    device: VerifyDevice
+    engine: Literal["torch", "transformers", "vllm"]
+    shards: str
+    layers: list[int]
+    num_layers: int
+    settings: VerifySettings
+    terms: list[VerifyTerm]
+    flops: VerifyFlops
+    phases: list[VerifyPhase]
+    extrapolated: list[VerifyExtrapolation]
+    speed: VerifySpeed | None
+    failure: VerifyFailure | None
+    agrees: bool
+    date: str
+    command: str
+    notes: list[str]
+    saved_to: str | None
+
+
 class ModelKv(TypedDict):
     """Cache of one sequence before any engine's blocks.
 
@@ -888,6 +1019,7 @@ class ErrorDocument(TypedDict):
 DOCUMENTS: dict[str, type] = {
     "plan": PlanDocument,
     "audit": AuditDocument,
+    "verify": VerifyDocument,
     "model": ModelDocument,
     "models": ModelsDocument,
     "gpus": GpusDocument,

@@ -210,6 +210,30 @@ def _accuracy() -> Accuracy:
     return measure(read_reports(shipped_reports()))
 
 
+def measured_table() -> str:
+    """What was measured on GPUs, from the records in measurements/."""
+    from moesize.verify.receipts import read_folder
+
+    records = read_folder(ROOT / "measurements")
+    if not records:
+        return "No measurement yet: `moesize verify` has not been run on a GPU so far.\n"
+    lines = [
+        "| model | scheme | GPU | layers | weights | KV cache | prefill | whole peak | date |",
+        "|---|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    names = ("weights", "kv_cache.static", "prefill_peak", "peak")
+    for record in records:
+        errors = {term["name"]: term.get("error") for term in record["terms"]}
+        shown = (errors.get(name) for name in names)
+        cells = " | ".join("" if error is None else f"{error:+.2%}" for error in shown)
+        layers = f"{len(record['layers'])} of {record['num_layers']}"
+        lines.append(
+            f"| `{record['model']}` | {record['quantization']} | {record['device']['name']} "
+            f"| {layers} | {cells} | {record['date']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "plan-example": plan_example,
     "verdict-example": verdict_examples,
@@ -221,6 +245,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "json-fields": json_fields,
     "accuracy-table": accuracy_table,
     "accuracy-report": accuracy_report,
+    "measured-table": measured_table,
 }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moesize.audit import Audit
     from moesize.core.ledger import GpuLedger, MemoryItem
     from moesize.core.plan import Plan
+    from moesize.verify.report import VerifyReport
 
 _BAR_WIDTH = 64
 _LABEL_WIDTH = 9
@@ -456,6 +457,39 @@ def _unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def print_verify(report: VerifyReport) -> None:
+    """Predicted beside measured, the whole model, notes."""
+    from rich.text import Text
+
+    from moesize.renderers import verify as words
+
+    with _page() as console:
+        word = words.verdict_word(report)
+        styles = {"AGREES": "bold black on green", "NOTHING COMPARED": "bold black on yellow"}
+        style = styles.get(word, "bold white on red")
+        console.print(Text.assemble((f" {word} ", style), f" {_plain(words.title(report))}"))
+        if report.failure is not None:
+            console.print(Text(_plain(words.failure_line(report)), style="bold"))
+        console.print()
+        wide = console.width >= _WIDE
+        shown = [tuple(map(_plain, row)) for row in words.rows(report)]
+        headings = words.HEADINGS if wide else words.HEADINGS[:-1]
+        _print_cells(console, headings, [row if wide else row[:-1] for row in shown])
+        if report.extrapolated:
+            console.print()
+            console.print(Text("the whole model, extrapolated from two runs", style="bold"))
+            for item in report.extrapolated:
+                console.print(Text("  " + words.extrapolated_line(item)))
+        facts = [("run", words.setting_line(report)), ("speed", words.speed_line(report))]
+        facts += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
+        facts += [("record", report.saved_to)]
+        console.print()
+        console.print(_facts([(label, _plain(text)) for label, text in facts]))
+
+
 # --- accuracy -------------------------------------------------------------------------------------
 
 
@@ -500,7 +534,7 @@ def _plain(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-_RIGHT = ("n", "covered", "median", "p90", "worst", "bias", "in band", "predicted", "error")
+_RIGHT = ("n", "covered", "median", "p90", "worst", "bias", "in band", "predicted", "measured", "error")
 
 
 def _print_cells(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

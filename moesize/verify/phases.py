@@ -134,14 +134,17 @@ class _Session:
         self.state = {**loaded.state, **loaded.companions}
         record = self.watch.end()
         now = meter.reading()
+        # Texts of bitsandbytes are no weights; they stay in the host's memory.
+        texts = sum(t.untyped_storage().nbytes() for t in loaded.companions.values())
+        texts = texts if meter.kind == "cpu" else 0
         counts = meter.kind != "cpu"
         self.found = self.found._replace(
-            weights_requested=now.requested - before.requested,
+            weights_requested=now.requested - before.requested - texts,
             weights_allocated=now.allocated - before.allocated if counts else None,
             weights_reserved=now.reserved - before.reserved if counts else None,
             driver=free - meter.free_bytes() if counts else None,
             process=process_bytes(meter),
-            load_peak=record.peak_bytes - begin,
+            load_peak=record.peak_bytes - begin - texts,
             load_gb_per_s=loaded.gb_per_s,
         )
 

@@ -138,7 +138,8 @@ def cache_bytes(subject: Subject, work: Workload, kind: CacheKind) -> int:
     """Cache and states of all sequences after the last step.
 
     static: whole blocks of 16 tokens for the longest context, whatever the window; growing: the
-    tokens so far, of a window no more than it holds.
+    tokens so far, of a window no more than it holds. Convolutions keep the type of the
+    computation, recurrent states float32.
     """
     spec, own = subject.spec, subject.selection
     element = subject.torch_dtype.itemsize
@@ -160,7 +161,8 @@ def _cache_of(mixer: Mixer, tokens: int, kind: CacheKind, element: int) -> int:
             rows = min(tokens, bound or tokens)
         total += rows * max(1, cache.heads) * (cache.key_size + cache.value_size) * element
     for part in mixer.state():
-        total += prod(part.shape) * (4 if part.dtype == "float32" else element)
+        # Our pass keeps recurrences in float32, where engines may take the model's type.
+        total += prod(part.shape) * (element if part.name.startswith("conv") else 4)
     return total
 
 

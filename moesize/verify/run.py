@@ -258,7 +258,7 @@ class _Run:
         part, found = runs[-1]
         terms = terms_of(
             part, self.meter, self.work, found, self._as_routed(part, found, expected),
-            context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
+            even=expected, context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)

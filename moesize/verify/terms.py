@@ -41,11 +41,16 @@ def terms_of(
     found: Measured,
     peaks: DryPeaks | None,
     *,
+    even: DryPeaks | None = None,
     context: Constant | None = None,
     tolerance: float | None = None,
     no_peaks: str = "",
 ) -> tuple[Term, ...]:
-    """Every figure of a run; `no_peaks` says why passes are not predicted."""
+    """Every figure of a run.
+
+    peaks  predicted with what the routers chose; even: before the run, with an even choice
+    no_peaks  says why passes are not predicted
+    """
     rank = subject.selection.rank
 
     def term(
@@ -96,7 +101,7 @@ def terms_of(
                 _cache_why(subject, work, kind),
             )
         )
-    out += _peak_terms(term, subject, work, found, peaks, no_peaks)
+    out += _peak_terms(term, subject, work, found, peaks, even, no_peaks)
     if found.left is not None:
         high = _WORKSPACE_BYTES if meter.counts_blocks else 0
         why = "still live after everything was let go"
@@ -138,7 +143,13 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
 def _cache_why(subject: Subject, work: Workload, kind: str) -> str:
     tokens = f"{work.sequences} sequences of {work.longest:,} tokens in {subject.dtype}"
     how = "whole blocks of 16 tokens" if kind == "static" else "rows so far, windows cut"
-    return f"{tokens}, {how}"
+    recurrent = any(
+        mixer.state()
+        for layer in subject.selection.layers
+        for mixer in subject.spec.block(subject.spec.layout[layer]).mixers
+    )
+    states = "; recurrent states in float32, as this pass keeps them" if recurrent else ""
+    return f"{tokens}, {how}{states}"
 
 
 def _peak_terms(
@@ -147,6 +158,7 @@ def _peak_terms(
     work: Workload,
     found: Measured,
     peaks: DryPeaks | None,
+    even: DryPeaks | None,
     no_peaks: str,
 ) -> list[Term]:
     assert callable(term)
@@ -157,7 +169,9 @@ def _peak_terms(
     routed = ""
     if found.routings is not None and found.routings.static:
         busiest = max(routing.busiest for routing in found.routings.static)
-        routed = f"; as routed: {busiest:,} tokens at the busiest expert" if busiest else ""
+        if busiest and even is not None:
+            before = format_bytes(even.static.prefill)
+            routed = f"; {busiest:,} tokens at the busiest expert ({before} with an even choice)"
     out = [
         term(
             "prefill_peak", peaks and peaks.static.prefill, static and static.prefill,
