@@ -173,11 +173,11 @@ def plan(
         max_loras=max_loras,
     )
     if command is not None:
-        request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
+        request, pasted, quant = apply_serve_command(command, request, spec, model, quant, online)
         notes += pasted
     elif request.engine_version is not None:
         notes += _not_in_version(request)
-    scheme, resolved = _scheme(quant, request.engine, spec)
+    scheme, resolved = scheme_of(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
         from moesize.suggestions import suggestions
@@ -357,7 +357,7 @@ def show(
 
     spec, source = _spec_of(model, online)
     _check_types({"quant": quant, "kv_dtype": kv_dtype}, {}, {})
-    scheme, resolved = _scheme(quant, "vllm", spec)
+    scheme, resolved = scheme_of(quant, "vllm", spec)
     original = published(spec)
     if scheme is None:
         stored = original
@@ -436,7 +436,7 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
             raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
 
 
-def _apply_command(
+def apply_serve_command(
     command: ServeCommand,
     request: Request,
     spec: ModelSpec,
@@ -565,7 +565,7 @@ def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[N
     return match.spec, gpus or match.count or 1, notes
 
 
-def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, str]:
+def scheme_of(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, str]:
     key = quant.strip().lower()
     if key in ("checkpoint", "auto"):
         return None, ""
