@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moesize.check.findings import CheckReport, FileResult
 from moesize.check.naming import plain_name
 from moesize.core.errors import MoesizeError
 from moesize.gpus import find_gpu
+
+if TYPE_CHECKING:
+    from moesize.check.findings import CheckReport, FileResult
 
 FIELDS = ("engine", "model", "gpu", "gpu_count", "tp", "pp", "dp", "quantization", "max_model_len",
           "gpu_memory_utilization")  # fmt: skip
@@ -58,14 +61,12 @@ def main() -> int:
 
 def check_all(folder: Path) -> CheckReport:
     """One run over the folder, paths relative to it."""
-    import os
-
-    from moesize.check.run import check
+    from moesize.check.run import check_files
 
     before = Path.cwd()
     os.chdir(folder)
     try:
-        return check(["."], config=False, verbose=True)
+        return check_files(use_config=False, gitignore=False, allow_empty=True)
     finally:
         os.chdir(before)
 
@@ -136,7 +137,9 @@ def read_values(field: str, server: dict[str, Any]) -> list[Any]:
     }
     value = server.get(names.get(field, field))
     if field == "gpu":
-        return [server["gpu"], server["gpu_as_written"]]
+        return [server["gpu"], server["gpu_as_written"], server["vendor"]]
+    if field == "gpu_count":
+        return [value, server["gpus_per_node"]]
     return [] if value is None else [value]
 
 
@@ -146,7 +149,7 @@ def same(field: str, want: str, have: Any) -> bool:
         return False
     if field == "gpu":
         wanted = gpu_ids(want)
-        return str(have) == want or bool(wanted & gpu_ids(str(have)))
+        return str(have) in want or bool(wanted & gpu_ids(str(have)))
     if field == "model":
         return plain_name(want).lower() == plain_name(str(have)).lower()
     if field in ("engine", "quantization"):
@@ -212,7 +215,7 @@ def print_table(totals: dict[str, dict[str, list[int]]]) -> None:
     for kind in sorted(totals):
         cells = []
         for field in fields:
-            good, count = totals[kind][field] if field in totals[kind] else (0, 0)
+            good, count = totals[kind].get(field, (0, 0))
             sums[field][0] += good
             sums[field][1] += count
             cells.append(f"{good}/{count}" if count else "")

@@ -112,6 +112,9 @@ class _Judge:
 
         profile = engine_profile(engine, version)
         result.engine_version = version or profile.version
+        if not (_model_of(flags) or server.fallback_model):
+            result.skipped = "no model is named"
+            return result
         judge_flags(
             self.bench, flags, self.kind, _title(profile, version), official=_is_official(server)
         )
@@ -132,25 +135,29 @@ class _Judge:
     def _state(self, flags: Flags) -> None:
         """What the file states, judged or not."""
         server, result, command = self.server, self.result, flags.command
-        model = server.model or command.model or server.fallback_model
+        model = _model_of(flags) or server.fallback_model
         result.model = None if model is None else str(model)
-        changes, _, _ = command.changes(flags.engine) if _is_planned(flags.engine) else ({}, {}, [])
-        result.tensor_parallel_size = changes.get("tensor_parallel_size")
-        result.pipeline_parallel_size = changes.get("pipeline_parallel_size")
-        result.data_parallel_size = changes.get("data_parallel_size")
+        stated = {
+            target.partition(":")[2]: setting.value
+            for setting in command.settings
+            for target in setting.targets
+        }
+        result.tensor_parallel_size = stated.get("tensor_parallel_size")
+        result.pipeline_parallel_size = stated.get("pipeline_parallel_size")
+        result.data_parallel_size = stated.get("data_parallel_size")
         result.quantization = command.quant
-        result.max_model_len = changes.get("context_tokens")
-        result.gpu_memory_utilization = changes.get("gpu_memory_utilization")
+        result.max_model_len = stated.get("context_tokens") or None
+        result.gpu_memory_utilization = stated.get("gpu_memory_utilization")
+        result.vendor = vendor_of(server)
         result.gpu_count = available_gpus(server)
+        result.gpus_per_node = server.gpus_per_node.value if server.gpus_per_node else None
+        result.nodes = server.nodes.value if server.nodes else None
         if server.gpus:
             result.gpu = " | ".join(dict.fromkeys(str(claim.text) for claim in server.gpus))
 
     def _named(self, flags: Flags) -> Named | None:
         server = self.server
-        text = str(server.model or flags.command.model or "")
-        if not text and server.fallback_model is None:
-            self.result.skipped = "no model is named"
-            return None
+        text = str(_model_of(flags) or "")
         fallback = None if server.fallback_model is None else str(server.fallback_model)
         found = find_model(
             text or str(fallback),
@@ -249,7 +256,7 @@ class _Judge:
             result.gpu_count = case.available
         elif self.settings_gpus and case.available is None:
             case.available = result.gpu_count = self.settings_gpus
-        judge_counts(self.bench, case, self.kind, device)
+        enough = judge_counts(self.bench, case, self.kind, device)
         judge_dtype(self.bench, case, device)
         changes: dict[str, Any] = {}
         context = ollama_context(case, device.match.spec)
@@ -263,7 +270,7 @@ class _Judge:
         self._plans[device.match.spec.id] = plan
         self._effective(plan)
         ledger = limiting(plan)
-        fits = plan.fits or case.called == "ollama"
+        fits = enough and (plan.fits or case.called == "ollama")
         result.verdict = plan.verdict.reason
         result.needed_bytes, result.usable_bytes = ledger.used_bytes, ledger.usable_bytes
         result.alternatives.append(
@@ -297,6 +304,11 @@ class _Judge:
             result.tensor_parallel_size = deployment.get("tp")
         if result.gpu_count is None:
             result.gpu_count = deployment.get("gpu_count")
+
+
+def _model_of(flags: Flags) -> str | None:
+    """The model as the file names it, also where its name is a variable."""
+    return flags.server.model or flags.command.model or flags.value("command:model")
 
 
 def _version(engine: str, server: Server) -> tuple[str | None, str]:

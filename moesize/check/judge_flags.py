@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moesize.check.findings import Fix
 from moesize.check.flags import value_word
 from moesize.check.source import Word
+from moesize.engine_args.words import is_open
 
 if TYPE_CHECKING:
     from moesize.check.flags import Flags
@@ -46,38 +48,49 @@ def judge_flags(bench: Bench, flags: Flags, kind: str, title: str, *, official: 
             )
 
 
-def judge_unresolved(bench: Bench, flags: Flags | None) -> bool:
-    """MS003 for values that no file states; True when one of them is the model."""
-    server = bench.server
-    from moesize.engine_args.words import is_open
-
-    blocks = False
-    seen: set[tuple[str, str]] = set()
-    for item in server.unresolved:
-        if (item.name, str(item.at)) in seen:
+def judge_unresolved(bench: Bench, flags: Flags) -> bool:
+    """MS003 for values that no file states and that matter; True when one of them is the model."""
+    names = {str(item.at): item.name for item in bench.server.unresolved}
+    model = bench.server.model
+    if model is None and flags.command.model is not None:
+        model = flags.model_place().becomes(str(flags.command.model))
+    model = model or flags.value("command:model")
+    if model is not None and is_open(str(model)) and not _ends_in_a_name(str(model)):
+        _undefined(bench, names, model, f"the model is {str(model)[:120]}")
+        return True
+    used: set[int] = set()
+    for typed in flags.command.typed:
+        used.add(id(typed.word))
+        used.update(id(value) for value in typed.values)
+        value = value_word(typed, bench.server)
+        if typed.flag is None or typed.flag.effect == "none" or not is_open(str(value)):
             continue
-        seen.add((item.name, str(item.at)))
-        bench.add(
-            "MS003",
-            f"the value of {item.name[:80]} is not in the file or its folder",
-            item.at,
-            key=(item.name,),
-        )
-    model = server.model
-    if model is None and flags is not None:
-        model = flags.model_place()
-        if model is server.place:
-            model = None
-    if model is not None and is_open(str(model)):
-        blocks = True
-        if not any(finding.rule == "MS003" for finding in bench.findings):
-            bench.add(
-                "MS003",
-                f"the model is {str(model)[:120]}, which no file here defines",
-                model,
-                key=("model",),
-            )
-    return blocks
+        _undefined(bench, names, value, f"{typed.word.partition('=')[0]} is {str(value)[:80]}")
+    for word in bench.server.words:
+        if id(word) not in used and "$" in word and not word.startswith("-"):
+            _undefined(bench, names, word, f"{str(word)[:80]} may hold further flags")
+    return False
+
+
+def _ends_in_a_name(model: str) -> bool:
+    """s3://$BUCKET/models/Mixtral-8x7B: only the place is open, not which model it is."""
+    last = model.rstrip("/").rpartition("/")[2]
+    if is_open(last) or "/" not in model:
+        return False
+    from moesize.check.naming import Named, find_model
+
+    return isinstance(find_model(last, None, {}), Named)
+
+
+def _undefined(bench: Bench, names: dict[str, str], at: Word, what: str) -> None:
+    name = names.get(str(at), str(at))[:80]
+    bench.add(
+        "MS003",
+        f"{what}, which no file here defines",
+        at,
+        fix=Fix(text=f"--set {name.strip('${}()')}=VALUE, or define it in the file"),
+        key=(name,),
+    )
 
 
 def judge_version(bench: Bench, version: str | None, profile: EngineProfile) -> None:

@@ -34,15 +34,15 @@ _NO_COUNT_IS_FINE = (
 )
 
 
-def judge_counts(bench: Bench, case: Case, kind: str, device: Device | None) -> None:
-    """GPUs asked for against GPUs used, and against what the machine has."""
+def judge_counts(bench: Bench, case: Case, kind: str, device: Device | None) -> bool:
+    """GPUs asked for against GPUs used and those of the machine; False: too few to start."""
     server = bench.server
     used = case.num_gpus
     there = available_gpus(server, device)
     _judge_machine(bench, device)
     if there is None:
         _judge_missing(bench, case, kind, device)
-        return
+        return True
     at, words = _place_of_count(bench, device)
     sizes = _sizes(case)
     also = [(at, words)] if at.span is not None else []
@@ -64,9 +64,10 @@ def judge_counts(bench: Bench, case: Case, kind: str, device: Device | None) -> 
             fix=fix,
             key=(str(used), str(there)),
         )
-    elif used < there and server.replicas_share is None:
+        return False
+    if used < there and server.replicas_share is None:
         name = case.flags.name("request:tensor_parallel_size")
-        fix = None
+        fix = Fix(text=f"ask for {used} GPUs")
         if name and there % used == 0:
             fix = Fix(text=f"{name} {there // (used // _tensor(case))}, or ask for {used} GPUs")
         target = at if at.span is not None else server.place
@@ -79,6 +80,7 @@ def judge_counts(bench: Bench, case: Case, kind: str, device: Device | None) -> 
             fix=fix,
             key=(str(used), str(there)),
         )
+    return True
 
 
 def _tensor(case: Case) -> int:

@@ -58,7 +58,7 @@ def judge_quantization(bench: Bench, flags: Flags, named: Named) -> None:
                 at,
                 label="not quantized",
                 also=[(flags.model_place(), f"{named.spec.dtype} weights")],
-                fix=Fix(text=f"a {asked} repository of the model, or no quantization flag"),
+                fix=Fix(text=f"a repository with {asked} weights, or no quantization flag"),
                 key=(asked, named.spec.id),
             )
         return

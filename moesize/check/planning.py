@@ -9,6 +9,8 @@ from moesize.core.errors import MoesizeError, UnsupportedError
 from moesize.core.units import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moesize.check.devices import Device
     from moesize.check.flags import Flags
     from moesize.check.naming import Named
@@ -56,6 +58,7 @@ class Case:
     request    settings of the file, without GPUs
     available  GPUs of one replica that the file asks for, None: not said
     notes      what the reading of the flags had to say
+    takes_what_fits   the length is left to the engine (--max-model-len auto)
     """
 
     server: Server
@@ -69,15 +72,22 @@ class Case:
     request: Request
     available: int | None
     notes: list[Note] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    takes_what_fits: bool = False
 
     def plan(self, gpu: GpuSpec, count: int | None = None, **changes: Any) -> Plan:
         """The plan on `count` GPUs of this kind. Raises MoesizeError."""
-        from moesize.api import make_plan
-
         request = self.on(count)
         if changes:
             request = replace(request, **changes)
+        plan = self._plan(gpu, request)
+        if self.takes_what_fits and not plan.fits and plan.kv_cache.max_context:
+            # --max-model-len auto: vLLM lowers the length to what the cache holds.
+            return self._plan(gpu, replace(request, context_tokens=plan.kv_cache.max_context))
+        return plan
+
+    def _plan(self, gpu: GpuSpec, request: Request) -> Plan:
+        from moesize.api import make_plan
+
         return make_plan(self.named.spec, self.named.source, self.scheme, "", gpu, request)
 
     def on(self, count: int | None = None) -> Request:
@@ -168,8 +178,27 @@ def make_case(
         resolved=resolved,
         request=request,
         available=available,
-        notes=[note for note in notes if note.code != "engine-args-model"],
+        notes=_shown_notes(notes),
+        takes_what_fits=_takes_what_fits(flags),
     )
+
+
+_AUTO = ("auto", "-1")
+
+
+def _takes_what_fits(flags: Flags) -> bool:
+    return flags.engine == "vllm" and flags.value("request:context_tokens") in _AUTO
+
+
+def _shown_notes(notes: Sequence[Note]) -> list[Note]:
+    """Notes for the result: not those on the model's name or on a length that is planned here."""
+    shown = []
+    for note in notes:
+        text = note.message.replace("--max-model-len auto, ", "")
+        text = text.replace(", --max-model-len auto", "")
+        if note.code != "engine-args-model" and not text.endswith(": --max-model-len auto"):
+            shown.append(replace(note, message=text))
+    return shown
 
 
 def available_gpus(server: Server, device: Device | None = None) -> int | None:
@@ -258,7 +287,7 @@ def needs(case: Case, vendor: str = "") -> Needs:
         gpu = find_gpu(name).spec
         if vendor and gpu.vendor.lower() != vendor:
             continue
-        (fitting if _fits(case, gpu) else not_fitting).append(gpu.name)
+        (fitting if _fits(case, gpu) else not_fitting).append(name)
     low, high = 0, _MOST_GIB
     if not _fits(case, find_gpu(f"{high}GiB").spec):
         return Needs(None, tuple(fitting), tuple(not_fitting), case.num_gpus)
