@@ -10,7 +10,12 @@ from moesize._version import __version__
 from moesize.catalog import catalogue_id, normal_form, resolve_model
 from moesize.core.checkpoint import StoredEntry, keep, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
-from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
+from moesize.core.errors import (
+    InvalidDeploymentError,
+    InvalidInputError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from moesize.core.inventory import count_parameters, moe_of
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
@@ -443,9 +448,14 @@ def apply_serve_command(
     model: str | ModelSpec,
     quant: str,
     online: bool,
+    *,
+    offline: bool = False,
 ) -> tuple[Request, tuple[Note, ...], str]:
-    """A pasted command put into the request: (request, notes, quantization)."""
-    from moesize.core.errors import CannotAnswerError, UnknownNameError
+    """A pasted command put into the request: (request, notes, quantization).
+
+    `offline`: a draft that the catalogue does not know is left out, not asked for.
+    """
+    from moesize.core.errors import CannotAnswerError
     from moesize.engine_args import apply_command
 
     own_tokens = request.num_spec_tokens
@@ -474,7 +484,7 @@ def apply_serve_command(
         trouble = "speculation is not planned for this engine" if not planned else ""
         if planned:
             try:
-                draft = _draft(command.draft, online)
+                draft = _draft(command.draft, online, offline=offline)
                 method = getattr(request.engine_settings, "spec_method", None) or draft.method
                 request = replace(request, draft=replace(draft, method=method))
             except (UnknownNameError, CannotAnswerError, InvalidInputError) as error:
@@ -533,7 +543,12 @@ def _quant_of_name(typed: str, notes: list[Note]) -> str:
     return scheme or "checkpoint"
 
 
-def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
+def _draft(draft: str | ModelSpec, online: bool, *, offline: bool = False) -> DraftModel:
+    if offline and isinstance(draft, str):
+        found = catalogue_id(draft)
+        if found is None:
+            raise UnknownNameError("model", draft, (), "moesize models")
+        draft = found
     spec, _ = _spec_of(draft, online)
     names = f"{draft if isinstance(draft, str) else ''} {spec.id} {spec.hub_id}".lower()
     # Such a head looks like a model of one layer, and is none: it reads the target's states.

@@ -125,7 +125,8 @@ class _Judge:
         if named is None:
             return result
         judge_quantization(self.bench, flags, named)
-        case = make_case(server, flags, engine, called, version, named)
+        online = bool(getattr(self.settings, "online", False))
+        case = make_case(server, flags, engine, called, version, named, online=online)
         if isinstance(case, Refused):
             self.bench.add("MS403", case.error.message, flags.model_place())
             return result

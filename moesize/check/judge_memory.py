@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _USUAL_SHARES = (0.92, 0.9, 0.88, 0.85)
 # Engines planned by their documented rules alone: only the card itself makes a "no" an error.
 _BY_RULE = ("tgi", "tensorrt-llm")
+# Engines that start with a cache smaller than one request, and refuse the longer ones.
+_STARTS_ANYHOW = ("sglang", "tensorrt-llm")
 # A prompt of some pages with its answer: with less for each request a promise is hollow.
 _SHORT_REQUEST = 2048
 
@@ -32,6 +34,7 @@ def judge_memory(bench: Bench, case: Case, device: Device, plan: Plan) -> None:
     elif not plan.fits:
         _does_not_fit(bench, case, device, plan)
     else:
+        _judge_lowered(bench, case, device, plan)
         _judge_headroom(bench, case, device, plan)
         _judge_concurrency(bench, case, plan)
         _judge_offload(bench, case, plan)
@@ -61,7 +64,9 @@ def sums(plan: Plan) -> list[str]:
             parts.append(f"{title} {format_gib(size)}")
     budget = format_gib(ledger.budget_bytes)
     share = plan.deployment.get("gpu_memory_utilization")
-    of = f" = {share:g} x {format_gib(ledger.usable_bytes)}" if share is not None else ""
+    of = ""
+    if share is not None and abs(share * ledger.usable_bytes - ledger.budget_bytes) < 1 << 20:
+        of = f" = {share:g} x {format_gib(ledger.usable_bytes)}"
     return [" + ".join(parts) + f" of {budget}{of} per GPU"]
 
 
@@ -132,6 +137,8 @@ def _does_not_fit(bench: Bench, case: Case, device: Device, plan: Plan) -> None:
         )
         return
     context = plan.deployment["context"]
+    if case.engine in _STARTS_ANYHOW:
+        severity = "warning"
     bench.add(
         "MS102",
         f"one request of {tokens_word(case, context)} needs {format_gib(kv.needed_bytes)} of KV "
@@ -213,6 +220,26 @@ def _judge_headroom(bench: Bench, case: Case, device: Device, plan: Plan) -> Non
         also=[where_gpu(device, count)],
         confidence=plan.verdict.confidence,
         key=(case.named.spec.id, device.match.spec.id, str(count), str(context)),
+    )
+
+
+def _judge_lowered(bench: Bench, case: Case, device: Device, plan: Plan) -> None:
+    """MS102 as a warning: an engine that starts, with less than the model's own length."""
+    context, longest = plan.deployment["context"], case.named.spec.max_context
+    if not case.takes_what_fits or case.engine == "vllm" or not longest or context >= longest:
+        return
+    count = plan.deployment["gpu_count"]
+    bench.add(
+        "MS102",
+        f"{gpus_word(count, device.title)} hold one request of {context:,} tokens; the model has "
+        f"{longest:,}, and what is longer is refused",
+        case.flags.model_place(),
+        severity="warning",
+        details=sums(plan),
+        also=[where_gpu(device, count)],
+        fix=Fix(text=f"{case.flags.name('request:context_tokens')} {context} says it openly"),
+        confidence=plan.verdict.confidence,
+        key=(case.named.spec.id, device.match.spec.id, str(count), "lowered"),
     )
 
 

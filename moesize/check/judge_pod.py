@@ -50,14 +50,16 @@ def _judge_host(bench: Bench, case: Case, plan: Plan) -> None:
         return
     details = [f"{name}: {format_gib(size)}" for name, size in named[:6]]
     details.append(f"{ranks} x {format_gib(PROCESS_BYTES)} for the processes (assumed)")
-    wanted = ceil_div(needed, GIB)
+    # Compose writes 96g where Kubernetes writes 96Gi.
+    unit = "g" if limit.at.lower().endswith(("g", "gb", "m", "mb")) else "Gi"
+    wanted = f"{ceil_div(needed, GIB)}{unit}"
     bench.add(
         "MS109",
         f"the container may use {format_gib(limit.value)} of host memory; {format_gib(needed)} are "
         "needed",
         limit.at,
         details=details,
-        fix=replace_value(limit.at, f"{wanted}Gi", f"a limit of {wanted}Gi or more", safe=False),
+        fix=replace_value(limit.at, wanted, f"a limit of {wanted} or more", safe=False),
         key=(str(limit.value),),
     )
 

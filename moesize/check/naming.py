@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.errors import MoesizeError
@@ -58,15 +59,21 @@ def find_model(
     text: str, fallback: str | None, known: Mapping[str, str], *, online: bool = False
 ) -> Named | NotNamed:
     """The model that a file names; `known` is the user's own map, `fallback` mere evidence."""
-    from moesize.catalog import resolve_model
+    from moesize.catalog import catalogue_id, resolve_model
 
     for name in (text, plain_name(text)):
         if name in known:
+            mapped = known[name]
+            if not online and catalogue_id(mapped) is None and not Path(mapped).exists():
+                return NotNamed(
+                    f"[models] {name[:80]}: {mapped[:80]!r} is not in the catalogue",
+                    "add --online to read its config.json from the hub",
+                )
             try:
-                spec, source = resolve_model(known[name], online=online)
+                spec, source = resolve_model(mapped)
             except MoesizeError as error:
                 return NotNamed(f"[models] {name[:80]}: {error.message}", error.hint)
-            return Named(spec, source, "checkpoint", f"{name[:80]} is {known[name]} ([models])")
+            return Named(spec, source, "checkpoint", f"{name[:80]} is {mapped} ([models])")
     name = plain_name(text)
     if name:
         found = _by_name(name)

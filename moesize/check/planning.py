@@ -58,7 +58,7 @@ class Case:
     request    settings of the file, without GPUs
     available  GPUs of one replica that the file asks for, None: not said
     notes      what the reading of the flags had to say
-    takes_what_fits   the length is left to the engine (--max-model-len auto)
+    takes_what_fits   the length is left to an engine that lowers it to what the cache holds
     """
 
     server: Server
@@ -81,7 +81,6 @@ class Case:
             request = replace(request, **changes)
         plan = self._plan(gpu, request)
         if self.takes_what_fits and not plan.fits and plan.kv_cache.max_context:
-            # --max-model-len auto: vLLM lowers the length to what the cache holds.
             return self._plan(gpu, replace(request, context_tokens=plan.kv_cache.max_context))
         return plan
 
@@ -143,7 +142,14 @@ def version_of(engine: str, image: str | None) -> tuple[str | None, str]:
 
 
 def make_case(
-    server: Server, flags: Flags, engine: str, called: str, version: str | None, named: Named
+    server: Server,
+    flags: Flags,
+    engine: str,
+    called: str,
+    version: str | None,
+    named: Named,
+    *,
+    online: bool = False,
 ) -> Case | Refused:
     """Everything that the planner needs but the GPU."""
     from moesize.api import apply_serve_command, scheme_of
@@ -154,7 +160,13 @@ def make_case(
     try:
         request = Request(engine=engine, engine_version=version)
         request, notes, quant = apply_serve_command(
-            command, request, named.spec, str(command.model or ""), named.quant, False
+            command,
+            request,
+            named.spec,
+            str(command.model or ""),
+            named.quant,
+            online,
+            offline=not online,
         )
         # What the command's own sizes made of the number of GPUs is decided by the case.
         request = replace(request, num_gpus=1)
@@ -184,10 +196,18 @@ def make_case(
 
 
 _AUTO = ("auto", "-1")
+# Engines that start with a cache below one request of the default length: they serve, and refuse,
+# what is longer. SGLang 0.5.23 managers/scheduler.py (max_req_len); TGI launcher: max_total_tokens
+# by what is allocatable; TensorRT-LLM _torch/pyexecutor: max_seq_len lowered with a warning.
+_LOWER_BY_THEMSELVES = ("sglang", "tgi", "tensorrt-llm")
 
 
 def _takes_what_fits(flags: Flags) -> bool:
-    return flags.engine == "vllm" and flags.value("request:context_tokens") in _AUTO
+    asked = flags.value("request:context_tokens")
+    if flags.engine in _LOWER_BY_THEMSELVES:
+        return asked is None
+    # vLLM lowers a length that is left to it in words.
+    return flags.engine == "vllm" and asked in _AUTO
 
 
 def _shown_notes(notes: Sequence[Note]) -> list[Note]:
