@@ -922,6 +922,7 @@ class CheckAlternative(TypedDict):
     fits: bool
     confidence: Literal["exact", "calibrated", "estimated"]
     needed_bytes: int
+    budget_bytes: int
     usable_bytes: int
     verdict: str
 
@@ -956,6 +957,7 @@ class CheckServer(TypedDict):
     fits: bool | None
     verdict: str
     needed_bytes: int | None
+    budget_bytes: int | None
     usable_bytes: int | None
     alternatives: list[CheckAlternative]
     skipped: str | None
