@@ -39,7 +39,7 @@ from moesize.core.weight_formats import (
     Gguf,
     Plain,
 )
-from moesize.costs import costs
+from moesize.costs import Costs, costs
 from moesize.engines import (
     YOURS,
     calibration_without,
@@ -219,8 +219,12 @@ def make_plan(
     request: Request,
     *,
     notes: tuple[Note, ...] = (),
+    with_costs: bool = True,
 ) -> Plan:
-    """Plan with everything looked up already; `scheme` None = as published."""
+    """Plan with everything looked up already; `scheme` None = as published.
+
+    `with_costs` False leaves out compute and performance: for callers that ask for memory alone.
+    """
     kind = model_kind(spec)
     profile = engine_profile(request.engine, request.engine_version, device.id, kind)
     refuse_unplanned(request.engine, request.given())
@@ -244,7 +248,7 @@ def make_plan(
         message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
         warnings.append(Note(code="calibration", message=message))
     warnings += limits
-    cost = costs(spec, stored, device, answer)
+    cost = costs(spec, stored, device, answer) if with_costs else _NO_COSTS
     return Plan(
         model=_model_summary(spec, source),
         quantization=_quantization_summary(spec, scheme, resolved, stored),
@@ -261,6 +265,9 @@ def make_plan(
         expert_parallel=cost.expert_parallel,
         version=__version__,
     )
+
+
+_NO_COSTS = Costs({}, {})
 
 
 def model_kind(spec: ModelSpec) -> str:

@@ -53,6 +53,14 @@ _CHECK_OPTIONS = options(
     ),
     option(
         "Values",
+        "--engine-version",
+        "engine_version",
+        multiple=True,
+        metavar="[ENGINE=]V",
+        help="Release where no image names one: 0.10.2 (vLLM), sglang=0.5.10.",
+    ),
+    option(
+        "Values",
         "--set",
         "set_",
         multiple=True,
@@ -260,6 +268,7 @@ class _Run:
                 self.paths,
                 gpu=given["gpu"],
                 gpus=given["gpus"],
+                engine_version=given["engine_version"],
                 set=given["set_"],
                 env_file=given["env_file"],
                 select=_names(given["select"]) or None,

@@ -73,12 +73,16 @@ def of_suggestion(case: Case, suggestion: Suggestion, file: SourceFile) -> Fix:
     """A change that the planner made and that fits, in the words of the file."""
     options = dict(zip(suggestion.options[::2], suggestion.options[1::2], strict=False))
     words = []
-    context = options.pop("--context", None)
-    if context is not None:
-        fix = set_flag(case, "request:context_tokens", context, file, safe=True)
-        if not options:
-            return fix
-        words.append(fix.text)
+    for name, target in (
+        ("--context", "request:context_tokens"),
+        ("--max-num-seqs", "request:max_num_seqs"),
+    ):
+        value = options.pop(name, None)
+        if value is not None:
+            fix = set_flag(case, target, value, file, safe=True)
+            if not options:
+                return fix
+            words.append(fix.text)
     tensor = options.pop("--tp", None)
     pipeline = options.pop("--pp", None)
     gpus = options.pop("--gpus", None)
@@ -87,6 +91,9 @@ def of_suggestion(case: Case, suggestion: Suggestion, file: SourceFile) -> Fix:
         words.append(suggestion.what)
     elif gpus is not None:
         words.append(f"{gpus} GPUs")
+    alone = tensor == "1" and pipeline in (None, "1")
+    if alone and case.flags.find("request:tensor_parallel_size") is None:
+        tensor = None  # the engine's default, and the file does not say otherwise
     if tensor is not None and case.flags.name("request:tensor_parallel_size"):
         words.append(f"{case.flags.name('request:tensor_parallel_size')} {tensor}")
     if pipeline is not None and pipeline != "1":

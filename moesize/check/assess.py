@@ -7,6 +7,7 @@ Each `judge_*` module holds one family of rules; this one only knows the order.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moesize.check.devices import Device, devices_of, vendor_of
@@ -30,6 +31,7 @@ from moesize.check.planning import (
     Case,
     Refused,
     available_gpus,
+    known_version,
     make_case,
     needs,
     ollama_context,
@@ -92,9 +94,9 @@ class _Judge:
         engine, remark = STAND_INS.get(called, (called, ""))
         if remark:
             result.notes.append(remark)
-        version, remark = _version(engine, server)
-        if remark:
-            result.notes.append(remark)
+        version, older = _version(engine, server, self.settings)
+        if older:
+            result.notes.append(older)
         command = _command(engine, server, version)
         flags = Flags(server, command, engine)
         self._state(flags)
@@ -126,7 +128,16 @@ class _Judge:
             return result
         judge_quantization(self.bench, flags, named)
         online = bool(getattr(self.settings, "online", False))
-        case = make_case(server, flags, engine, called, version, named, online=online)
+        case = make_case(
+            server,
+            flags,
+            engine,
+            called,
+            version,
+            named,
+            online=online,
+            by_later_rules=bool(older),
+        )
         if isinstance(case, Refused):
             self.bench.add("MS403", case.error.message, flags.model_place())
             return result
@@ -179,7 +190,9 @@ class _Judge:
         if result.quantization is None:
             result.quantization = _quantization(case)
         result.notes += [note.message.removeprefix("--engine-args: ") for note in case.notes]
-        judge_context(self.bench, case)
+        if judge_context(self.bench, case):
+            # Said, and judged as if it were put right.
+            case.request = replace(case.request, context_tokens=case.named.spec.max_context)
         given = _given_gpu(settings, self.bench)
         try:
             devices, unknown = devices_of(self.server, settings, given)
@@ -273,14 +286,17 @@ class _Judge:
         ledger = limiting(plan)
         fits = enough and (plan.fits or case.called == "ollama")
         result.verdict = plan.verdict.reason
-        result.needed_bytes, result.usable_bytes = ledger.used_bytes, ledger.usable_bytes
+        # What the engine charges to its budget; the rest of the card is the runtime's.
+        result.needed_bytes, result.budget_bytes = ledger.in_budget_bytes, ledger.budget_bytes
+        result.usable_bytes = ledger.usable_bytes
         result.alternatives.append(
             {
                 "gpu": device.match.spec.id,
                 "gpu_count": plan.deployment["gpu_count"],
                 "fits": fits,
                 "confidence": plan.verdict.confidence,
-                "needed_bytes": ledger.used_bytes,
+                "needed_bytes": ledger.in_budget_bytes,
+                "budget_bytes": ledger.budget_bytes,
                 "usable_bytes": ledger.usable_bytes,
                 "verdict": plan.verdict.reason,
             }
@@ -312,10 +328,18 @@ def _model_of(flags: Flags) -> str | None:
     return flags.server.model or flags.command.model or flags.value("command:model")
 
 
-def _version(engine: str, server: Server) -> tuple[str | None, str]:
-    if not _is_planned(engine) or server.image is None:
+def _version(engine: str, server: Server, settings: Any) -> tuple[str | None, str]:
+    """(release, remark): of the image, the file's own word for it, or the user's."""
+    if not _is_planned(engine):
         return None, ""
-    return version_of(engine, str(server.image))
+    if server.image is not None:
+        found, remark = version_of(engine, str(server.image))
+        if found is not None:
+            return found, remark
+    if server.version is not None:
+        return known_version(engine, str(server.version))
+    versions: dict[str, str] = getattr(settings, "engine_versions", {})
+    return versions.get(engine), ""
 
 
 def _is_planned(engine: str) -> bool:

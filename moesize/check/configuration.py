@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from moesize.check.findings import SEVERITIES
 from moesize.check.paths import path_matches
 from moesize.check.rules import RULES, expand_rules, find_rule
-from moesize.core.errors import InvalidInputError, UnknownNameError
+from moesize.core.errors import CannotAnswerError, InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +44,7 @@ class Settings:
     headroom      share of a GPU that is to be left over, below which MS104 warns
     concurrency   requests at once that every server is to hold
     online        ask the hub for models that the catalogue does not know
+    engine_versions   engine -> release, where the file's image names none
     rules         ids of the rules that are reported
     severities    rules with another severity than their own
     """
@@ -57,6 +58,7 @@ class Settings:
     headroom: float = DEFAULT_HEADROOM
     concurrency: int | None = None
     online: bool = False
+    engine_versions: Mapping[str, str] = field(default_factory=dict)
     rules: frozenset[str] = _ALL_RULES
     severities: Mapping[str, Severity] = field(default_factory=dict)
 
@@ -101,6 +103,7 @@ class Configuration:
     gpu_labels: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    engine_versions: dict[str, str] = field(default_factory=dict)
 
     def relative(self, path: Path) -> str:
         """An absolute path as the globs see it."""
@@ -196,10 +199,16 @@ class _Reader:
     def read(self, data: Any, folder: Path) -> Configuration:
         out = Configuration(file=self.file, folder=folder)
         table = self.table("", data)
-        self.known("", table, ("check", "gpu", "models", "set"))
+        self.known("", table, ("check", "engines", "gpu", "models", "set"))
         self.check(self.table("check", table.get("check", {})), out)
         self.gpu(self.table("gpu", table.get("gpu", {})), out)
         out.models = self.texts("models", table.get("models", {}))
+        engines = self.texts("engines", table.get("engines", {}))
+        for name, version in engines.items():
+            try:
+                out.engine_versions.update(parse_engine_versions([f"{name}={version}"]))
+            except (UnknownNameError, CannotAnswerError) as error:
+                self.fail(f"engines.{name}", error.message, error.hint)
         variables = self.table("set", table.get("set", {}))
         out.variables = {
             name: self.variable(f"set.{name}", value) for name, value in variables.items()
@@ -385,6 +394,22 @@ def parse_variables(pairs: Iterable[str]) -> dict[str, str]:
         if not equals or not name.strip():
             raise InvalidInputError(f"--set {pair[:60]!r}: is to be NAME=VALUE")
         out[name.strip()] = value
+    return out
+
+
+def parse_engine_versions(texts: Iterable[str]) -> dict[str, str]:
+    """ENGINE=VERSION of --engine-version; a version alone is vLLM's.
+
+    Raises UnknownNameError for an engine, UnsupportedError for a version that is not known.
+    """
+    from moesize.engines import engine_id, engine_profile
+
+    out: dict[str, str] = {}
+    for text in texts:
+        name, equals, version = text.rpartition("=")
+        engine = engine_id(name.strip() if equals else "vllm")
+        engine_profile(engine, version.strip())
+        out[engine] = version.strip()
     return out
 
 

@@ -35,6 +35,7 @@ _SUFFIXES = (
     ".containerfile", ".service", ".container", ".modelfile",
 )  # fmt: skip
 _BEGINNINGS = ("dockerfile", "containerfile", "modelfile")
+_ENDINGS = ("dockerfile", "modelfile")
 # Overlays hold none of the words below, but decide what is made of files that do.
 KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "kustomization")
 _WORDS = (
@@ -327,6 +328,7 @@ def _is_named_like_one(name: str) -> bool:
     return (
         lowered.endswith(_SUFFIXES)
         or lowered.startswith(_BEGINNINGS)
+        or lowered.endswith(_ENDINGS)
         or lowered == KUSTOMIZATIONS[-1]
     )
 

@@ -138,6 +138,7 @@ class ServerResult:
     fits: bool | None = None
     verdict: str = ""
     needed_bytes: int | None = None
+    budget_bytes: int | None = None
     usable_bytes: int | None = None
     alternatives: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
@@ -168,6 +169,7 @@ class ServerResult:
             "fits": self.fits,
             "verdict": self.verdict,
             "needed_bytes": self.needed_bytes,
+            "budget_bytes": self.budget_bytes,
             "usable_bytes": self.usable_bytes,
             "alternatives": self.alternatives,
             "skipped": self.skipped or None,

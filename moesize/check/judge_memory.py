@@ -199,6 +199,8 @@ def _judge_headroom(bench: Bench, case: Case, device: Device, plan: Plan) -> Non
     wanted = 0.0 if case.takes_what_fits else float(getattr(bench.settings, "headroom", 0.05))
     if plan.verdict.certain and share >= wanted:
         return
+    if case.takes_what_fits and "when it runs" not in plan.verdict.reason:
+        return
     count = plan.deployment["gpu_count"]
     what = gpus_word(count, device.title)
     at = case.flags.place("request:context_tokens", "request:gpu_memory_utilization")

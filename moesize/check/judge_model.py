@@ -89,20 +89,20 @@ def _family(text: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def judge_context(bench: Bench, case: Case) -> None:
-    """MS305: longer than the model's own longest."""
+def judge_context(bench: Bench, case: Case) -> bool:
+    """MS305: longer than the model's own longest; True when it is."""
     asked, longest = case.request.context_tokens, case.named.spec.max_context
     if asked is None or not longest or asked <= longest:
-        return
+        return False
     if case.engine not in ("vllm", "sglang", "tgi", "tensorrt-llm"):
-        return
+        return False
     typed_overrides = ("hf-overrides", "rope", "json-model-override", "hf_overrides")
     names = [str(typed.word) for typed in case.flags.command.typed]
     if any(word in name for name in names for word in typed_overrides):
-        return
+        return False
     variables = bench.server.environment
     if str(variables.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "")).lower() in ("1", "true"):
-        return
+        return False
     at = case.flags.place("request:context_tokens")
     bench.add(
         "MS305",
@@ -112,6 +112,7 @@ def judge_context(bench: Bench, case: Case) -> None:
         fix=replace_value(at, str(longest), f"{longest}", safe=True),
         key=(str(asked), str(longest)),
     )
+    return True
 
 
 def judge_dtype(bench: Bench, case: Case, device: Device) -> None:
@@ -199,6 +200,7 @@ def judge_refusal(bench: Bench, case: Case, device: Device | None, error: Moesiz
             "MS201",
             error.message,
             at,
+            severity="warning" if case.by_later_rules else None,
             fix=Fix(text=error.hint) if error.hint else None,
             key=(str(sizes.tensor_parallel_size), case.named.spec.id),
         )

@@ -59,6 +59,7 @@ class Case:
     available  GPUs of one replica that the file asks for, None: not said
     notes      what the reading of the flags had to say
     takes_what_fits   the length is left to an engine that lowers it to what the cache holds
+    by_later_rules    the file's release is older than any that is known
     """
 
     server: Server
@@ -73,6 +74,7 @@ class Case:
     available: int | None
     notes: list[Note] = field(default_factory=list)
     takes_what_fits: bool = False
+    by_later_rules: bool = False
 
     def plan(self, gpu: GpuSpec, count: int | None = None, **changes: Any) -> Plan:
         """The plan on `count` GPUs of this kind. Raises MoesizeError."""
@@ -87,7 +89,9 @@ class Case:
     def _plan(self, gpu: GpuSpec, request: Request) -> Plan:
         from moesize.api import make_plan
 
-        return make_plan(self.named.spec, self.named.source, self.scheme, "", gpu, request)
+        return make_plan(
+            self.named.spec, self.named.source, self.scheme, "", gpu, request, with_costs=False
+        )
 
     def on(self, count: int | None = None) -> Request:
         """The request for a number of GPUs: what the sizes of the file use, else all there are."""
@@ -128,11 +132,15 @@ class Refused(NamedTuple):
 def version_of(engine: str, image: str | None) -> tuple[str | None, str]:
     """(the release that an image names, a remark where its rules are not known)."""
     from moesize.engine_args.words import version_of_image
-    from moesize.engines import engine_profile, oldest_version
 
     found = version_of_image(engine, image) if image else None
-    if found is None:
-        return None, ""
+    return (None, "") if found is None else known_version(engine, found)
+
+
+def known_version(engine: str, found: str) -> tuple[str, str]:
+    """(a release whose rules are known, a remark where it is another than the one asked for)."""
+    from moesize.engines import engine_profile, oldest_version
+
     try:
         engine_profile(engine, found)
     except UnsupportedError:
@@ -150,6 +158,7 @@ def make_case(
     named: Named,
     *,
     online: bool = False,
+    by_later_rules: bool = False,
 ) -> Case | Refused:
     """Everything that the planner needs but the GPU."""
     from moesize.api import apply_serve_command, scheme_of
@@ -171,6 +180,7 @@ def make_case(
         # What the command's own sizes made of the number of GPUs is decided by the case.
         request = replace(request, num_gpus=1)
         request = _ollama_defaults(server, called, request)
+        request = _older_defaults(engine, request, by_later_rules)
         quant = _default_quant(called, quant)
         scheme, resolved = scheme_of(quant, engine, named.spec)
         if _is_open(flags, "request:tensor_parallel_size") and available:
@@ -192,7 +202,24 @@ def make_case(
         available=available,
         notes=_shown_notes(notes),
         takes_what_fits=_takes_what_fits(flags),
+        by_later_rules=by_later_rules,
     )
+
+
+def _older_defaults(engine: str, request: Request, by_later_rules: bool) -> Request:
+    """What releases before the oldest known one took by themselves.
+
+    SGLang up to 0.4.5, srt/server_args.py: --enable-dp-attention made the data-parallel size that
+    of tensor parallelism; later ones ask for it.
+    """
+    if (
+        by_later_rules
+        and engine == "sglang"
+        and request.data_parallel_attention
+        and (request.data_parallel_size or 1) == 1
+    ):
+        return replace(request, data_parallel_size=request.tensor_parallel_size)
+    return request
 
 
 _AUTO = ("auto", "-1")
@@ -299,25 +326,72 @@ class Needs(NamedTuple):
 
 def needs(case: Case, vendor: str = "") -> Needs:
     """The least memory per GPU, and which common GPUs have it."""
+    key = _key(case, vendor)
+    found = _NEEDS.get(key)
+    if found is None:
+        if len(_NEEDS) > _MOST_KEPT:
+            _NEEDS.clear()
+        found = _NEEDS[key] = _needs(case, vendor)
+    return found
+
+
+# Dev, staging and production hold the same server; what it needs is found once.
+_NEEDS: dict[tuple[object, ...], Needs] = {}
+_MOST_KEPT = 2_000
+
+
+def _key(case: Case, vendor: str) -> tuple[object, ...]:
+    request = case.request
+    draft = request.draft.spec.id if request.draft is not None else ""
+    scheme = case.scheme.name if case.scheme is not None else ""
+    rest = replace(request, draft=None)
+    return (case.named.spec.id, scheme, case.called, case.num_gpus, case.takes_what_fits,
+            vendor, draft, rest)  # fmt: skip
+
+
+def _needs(case: Case, vendor: str) -> Needs:
     from moesize.gpus import find_gpu
 
+    least = _least_gib(case)
     fitting: list[str] = []
     not_fitting: list[str] = []
     for name in COMMON_GPUS:
         gpu = find_gpu(name).spec
         if vendor and gpu.vendor.lower() != vendor:
             continue
-        (fitting if _fits(case, gpu) else not_fitting).append(name)
+        # Defaults follow the size of the GPU, so that close ones are planned.
+        usable = gpu.usable_memory().best_bytes
+        hopeless = least is None or usable < least * GIB * 3 // 4
+        (not_fitting if hopeless or not _fits(case, gpu) else fitting).append(name)
+    size_bytes = None if least is None else least * GIB
+    return Needs(size_bytes, tuple(fitting), tuple(not_fitting), case.num_gpus)
+
+
+def _least_gib(case: Case) -> int | None:
+    """The least whole number of GiB on which it fits, by halving; None: not even on the most."""
+    from moesize.gpus import find_gpu
+
     low, high = 0, _MOST_GIB
-    if not _fits(case, find_gpu(f"{high}GiB").spec):
-        return Needs(None, tuple(fitting), tuple(not_fitting), case.num_gpus)
+    try:
+        largest = case.plan(find_gpu(f"{high}GiB").spec)
+    except MoesizeError:
+        return None
+    if not largest.fits:
+        return None
+    # Weights have to fit whatever else does: halving need not begin at nothing.
+    weights = max(ledger.category_bytes("weights") for ledger in largest.gpus)
+    low = max(0, weights // GIB - 1) if case.called != "ollama" else 0
+    step = 8
+    while low + step < high and not _fits(case, find_gpu(f"{low + step}GiB").spec):
+        low, step = low + step, step * 2
+    high = min(high, low + step)
     while high - low > 1:
         middle = (low + high) // 2
         if _fits(case, find_gpu(f"{middle}GiB").spec):
             high = middle
         else:
             low = middle
-    return Needs(high * GIB, tuple(fitting), tuple(not_fitting), case.num_gpus)
+    return high
 
 
 def _fits(case: Case, gpu: GpuSpec) -> bool:

@@ -122,6 +122,7 @@ RULES: tuple[Rule, ...] = (
         "of memory in its profile run.",
         "--max-num-batched-tokens=65536",
         "--max-num-batched-tokens=8192",
+        fixable=True,
     ),
     Rule(
         "MS104",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from moesize.check.configuration import (
     Settings,
     active_rules,
     find_configuration,
+    parse_engine_versions,
     parse_variables,
     read_configuration,
     read_env_file,
@@ -61,6 +62,7 @@ def check_files(
     *,
     gpu: str | None = None,
     gpus: int | None = None,
+    engine_version: str | Iterable[str] = (),
     set: Mapping[str, str] | Iterable[str] | None = None,
     env_file: str | os.PathLike[str] | None = None,
     select: Iterable[str] | None = None,
@@ -82,6 +84,7 @@ def check_files(
     """Check the deployment files below `paths`; `CheckReport.fails` is the answer.
 
     Names are those of the options of `moesize check`. `set` is a mapping or NAME=VALUE texts;
+    `engine_version` holds where no image names a release: "0.10.2" of vLLM, "sglang=0.5.10";
     `config` a configuration instead of the one that is found, `use_config=False` none at all.
     `stdin` is what the path `-` stands for. `progress` is called with the number of files done
     and their total. Raises MoesizeError for paths, options and configurations that are wrong;
@@ -104,10 +107,13 @@ def check_files(
     reach: FailOn = fail_on or configuration.fail_on or "error"
     if fail_on is None and (strict or configuration.strict):
         reach = "warning"
+    settings = _settings(
+        configuration, gpu, gpus, online=online, rules=active_rules(chosen, ignored)
+    )
+    versions = [engine_version] if isinstance(engine_version, str) else engine_version
+    own_versions = {**configuration.engine_versions, **parse_engine_versions(versions)}
     check = _Check(
-        settings=_settings(
-            configuration, gpu, gpus, online=online, rules=active_rules(chosen, ignored)
-        ),
+        settings=replace(settings, engine_versions=own_versions),
         configuration=configuration,
         variables=variables,
         here=here,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from operator_files import in_file, one_server, place, read, texts
 
+from moesize.gpus import find_gpu
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -103,7 +105,7 @@ resourceProfiles:
 
 def test_profiles_of_ones_own(tmp_path: Path) -> None:
     server = one_server("kubeai", tmp_path, MODEL.replace("nvidia-gpu-l4", "nvidia-gpu-h200"))
-    assert server.gpus[0].text == "h200"
+    assert find_gpu(str(server.gpus[0].text)).spec.id == "h200-141gb-sxm"
     server = one_server("kubeai", tmp_path, MODEL.replace("nvidia-gpu-l4", "team-pool"))
     assert not server.gpus
     assert server.notes == ("the resource profile 'team-pool' is defined elsewhere",)

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.check.formats import Context, Format
+from moesize.check.installed import installed_version
 from moesize.check.server import Deadline, GpuClaim, Reading, Server, Stated
 from moesize.check.shell import launches_in
 from moesize.check.source import Word
@@ -190,6 +191,17 @@ def _by_number(alternatives: Iterable[_Alternative]) -> list[list[_Alternative]]
 # --- servers ----------------------------------------------------------------------------------
 
 
+def _installed(document: Node, engine: str) -> Word | None:
+    """The release that setup or run installs."""
+    for name in ("run", "setup"):
+        script = document.get(name)
+        if isinstance(script, Scalar):
+            found = installed_version(script.source_text(), engine)
+            if found is not None:
+                return found
+    return None
+
+
 def _servers(
     document: Node, context: Context, group: list[_Alternative], *, several: bool
 ) -> Iterator[Server]:
@@ -220,6 +232,7 @@ def _servers(
             words=launch.words,
             environment=dict(launch.environment),
             image=launch.image or image,
+            version=_installed(document, launch.engine),
             gpus=tuple(each.claim for each in group),
             gpus_per_node=number,
             nodes=nodes,
