@@ -74,7 +74,7 @@ def of_suggestion(case: Case, suggestion: Suggestion, file: SourceFile) -> Fix:
     options = dict(zip(suggestion.options[::2], suggestion.options[1::2], strict=False))
     words = []
     for name, target in (
-        ("--context", "request:context_tokens"),
+        ("--context", case.flags.context),
         ("--max-num-seqs", "request:max_num_seqs"),
     ):
         value = options.pop(name, None)

@@ -113,7 +113,8 @@ class _Judge:
         from moesize.engines import engine_profile
 
         profile = engine_profile(engine, version)
-        result.engine_version = version or profile.version
+        # Rules of another engine are no version of this one.
+        result.engine_version = (version or profile.version) if called == engine else None
         if not (_model_of(flags) or server.fallback_model):
             result.skipped = "no model is named"
             return result
@@ -158,7 +159,8 @@ class _Judge:
         result.pipeline_parallel_size = stated.get("pipeline_parallel_size")
         result.data_parallel_size = stated.get("data_parallel_size")
         result.quantization = command.quant
-        result.max_model_len = stated.get("context_tokens") or None
+        length = stated.get("context_tokens") or stated.get("ctx_size")
+        result.max_model_len = length or None
         result.gpu_memory_utilization = stated.get("gpu_memory_utilization")
         result.vendor = vendor_of(server)
         result.gpu_count = available_gpus(server)
@@ -176,6 +178,7 @@ class _Judge:
             fallback,
             getattr(self.settings, "models", {}) or {},
             online=bool(getattr(self.settings, "online", False)),
+            ollama=self.server.engine == "ollama",
         )
         if isinstance(found, NotNamed):
             judge_unnamed(self.bench, flags, found)

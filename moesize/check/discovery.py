@@ -147,7 +147,7 @@ def text_of(raw: bytes, path: Path, *, given: bool) -> str | Unread:
 
 def is_promising(raw: bytes, name: str) -> bool:
     """Whether bytes hold a word that every deployment of a model holds."""
-    if name in KUSTOMIZATIONS:
+    if name in KUSTOMIZATIONS or name.startswith("modelfile") or name.endswith("modelfile"):
         return True
     lowered = raw.lower()
     if name.endswith(".json") and b'"apiversion"' not in lowered and b'"services"' not in lowered:

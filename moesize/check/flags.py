@@ -16,10 +16,10 @@ _NAMES = {
     "request:context_tokens": {
         "vllm": "--max-model-len",
         "sglang": "--context-length",
-        "llama.cpp": "--ctx-size",
         "tgi": "--max-total-tokens",
         "tensorrt-llm": "--max_seq_len",
     },
+    "setting:ctx_size": {"llama.cpp": "--ctx-size", "ik_llama.cpp": "--ctx-size"},
     "request:tensor_parallel_size": {
         "vllm": "--tensor-parallel-size",
         "sglang": "--tp-size",
@@ -50,6 +50,11 @@ class Flags:
         self.server = server
         self.command = command
         self.engine = engine
+
+    @property
+    def context(self) -> str:
+        """The target of the flag that sets the length: llama.cpp's is of all its slots."""
+        return "setting:ctx_size" if "llama" in self.engine else "request:context_tokens"
 
     def find(self, target: str) -> Typed | None:
         """The flag that sets a target (`request:context_tokens`), the last if several do."""

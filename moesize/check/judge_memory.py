@@ -116,7 +116,7 @@ def _does_not_fit(bench: Bench, case: Case, device: Device, plan: Plan) -> None:
         )
         return
     at = case.flags.place(
-        "request:context_tokens", "request:max_num_batched_tokens", "request:max_num_seqs"
+        case.flags.context, "request:max_num_batched_tokens", "request:max_num_seqs"
     )
     if at is bench.server.place:
         at = case.flags.model_place()
@@ -203,7 +203,7 @@ def _judge_headroom(bench: Bench, case: Case, device: Device, plan: Plan) -> Non
         return
     count = plan.deployment["gpu_count"]
     what = gpus_word(count, device.title)
-    at = case.flags.place("request:context_tokens", "request:gpu_memory_utilization")
+    at = case.flags.place(case.flags.context, "request:gpu_memory_utilization")
     if at is bench.server.place:
         at = case.flags.model_place()
     context = plan.deployment["context"]

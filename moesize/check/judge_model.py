@@ -103,7 +103,7 @@ def judge_context(bench: Bench, case: Case) -> bool:
     variables = bench.server.environment
     if str(variables.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "")).lower() in ("1", "true"):
         return False
-    at = case.flags.place("request:context_tokens")
+    at = case.flags.place(case.flags.context)
     bench.add(
         "MS305",
         f"{asked:,} tokens are asked for; {case.named.spec.title} was made for {longest:,}",

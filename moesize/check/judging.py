@@ -87,6 +87,6 @@ def where_gpu(device: Device, count: int) -> tuple[Word, str]:
 
 def tokens_word(case: Case, context: int) -> str:
     """`131,072 tokens`, with where the number is from when the file does not say it."""
-    if case.request.context_tokens is not None:
+    if case.flags.find(case.flags.context) is not None:
         return f"{context:,} tokens"
     return f"{context:,} tokens (the default: no {case.flags.name('request:context_tokens')})"

@@ -56,9 +56,17 @@ def is_storage(text: str) -> bool:
 
 
 def find_model(
-    text: str, fallback: str | None, known: Mapping[str, str], *, online: bool = False
+    text: str,
+    fallback: str | None,
+    known: Mapping[str, str],
+    *,
+    online: bool = False,
+    ollama: bool = False,
 ) -> Named | NotNamed:
-    """The model that a file names; `known` is the user's own map, `fallback` mere evidence."""
+    """The model that a file names; `known` is the user's own map, `fallback` mere evidence.
+
+    `ollama`: the name is one of Ollama's library, whose tags are sizes and types.
+    """
     from moesize.catalog import catalogue_id, resolve_model
 
     for name in (text, plain_name(text)):
@@ -76,7 +84,8 @@ def find_model(
             return Named(spec, source, "checkpoint", f"{name[:80]} is {mapped} ([models])")
     name = plain_name(text)
     if name:
-        found = _by_name(name)
+        library = ollama or text.strip().lower().startswith("ollama://")
+        found = _by_name(f"ollama://{name}" if library and not is_storage(name) else name)
         if found is not None:
             return _assumed(found, text, name)
     if fallback:

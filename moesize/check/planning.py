@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import MoesizeError, UnsupportedError
+from moesize.core.quantization import find_scheme
 from moesize.core.units import GIB
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def make_case(
     """Everything that the planner needs but the GPU."""
     from moesize.api import apply_serve_command, scheme_of
     from moesize.core.deployment import Request
+    from moesize.engines import engine_profile
 
     command = flags.command
     available = available_gpus(server)
@@ -181,7 +183,8 @@ def make_case(
         request = replace(request, num_gpus=1)
         request = _ollama_defaults(server, called, request)
         request = _older_defaults(engine, request, by_later_rules)
-        quant = _default_quant(called, quant)
+        if quant == "checkpoint" and engine_profile(engine).facts.get("weights") == "gguf":
+            quant = _gguf_quant(named, called)
         scheme, resolved = scheme_of(quant, engine, named.spec)
         if _is_open(flags, "request:tensor_parallel_size") and available:
             rest = (request.pipeline_parallel_size or 1) * (request.data_parallel_size or 1)
@@ -230,7 +233,7 @@ _LOWER_BY_THEMSELVES = ("sglang", "tgi", "tensorrt-llm")
 
 
 def _takes_what_fits(flags: Flags) -> bool:
-    asked = flags.value("request:context_tokens")
+    asked = flags.value(flags.context)
     if flags.engine in _LOWER_BY_THEMSELVES:
         return asked is None
     # vLLM lowers a length that is left to it in words.
@@ -281,14 +284,30 @@ _OLLAMA_QUANT = "Q4_K_M"
 OLLAMA_CONTEXTS = ((24 * GIB, 4096), (48 * GIB, 32768), (None, 262144))
 
 
-def _default_quant(called: str, quant: str) -> str:
-    if called == "ollama" and quant == "checkpoint":
-        return _OLLAMA_QUANT
-    return quant
+def _gguf_quant(named: Named, called: str) -> str:
+    """The type that a file's name or tag states (gemma3:27b-it-q8_0), else what Ollama serves."""
+    stated = named.note.removeprefix("weights as ") if named.note.startswith("weights as ") else ""
+    if stated:
+        name = stated.replace("-", "_").upper()
+        try:
+            return find_scheme({"F16": "fp16", "BF16": "bf16", "F32": "fp32"}.get(name, name)).name
+        except MoesizeError:
+            return "checkpoint"
+    if called != "ollama":
+        return "checkpoint"
+    published = named.spec.quantization
+    # gpt-oss is served as it was published.
+    return "MXFP4_MOE" if published and published.method == "mxfp4" else _OLLAMA_QUANT
+
+
+def _states_context(request: Request) -> bool:
+    """Whether a length is given, for one sequence or for all slots together."""
+    slots = getattr(request.engine_settings, "ctx_size", None)
+    return request.context_tokens is not None or bool(slots)
 
 
 def _ollama_defaults(server: Server, called: str, request: Request) -> Request:
-    if called != "ollama" or request.context_tokens is not None:
+    if called != "ollama" or _states_context(request):
         return request
     text = server.environment.get("OLLAMA_CONTEXT_LENGTH")
     if text is not None and text.strip().isdigit() and int(text) > 0:
@@ -298,7 +317,7 @@ def _ollama_defaults(server: Server, called: str, request: Request) -> Request:
 
 def ollama_context(case: Case, gpu: GpuSpec) -> int | None:
     """The context that Ollama takes by itself on a GPU; None where the file says one."""
-    if case.called != "ollama" or case.request.context_tokens is not None:
+    if case.called != "ollama" or _states_context(case.request):
         return None
     memory = gpu.usable_memory().best_bytes * case.num_gpus
     longest = case.named.spec.max_context
