@@ -70,6 +70,7 @@ class Launch(NamedTuple):
     container     what `docker run` says beside the image
     background    the text goes on while it runs (`&`, `docker run -d`)
     alternative   it stands in one branch of an `if` or `case`
+    round         how often the text has ended something before (`kill`, `docker stop`, `wait`)
     """
 
     engine: str
@@ -83,6 +84,7 @@ class Launch(NamedTuple):
     container: Container | None = None
     background: bool = False
     alternative: bool = False
+    round: int = 0
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -144,6 +146,7 @@ _NAMING_OPTIONS = ("--name", "--job-name", "-J", "--target", "--container-name",
 _ASKING = ("--help", "-h", "--version")
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]{0,6}w?")
 _SET = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,200})=")
+_PROGRAM_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w{0,60})\}?")
 _MOST_LOOKED_AT = 256
 # Images that serve nothing, whatever engine they name.
 _HELPERS = (
@@ -297,6 +300,10 @@ class Programs:
         """Launches where the word itself is an engine's program; None where it is none."""
         place, rest = fields[index], fields[index + 1 :]
         word, name = place.word, program_name(place.word)
+        if at_program and (called := _PROGRAM_VARIABLE.fullmatch(word)):
+            # $VLLM_BIN serve, "$LLAMA_SERVER" -m: the name tells what is called.
+            name = called[1].lower().replace("_", "-")
+            name = "vllm" if "vllm" in name else "llama-server" if "llama-server" in name else ""
         following = rest[0].word if rest else Word("")
         if word == "-m":
             engine = MODULES.get(following) or _MODULES_OF_OTHERS.get(following)
@@ -330,6 +337,11 @@ class Programs:
             return self.shell(rest, environment)
         if name == "eval":
             return self.text(_with_blanks(rest), environment, ())
+        if name == "sbatch":
+            wrapped = next((f.word for f in rest[:50] if f.word.startswith("--wrap=")), None)
+            if wrapped is None:
+                return []
+            return self.text(plain_field(wrapped.cut(len("--wrap="))), environment, ())
         if name in _QUOTING:
             return self.quoted(rest, environment) or None
         if name in RUNNERS:
@@ -494,6 +506,7 @@ class Programs:
                 entry = value
             else:
                 said = _container_option(said, option, value)
+        position = _image_position(words, position)
         if position >= len(words):
             return []
         image, rest = words[position].word, words[position + 1 :]
@@ -546,6 +559,19 @@ class Programs:
             engine, fields = "vllm", _of_huggingface(fields)
         found = self.launch(engine, place, fields, environment)
         return [launch._replace(image=image) for launch in found]
+
+
+def _image_position(words: Sequence[Field], position: int) -> int:
+    """Pass over variables that hold further options: `docker run $OPTIONS IMAGE`."""
+    start = position
+    while position < len(words) and position < start + 10:
+        match = _PROGRAM_VARIABLE.fullmatch(words[position].word)
+        if match is None:
+            break
+        position += 1
+    if position > start and position < len(words) and _entry_of_image(words[position].word.lower()):
+        return position
+    return start
 
 
 def _without(fields: list[Field], verbs: Sequence[str]) -> list[Field]:

@@ -1,10 +1,17 @@
 """Shell text and argument lists into started engines, each word with its place.
 
 Nothing is run. A text is read as a shell would: assignments in their order, quotes, defaults,
-arrays, functions where they are called. What depends on something that no file says keeps its
-dollar and is named in `Launch.unresolved`. Three things are read as people mean them, not as a
-shell takes them: a backslash with blanks before the line end continues the line; a line that
-begins with a flag belongs to the command before it; a default that `[ -z "$X" ]` guards holds.
+arrays, functions where they are called, loops over words that are known. It is read as it runs
+when its caller gives nothing: `${X:-4}` is 4, `[ -n "$1" ]` is not true. What depends on what a
+program prints, or on a variable without a default, keeps its dollar and is named in
+`Launch.unresolved`; so does a variable that branches set to different values when no test tells
+which of them is taken.
+
+Two things are read as people mean them, not as a shell takes them: a backslash with blanks before
+the line end continues the line, and a line that begins with a flag belongs to the command before.
+
+`shell_syntax` finds the commands, `shell_expand` fills in their words, `shell_walk` goes through
+them, `programs` knows what starts an engine, `shell_values` keeps the place of every character.
 """
 
 from __future__ import annotations

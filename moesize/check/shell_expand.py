@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import eq, ge, gt, le, lt, ne
 from typing import TYPE_CHECKING
 
 from moesize.check.shell_syntax import Part, Raw, Reader
@@ -37,6 +38,14 @@ _MOST_EXPORTED = 500
 _WORD_COST = 16  # characters that a word of its own counts as
 _BLANK = Word(" ")
 _INPUT = ("@", "*", "OPTARG")
+_COMPARISONS = {
+    "-eq": eq,
+    "-ne": ne,
+    "-lt": lt,
+    "-le": le,
+    "-gt": gt,
+    "-ge": ge,
+}
 _NAMES_IN_SUMS = re.compile(r"[A-Za-z_]\w{0,100}")
 
 # (pieces, whether they are quoted) of each part of a word; None between the words of "$@".
@@ -44,36 +53,49 @@ _Expanded = list[tuple["Sequence[Piece] | None", bool]]
 
 
 class Scope:
-    """Commands of which nobody knows whether they are run, and what they change.
+    """Commands of which nobody may know whether they are run, and what they change.
 
-    kind      if? (the condition), if, case, loop, guard (behind && or ||), ( (a subshell)
-    defaults  variables that a test said are empty
-    old       what variables were before; results: what branches made of them
-    first     the first launch inside
+    kind     if? and loop? (their conditions), if, loop, case, guard (behind && or ||), ( (subshell)
+    first    the first launch inside
+    old      what variables were before; results: what the branches made of them
+    is_dead  the branch that is being read is not taken; is_decided: one before it certainly is
+    is_whole  one of the branches is taken
+    condition  what is known of the condition so far; `subject` of a case, `while` or `until`
     """
 
     __slots__ = (
         "changed",
-        "defaults",
+        "condition",
         "first",
-        "has_else",
         "in_pattern",
+        "is_dead",
+        "is_decided",
+        "is_whole",
         "kind",
         "num_arms",
         "old",
         "results",
+        "subject",
     )
 
-    def __init__(self, kind: str, defaults: frozenset[str], first: int) -> None:
+    def __init__(self, kind: str, first: int) -> None:
         self.kind = kind
-        self.defaults = set(defaults)
         self.first = first
         self.old: dict[str, Variable] = {}
         self.results: dict[str, list[Variable]] = {}
         self.changed: set[str] = set()
         self.num_arms = 0
-        self.has_else = False
+        self.is_dead = False
+        self.is_decided = False
+        self.is_whole = False
+        self.condition: bool | None = None
+        self.subject: str | None = None
         self.in_pattern = False
+
+    def decide(self, value: bool | None) -> None:
+        """A branch begins that is taken when `value` is true (None: not known)."""
+        self.is_dead = self.is_decided or value is False
+        self.is_decided = self.is_decided or value is True
 
 
 class Expansion:
@@ -105,6 +127,8 @@ class Expansion:
         """What a variable holds; UNSET where nothing is said of it."""
         if name in self.variables:
             return self.variables[name]
+        if name == "#":
+            return plain_field(Word(str(len(self.arguments)))).value
         if name.isdigit():
             number = int(name)
             return self.arguments[number - 1] if 0 < number <= len(self.arguments) else UNSET
@@ -133,18 +157,20 @@ class Expansion:
         if len(self.exported) < _MOST_EXPORTED:
             self.exported.add(name)
 
-    def open_scope(self, kind: str, defaults: frozenset[str] = frozenset(), first: int = 0) -> bool:
+    def open_scope(self, kind: str, first: int = 0) -> bool:
         """Enter a branch; False when that would be too deep."""
         if len(self.scopes) >= _MOST_NESTED:
             return False
-        self.scopes.append(Scope(kind, defaults, first))
+        self.scopes.append(Scope(kind, first))
         return True
 
     def next_arm(self, scope: Scope) -> None:
         """The end of one branch: what it set is kept aside, and undone for the next one."""
-        scope.num_arms += 1
+        scope.num_arms += not scope.is_dead
         for name in scope.changed:
-            scope.results.setdefault(name, []).append(self.variables.get(name, UNSET))
+            if not scope.is_dead:
+                results = scope.results.setdefault(name, [])
+                results.append(self.variables.get(name, UNSET))
             self._put(name, scope.old[name])
         scope.changed.clear()
 
@@ -156,27 +182,23 @@ class Expansion:
         self.scopes.pop()
         if scope.kind == "(":
             return
+        is_whole = scope.is_whole or scope.is_decided
         for name, results in scope.results.items():
             before = self.value(name)
-            if len(results) < scope.num_arms or not scope.has_else:
+            if len(results) < scope.num_arms or not is_whole:
                 results.append(before)
-            self.assign(name, self._merged(name, before, results, scope))
+            is_only = len(results) == 1
+            self.assign(name, results[0] if is_only else self._merged(name, before, results))
 
-    def _merged(
-        self, name: str, before: Variable, results: list[Variable], scope: Scope
-    ) -> Variable:
+    def _merged(self, name: str, before: Variable, results: list[Variable]) -> Variable:
         """What a variable holds after branches that may have been taken; `results` of each."""
         if before is not UNSET and before is not UNKNOWN:
             text = compared(before)
-            if name in scope.defaults and text:
-                return before  # [ -z "$X" ] is not true
             others = [result for result in results if compared(result) != text]
             if all(self._is_input(result, 0) for result in others):
                 return before  # the caller's, where the caller gives one
-            return others[0] if name in scope.defaults else UNKNOWN
+            return _maybe_longer(name, before, others)
         given = [result for result in results if result is not UNSET and result is not UNKNOWN]
-        if before is UNSET and name in scope.defaults and given:
-            return given[0]
         if len(given) == len(results) and len({compared(result) for result in given}) == 1:
             return given[0]
         return UNKNOWN
@@ -193,6 +215,59 @@ class Expansion:
             or self._is_input(self.value(name), depth + 1)
             for name in names
         )
+
+    def _is_nothing(self, value: Value) -> bool:
+        """Whether a value is empty when the caller gives nothing."""
+        kept = [piece for piece in value if piece.text]
+        return not kept or (all(piece.open for piece in kept) and self._is_input(value, 0))
+
+    # --- tests ------------------------------------------------------------------------------------
+
+    def test(self, words: Sequence[Raw]) -> bool | None:
+        """What a command used as a condition gives; None where that cannot be known.
+
+        What nothing sets is empty: the script is read as it runs when its caller gives nothing.
+        """
+        first = words[0].plain if words else ""
+        if first in ("true", ":"):
+            return True
+        if first not in ("[", "[[", "test"):
+            return False if first == "false" else None
+        words = [raw for raw in words[1:] if raw.plain not in ("]", "]]")]
+        turned = False
+        while words and words[0].plain == "!":
+            words, turned = words[1:], not turned
+        result = self._tested(words, has_patterns=first == "[[")
+        return result if result is None else result != turned
+
+    def _tested(self, words: Sequence[Raw], *, has_patterns: bool) -> bool | None:
+        if len(words) == 1:
+            text = self.tested_text(words[0])
+            return None if text is None else bool(text)
+        last = self.tested_text(words[-1]) if len(words) in (2, 3) else None
+        if last is None:
+            return None
+        operator = words[-2].plain
+        if len(words) == 2:
+            return bool(last) == (operator == "-n") if operator in ("-n", "-z") else None
+        first = self.tested_text(words[0])
+        if first is None:
+            return None
+        if operator in ("=", "==", "!="):
+            if has_patterns and any(char in words[-1].plain for char in "*?["):
+                return None
+            return (first == last) == (operator != "!=")
+        if operator in _COMPARISONS and _is_whole(first) and _is_whole(last):
+            return bool(_COMPARISONS[operator](int(first), int(last)))
+        return None
+
+    def tested_text(self, raw: Raw) -> str | None:
+        """A word as a test sees it; None where it is not known."""
+        value = self.flat(raw.parts, 1)
+        kept = [piece for piece in value if not piece.open]
+        if len(kept) < len(value) and not self._is_input(value, 0):
+            return None
+        return text_of(kept)
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -325,7 +400,7 @@ class Expansion:
         elif part.subscript and part.subscript != "0":
             value = UNKNOWN
         is_known = isinstance(value, tuple)
-        nothing = value is UNSET or (is_known and operator[:1] == ":" and not text_of(value))
+        nothing = value is UNSET or (is_known and operator[:1] == ":" and self._is_nothing(value))
         if operator in (":-", "-", ":=", "=") and nothing:
             return self.of_default(part, depth)
         if operator in (":+", "+"):
@@ -457,6 +532,31 @@ class Expansion:
                 return UNKNOWN
             value = (*before, *value)
         return value if _is_small(value) and self.budget.take(len(value)) else UNKNOWN
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.strip().removeprefix("-")
+    return digits.isascii() and digits.isdigit() and len(digits) < 19
+
+
+def _maybe_longer(name: str, before: Variable, others: list[Variable]) -> Variable:
+    """What some branches only add to keeps what was there, and an open word for the rest."""
+    length = len(before)
+    if any(
+        not isinstance(other, type(before)) or len(other) <= length or other[:length] != before
+        for other in others
+    ):
+        return UNKNOWN
+    added = others[0][length]
+    if isinstance(before, tuple):
+        mark = Piece(f"${name}", added.origin, added.start, added.end, name)
+        if before and before[-1].open == name:
+            return before
+        return (*before, *plain_field(_BLANK).value, mark) if length else (mark,)
+    if not added or (before and before[-1] and before[-1][-1].open == name):
+        return before
+    first = added[0]
+    return [*before, (Piece(f"${{{name}[@]}}", first.origin, first.start, first.end, name),)]
 
 
 def _is_small(value: Value) -> bool:

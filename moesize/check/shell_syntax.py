@@ -13,15 +13,18 @@ from typing import NamedTuple
 MOST_COMMANDS = 50_000
 MOST_WORDS = 200_000
 MOST_PARTS = 2_000
+MOST_ELEMENTS = 20_000
 
 _BLANK = re.compile(r"[ \t\r\f\v]+")
-_CONTINUATION = re.compile(r"\\[ \t\r]*\n")
+# A backslash before a line end, blanks after it or not; or PowerShell's backtick.
+_CONTINUATION = re.compile(r"[\\`][ \t\r]*\n")
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>(){]+")
 # A whole word without anything special in it, by far the most frequent kind.
 _WHOLE = re.compile(r"[^\s\\'\"$`;&|<>(){]++(?=[\s;&|)])")
 _IN_QUOTES = re.compile(r"[^\"\\$`]+")
 _IN_BRACES = re.compile(r"[^\"'\\$`]+")
 _TEMPLATE = re.compile(r"\{\{[^{}\n]{0,200}\}\}")
+_BRACES = re.compile(r"\{+(?=\{\{[^{])|\{+")
 _OPERATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|[;&|]")
 _REDIRECTION = re.compile(r"&>>?|<<<|<<-|<<|<>|<&|>&|>>|>\||[<>]")
 # `vllm serve <model>`: a place to fill in, no redirection.
@@ -137,7 +140,7 @@ class Reader:
                     owner.here.append((first, last))
                 waiting.clear()
                 finish("\n")
-            elif char == "\\" and (match := _CONTINUATION.match(value, position, end)):
+            elif char in "\\`" and (match := _CONTINUATION.match(value, position, end)):
                 position = match.end()
             elif char == "#":
                 newline = value.find("\n", position, end)
@@ -185,6 +188,13 @@ class Reader:
                     command.function, command.words = name, []
                     position = closing + 1
                     finish("()")
+                elif value.startswith("((", position) and name == "for":
+                    last = self.skip(position + 1, end, "(")
+                    text = value[position : min(last, position + 80)]
+                    command.words.append(
+                        Raw(position, last, (Part("open", text, position, last, True),))
+                    )
+                    position = last
                 else:
                     position += 1
                     finish("(")
@@ -271,13 +281,13 @@ class Reader:
         value = self.value
         found: list[Raw] = []
         position += 1
-        while position < end:
+        while position < end and len(found) < MOST_ELEMENTS:
             char = value[position]
             if char == ")":
                 return found, position + 1
             if char.isspace():
                 position += 1
-            elif char == "\\" and (match := _CONTINUATION.match(value, position, end)):
+            elif char in "\\`" and (match := _CONTINUATION.match(value, position, end)):
                 position = match.end()
             elif char == "#":
                 newline = value.find("\n", position, end)
@@ -316,10 +326,14 @@ class Reader:
                 return self._quoted(parts, position + 2, end)
             return self._dollar(parts, position, end, quoted=False)
         if char == "`":
+            match = _CONTINUATION.match(value, position, end)
+            if match:
+                return match.end()
             return self._backticks(parts, position, end, quoted=False)
         if char == "{":
             match = _TEMPLATE.match(value, position, end)
-            last = match.end() if match else position + 1
+            run = match or _BRACES.match(value, position, end)
+            last = run.end() if run else position + 1
             kind = "open" if match else "text"
             parts.append(Part(kind, value[position:last], position, last, bool(match)))
             return last

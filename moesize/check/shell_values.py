@@ -208,7 +208,7 @@ class Budget:
     __slots__ = ("characters", "commands", "launches")
 
     def __init__(self, length: int) -> None:
-        self.characters = (1 << 20) + length
+        self.characters = (1 << 20) + length // 2
         self.commands = 100_000
         self.launches = 10_000
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.check.programs import (
@@ -41,6 +43,13 @@ _CONTROL = frozenset(
 _DECLARING = ("export", "declare", "typeset", "local", "readonly")
 _TESTS = ("[", "[[", "test", "grep", "command", "which")
 _BUILTINS = ("set", "shift", "unset", "read", "mapfile", "readarray", "getopts", "let")
+# {0..7}, $(seq 0 7), $(seq 8); and the head of `for ((i = 0; i < 8; i++))`.
+_RANGE = re.compile(r"\{(\d{1,4})\.\.(\d{1,4})\}|\$\(seq (?:([\w${}]{1,40}) )?([\w${}]{1,40})\)")
+_COUNTED = re.compile(
+    r"\(\(\s*([A-Za-z_]\w{0,40})\s*=\s*([\w${}]{1,40})\s*;\s*\1\s*(<=?)\s*([\w${}]{1,40})\s*;"
+    r"\s*(?:\1\+\+|\+\+\1)"
+)
+_MOST_REPEATED = 32
 _MOST_CALLS = 4
 _MOST_NESTED_TEXTS = 3
 _MOST_SOURCED = 10
@@ -52,6 +61,12 @@ class _Step(NamedTuple):
     kind: str
     command: Command
     words: list[Raw]
+
+
+class _Guard(NamedTuple):
+    """A test before && or ||, and what it gives where that is known."""
+
+    value: bool | None
 
 
 def _steps_of(commands: list[Command]) -> list[_Step]:
@@ -120,6 +135,9 @@ class Shell(Expansion):
         self.functions: dict[str, tuple[int, int]] = {}
         self.called: set[str] = set()
         self.found: list[Launch] = []
+        self.is_negated = False  # by `!`
+        self.round = 0
+        self.rounds: dict[tuple[object, ...], int] = {}  # in which one a launch was seen last
         self.list_start = 0  # the first launch of the commands that one `&` would put aside
 
     def run(self, start: int, end: int) -> None:
@@ -136,7 +154,7 @@ class Shell(Expansion):
     def walk(self, position: int, end: int, calls: int) -> None:
         """Steps in order; what is left open at the end is closed."""
         num_scopes = len(self.scopes)
-        guard: _Step | None = None  # the test before && or ||
+        guard: _Guard | None = None
         while position < end:
             step = self.steps[position]
             position += 1
@@ -145,8 +163,14 @@ class Shell(Expansion):
                 break
             if step.kind == "command":
                 guard = self.simple(step, guard, num_scopes, calls)
+                self.is_negated = False
             elif step.kind == "function":
                 position = self.define(position, end)
+            elif step.kind == "!":
+                self.is_negated = not self.is_negated
+            elif step.kind == "for" and (values := self.loop_values(step)) and calls < _MOST_CALLS:
+                position = self.repeat(step, values, position, end, calls)
+                self.after(self.steps[position - 1].command.after, num_scopes)
             else:
                 guard = None
                 if not self.control(step, position, end, num_scopes):
@@ -158,9 +182,9 @@ class Shell(Expansion):
         """The kind of the innermost construct that was opened here."""
         return self.scopes[-1].kind if len(self.scopes) > num_scopes else ""
 
-    def enter(self, kind: str, defaults: frozenset[str] = frozenset()) -> bool:
+    def enter(self, kind: str) -> bool:
         """Open a construct."""
-        return self.open_scope(kind, defaults, len(self.found))
+        return self.open_scope(kind, len(self.found))
 
     # --- control ----------------------------------------------------------------------------------
 
@@ -169,34 +193,64 @@ class Shell(Expansion):
         kind, top = step.kind, self.top(num_scopes)
         if kind == "if":
             return self.enter("if?")
-        if kind in ("while", "until", "for"):
+        if kind in ("while", "until"):
+            if not self.enter("loop?"):
+                return False
+            self.scopes[-1].subject = kind
+            self.forget_counters(position, end)
+        elif kind == "for":
             if not self.enter("loop"):
                 return False
-            if kind == "for":
-                self.loop_variable(step)
+            # Over words, and not over the script's arguments: at least once.
+            self.scopes[-1].is_whole = self.loop_variable(step)
             self.forget_counters(position, end)
         elif kind == "case":
-            if not self.enter("case"):
-                return False
-            # The first pattern may stand on the line of `case`.
-            has_pattern = step.command.after == ")" and len(step.words) > 3
-            self.scopes[-1].in_pattern = not has_pattern
+            return self.open_case(step)
+        elif kind == "do" and top == "loop?":
+            scope = self.scopes[-1]
+            ends = scope.subject == "until"
+            scope.kind, scope.is_dead = "loop", scope.condition is ends
         elif kind == "then" and top == "if?":
             self.scopes[-1].kind = "if"
+            self.scopes[-1].decide(self.scopes[-1].condition)
         elif kind in ("elif", "else") and top == "if":
             scope = self.scopes[-1]
             self.next_arm(scope)
-            scope.has_else = kind == "else"
-            scope.kind = "if" if kind == "else" else "if?"
+            if kind == "else":
+                scope.is_whole = True
+                scope.decide(value=True)
+            else:
+                scope.kind, scope.condition, scope.is_dead = "if?", None, False
         elif (
             (kind == "fi" and top in ("if", "if?"))
-            or (kind == "done" and top == "loop")
+            or (kind == "done" and top in ("loop", "loop?"))
             or (kind == "esac" and top == "case")
         ):
             self.list_start = self.scopes[-1].first
             self.close_scope()
             self.after(step.command.after, num_scopes)
         return True
+
+    def open_case(self, step: _Step) -> bool:
+        """`case WORD in`, maybe with the first pattern."""
+        if not self.enter("case"):
+            return False
+        scope, words = self.scopes[-1], step.words
+        scope.subject = self.tested_text(words[1]) if len(words) > 1 else None
+        scope.in_pattern = True
+        scope.condition = False
+        if len(words) > 3:
+            self.pattern(words[3:], step.command.after)
+        return True
+
+    def pattern(self, words: Sequence[Raw], after: str) -> None:
+        """A pattern of a case, and the branch that begins behind the last one."""
+        scope = self.scopes[-1]
+        fits = _matches(words[0], scope.subject) if len(words) == 1 else None
+        scope.condition = True if fits else (None if fits is None else scope.condition)
+        if after == ")":
+            scope.in_pattern = False
+            scope.decide(scope.condition)
 
     def after(self, operator: str, num_scopes: int) -> None:
         """What the operator behind a command ends."""
@@ -210,8 +264,9 @@ class Shell(Expansion):
             self.list_start = self.scopes[-1].first
             self.close_scope()
         elif operator in (";;", ";&", ";;&") and top == "case":
-            self.next_arm(self.scopes[-1])
-            self.scopes[-1].in_pattern = True
+            scope = self.scopes[-1]
+            self.next_arm(scope)
+            scope.in_pattern, scope.is_dead, scope.condition = True, False, False
 
     def define(self, position: int, end: int) -> int:
         """Remember a function's body; gives the step after it."""
@@ -232,23 +287,89 @@ class Shell(Expansion):
             self.functions[name] = (first, position if depth else position - 1)
         return position
 
-    def loop_variable(self, step: _Step) -> None:
-        """`for NAME in words`: known when there is one word only."""
+    def loop_variable(self, step: _Step) -> bool:
+        """`for NAME in words` of which not all are known. Whether there certainly are any."""
         name = step.words[1].plain if len(step.words) > 1 else ""
         if not name.isidentifier():
-            return
-        value: Variable = UNKNOWN
+            return False
         first = step.words[3].parts if len(step.words) > 3 else ()
         if not self.arguments and (len(step.words) == 2 or (first and first[0].text in ("@", "*"))):
             # `for NAME in "$@"`: what the caller gives.
             at = step.words[-1]
             written = self.text.value[at.start : at.end][:100]
             self.assign(name, (Piece(written, self.text, at.start, at.end, "@"),))
-            return
-        if len(step.words) == 4 and step.words[2].plain == "in":
-            fields = self.fields(step.words[3])
-            value = fields[0].value if len(fields) == 1 else UNKNOWN
-        self.assign(name, value)
+            return False
+        self.assign(name, UNKNOWN)
+        return any(raw.literal for raw in step.words[3:])
+
+    def loop_values(self, step: _Step) -> list[Value]:
+        """What the variable of a `for` holds, one after the other; empty where that is unknown."""
+        words = step.words
+        if len(words) == 2 and words[1].parts[0].kind == "open":
+            return self.counted(words[1])
+        if len(words) < 4 or words[2].plain != "in" or not words[1].plain.isidentifier():
+            return []
+        found: list[Value] = []
+        for raw in words[3 : 4 + _MOST_REPEATED]:
+            match = _RANGE.fullmatch(self.text.value[raw.start : min(raw.end, raw.start + 60)])
+            if match is not None:
+                first, last = (
+                    self.bound(each) for each in (match[1] or match[3], match[2] or match[4])
+                )
+                if match[3] is None and match[4] is not None:
+                    first = 1  # $(seq 8)
+                if first is None or last is None:
+                    return []
+                found += self.numbers(first, last + 1, raw)
+            else:
+                found += [field.value for field in self.fields(raw)]
+            if len(found) > _MOST_REPEATED:
+                return []
+        is_open = any(piece.open for value in found for piece in value)
+        return [] if is_open else found
+
+    def counted(self, raw: Raw) -> list[Value]:
+        """`for ((i = 0; i < 8; i++))`."""
+        match = _COUNTED.match(self.text.value[raw.start : min(raw.end, raw.start + 100)])
+        if match is None:
+            return []
+        first, last = self.bound(match[2]), self.bound(match[4])
+        if first is None or last is None:
+            return []
+        return self.numbers(first, last + (match[3] == "<="), raw)
+
+    def bound(self, text: str | None) -> int | None:
+        """A number, or a variable that holds one."""
+        if text is None:
+            return None
+        name = text.strip("${}\"' ")
+        return int(name) if name.isdigit() else self.number(name)
+
+    def numbers(self, first: int, end: int, raw: Raw) -> list[Value]:
+        """Whole numbers at the place of the word that counts them out."""
+        if end - first > _MOST_REPEATED:
+            return []
+        return [
+            (Piece(str(number), self.text, raw.start, raw.end),) for number in range(first, end)
+        ]
+
+    def repeat(self, step: _Step, values: list[Value], position: int, end: int, calls: int) -> int:
+        """The body of a `for`, once for each value; gives the step after it."""
+        name, first, depth = step.words[1].plain, position, 1
+        if not name:
+            match = _COUNTED.match(self.text.value[step.words[1].start : step.words[1].end][:100])
+            name = match[1] if match is not None else ""
+        while position < end and depth:
+            kind = self.steps[position].kind
+            depth += (kind in ("while", "until", "for")) - (kind == "done")
+            position += 1
+        last = position if depth else position - 1
+        list_start = self.list_start
+        for value in values:
+            self.assign(name, value)
+            self.walk(first, last, calls + 1)
+        self.list_start = list_start
+        return position
 
     def forget_counters(self, position: int, end: int) -> None:
         """Variables that a loop computes from themselves are not known inside it."""
@@ -276,34 +397,52 @@ class Shell(Expansion):
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def simple(self, step: _Step, guard: _Step | None, num_scopes: int, calls: int) -> _Step | None:
+    def simple(
+        self, step: _Step, guard: _Guard | None, num_scopes: int, calls: int
+    ) -> _Guard | None:
         """A simple command; gives the test that what follows depends on."""
         command, words = step.command, step.words
         if self.top(num_scopes) == "case" and self.scopes[-1].in_pattern:
-            if command.after == ")":
-                scope = self.scopes[-1]
-                scope.in_pattern = False
-                scope.has_else = scope.has_else or [raw.plain for raw in words] == ["*"]
+            if words:
+                self.pattern(words, command.after)
             return None
         if command.before == "(" and not self.enter("("):
             return None
-        is_test = bool(words) and words[0].plain in _TESTS
-        if self.top(num_scopes) == "if?":
-            self.scopes[-1].defaults.update(_said_empty(words))
-        guarded = guard is not None and command.before in ("&&", "||") and not is_test
-        if not words:
-            pass
-        elif guard is not None and guarded:
-            names = _said_empty(guard.words, negated=command.before == "||")
-            if self.enter("guard", names):
+        value = self.test(words)
+        if value is not None and self.is_negated:
+            value = not value
+        if self.top(num_scopes) in ("if?", "loop?") and words:
+            self.add_condition(command.before, value)
+        is_test = bool(words) and (value is not None or words[0].plain in _TESTS)
+        depends = command.before in ("&&", "||")
+        if words and depends and not is_test and (guard is not None or command.before == "||"):
+            if self.enter("guard"):
+                known = guard.value if guard is not None else None
+                turned = known if known is None else known != (command.before == "||")
+                self.scopes[-1].decide(turned)
                 self.command(step, calls)
                 self.close_scope()
-        else:
+        elif words:
             self.command(step, calls)
         self.after(command.after, num_scopes)
         if is_test:
-            return step
+            both = guard is not None and command.before == "&&"
+            return _Guard(_both(guard.value, value) if guard is not None and both else value)
         return guard if command.after in ("&&", "||") else None
+
+    def add_condition(self, before: str, value: bool | None) -> None:
+        """One command of the condition of an `if` or a loop."""
+        scope = self.scopes[-1]
+        if before == "&&":
+            scope.condition = _both(scope.condition, value)
+        elif before == "||":
+            neither = _both(
+                None if scope.condition is None else not scope.condition,
+                None if value is None else not value,
+            )
+            scope.condition = None if neither is None else not neither
+        else:
+            scope.condition = value
 
     def command(self, step: _Step, calls: int) -> None:
         """A command: assignments, then a program with its words."""
@@ -369,6 +508,8 @@ class Shell(Expansion):
             self.call(name, fields[1:], prefix, calls)
         elif name in _BUILTINS:
             self.builtin(name, fields[1:])
+        elif _ends_something(fields):
+            self.round += 1
         elif name in ("source", "."):
             if len(fields) > 1:
                 self.source(str(fields[1].word))
@@ -386,7 +527,20 @@ class Shell(Expansion):
             in_branch = any(scope.kind in ("if", "case") for scope in self.scopes)
             self.budget.launches -= len(found)
             for launch in found:
-                self.found.append(launch._replace(alternative=launch.alternative or in_branch))
+                # What is started again at the same place is the same server, unless the first one
+                # runs on beside it.
+                key = (launch.place.span, launch.words, launch.image, launch.devices)
+                is_beside = launch.background or step.command.after == "&"
+                before = self.rounds.setdefault(key, -1)
+                if before >= 0 and (before != self.round or not is_beside):
+                    continue
+                self.rounds[key] = self.round
+                self.found.append(
+                    launch._replace(
+                        alternative=launch.alternative or in_branch,
+                        round=self.round + launch.round,
+                    )
+                )
 
     def here_documents(self, step: _Step, fields: list[Field]) -> list[Launch]:
         """Scripts that a shell reads from a here-document."""
@@ -465,27 +619,33 @@ class Shell(Expansion):
             self.export(variable)
 
 
-def _said_empty(words: Sequence[Raw], *, negated: bool = False) -> frozenset[str]:
-    """Variables that `[ -z "$X" ]` (or, negated, the failure of `[ -n "$X" ]`) says are empty."""
-    found: set[str] = set()
-    words = words[:40]
-    for number, raw in enumerate(words[1:], 1):
-        parts = [part for part in raw.parts if part.kind != "text" or part.text not in ("", "x")]
-        if len(parts) != 1 or parts[0].kind != "name":
-            continue
-        before = words[number - 1].plain
-        after = words[number + 1].literal if number + 1 < len(words) else None
-        other = words[number + 2].literal if number + 2 < len(words) else None
-        is_empty = before == "-z" or (after in ("=", "==") and other in ("", "x"))
-        is_full = (
-            before == "-n"
-            or (before in ("[", "[[", "test") and after in ("]", "]]", None))
-            or (after == "!=" and other in ("", "x"))
-        )
-        turned = negated != (number > 1 and words[number - 2].plain == "!")
-        if is_full if turned else is_empty:
-            found.add(parts[0].text)
-    return frozenset(found)
+def _ends_something(fields: Sequence[Field]) -> bool:
+    """Whether a command ends programs that were started before, or waits for their end."""
+    words = [str(field.word) for field in fields[:4]]
+    while words and words[0] in ("sudo", "docker", "podman", "timeout"):
+        if words[0] in ("docker", "podman"):
+            return len(words) > 1 and words[1] in ("stop", "rm", "kill")
+        words = words[1:]
+    if not words or words[0] not in ("kill", "pkill", "killall", "fuser", "wait"):
+        return False
+    return "-0" not in words  # which only asks whether it runs
+
+
+def _both(first: bool | None, second: bool | None) -> bool | None:
+    """`first && second` where either may not be known."""
+    if first is False or second is False:
+        return False
+    return None if first is None or second is None else True
+
+
+def _matches(pattern: Raw, subject: str | None) -> bool | None:
+    """Whether a pattern of a case fits."""
+    text = pattern.literal
+    if text == "*":
+        return True
+    if text is None or subject is None or len(text) > 60 or len(subject) > 200:
+        return None
+    return fnmatchcase(subject, text) if any(char in text for char in "*?[") else text == subject
 
 
 def run_text(

@@ -188,13 +188,15 @@ def test_unquoted_variables_split_and_quoted_ones_do_not() -> None:
 def test_arrays() -> None:
     text = (
         "ARGS=(\n  --a 1 # first\n  --b 'x y'\n)\nARGS+=(--c)\n"
-        'if [ "$1" ]; then ARGS+=(--maybe); fi\nvllm serve m "${ARGS[@]}" ${NONE[@]} "${ARGS[1]}"\n'
+        'if [ "$1" ]; then ARGS+=(--not); fi\nvllm serve m "${ARGS[@]}" ${NONE[@]} "${ARGS[1]}"\n'
     )
-    assert words(text.replace('if [ "$1" ]; then ARGS+=(--maybe); fi\n', "")) == [
-        "m", "--a", "1", "--b", "x y", "--c", "1",
+    assert words(text) == ["m", "--a", "1", "--b", "x y", "--c", "1"]
+    unsure = one(text.replace('[ "$1" ]', "is_new"))
+    assert [str(word) for word in unsure.words[:-1]] == [
+        "m", "--a", "1", "--b", "x y", "--c", "${ARGS[@]}",
     ]  # fmt: skip
-    unsure = one(text)
-    assert [each.name for each in unsure.unresolved] == ["ARGS", "ARGS"]
+    assert [each.name for each in unsure.unresolved] == ["ARGS"]
+    assert at(text.replace('[ "$1" ]', "is_new"), unsure.unresolved[0].at) == "--not"
     assert words('CMD=(vllm serve m); CMD+=(-tp 2); "${CMD[@]}"') == ["m", "-tp", "2"]
 
 
@@ -240,11 +242,31 @@ def test_what_the_user_gives_wins() -> None:
         ('[ -n "$A" ] || A=2', "2"),
         ('[ "$A" = "" ] && A=2', "2"),
         ("[ x = y ] && A=2", None),
-        ('A=1; [ "$X" = y ] && A=2', None),
+        ('A=1; [ "$X" = y ] && A=2', "1"),
+        ('X=y; A=1; [ "$X" = y ] && A=2', "2"),
+        ('X=$(x); A=1; [ "$X" = y ] && A=2', None),
+        ('A=1; [ "$X" = y ] || A=2', "2"),
+        ('if [ "$1" = big ]; then A=8; else A=4; fi', "4"),
+        ("N=3; if [ $N -gt 2 ] && [ $N -le 3 ]; then A=8; else A=4; fi", "8"),
+        ("N=3; if [[ $N == 3 || $N == 4 ]]; then A=8; else A=4; fi", "8"),
+        ("if ! true; then A=8; else A=4; fi", "4"),
+        ("if [ ! -f x ]; then A=8; else A=4; fi", None),
+        ("if is_new; then A=8; else A=4; fi", None),
+        ("A=1; if [ $# -ge 1 ]; then A=$1; fi", "1"),
+        ("A=1; until true; do A=2; done", "1"),
+        ("A=1; until false; do A=2; done", None),
+        ("A=1; while false; do A=2; done", "1"),
+        ("B=$1; A=${B:-2}", "2"),
+        ("A=1; for x in a b; do A=2; done", "2"),
+        ('A=1; for x in "$@"; do A=2; done', None),
+        ("M=b; case $M in a) A=2;; b|c) A=3;; *) A=4;; esac", "3"),
+        ("M=$1; case ${M:-q7} in q*) A=2;; *) A=4;; esac", "2"),
+        ("M=$(x); case $M in a) A=2;; *) A=4;; esac", None),
+        ("unset A; A=1; if is_new; then unset A; fi", None),
         ("cd /x && A=2", "2"),
         (': "${A:=2}"', "2"),
         ("A=${A:-2}", "2"),
-        ("for A in 2; do :; done", None),
+        ("for A in 2; do :; done", "2"),
         ("A=1; while x; do A=$((A+1)); done", None),
         ("case $x in a) A=2;; *) A=2;; esac", "2"),
         ("case $x in a) A=2;; b) A=3;; esac", None),
@@ -254,7 +276,16 @@ def test_what_the_user_gives_wins() -> None:
         ("A=1; while [ $# -gt 0 ]; do case $1 in -a) A=$2; shift;; esac; shift; done", "1"),
         ("A=1; while getopts a: o; do case $o in a) A=$OPTARG;; esac; done", "1"),
         ('A=1; for a in "$@"; do case $a in -a=*) A="${a#*=}";; esac; done', "1"),
-        ("A=1; for a in 2 3; do A=$a; done", None),
+        ("A=1; for a in 2 3; do A=$a; done", "3"),
+        ("A=1; for a in 2 $(x); do A=$a; done", None),
+        ("A=1; for a in 2 3; do A=$((A * a)); done", "6"),
+        ("A=1; for a in {1..3}; do A=$((A * 2)); done", "8"),
+        ("A=1; N=3; for a in $(seq 1 $N); do A=$((A * 2)); done", "8"),
+        ("A=1; for a in $(seq 2); do A=$((A * 2)); done", "4"),
+        ("A=1; for ((i=0; i<3; i++)); do A=$((A * 2)); done", "8"),
+        ("A=1; N=2; for (( i = 1; i <= N; i++ )); do A=$((A + i)); done", "4"),
+        ("A=1; for ((;;)); do A=2; done", None),
+        ("A=1; for a in {1..900}; do A=$a; done", None),
         ("A=1; if x; then A=$(nvidia-smi -L | wc -l); fi", None),
         ("A=1; read A", None),
         ("A=1; A+=2", "12"),
@@ -264,7 +295,8 @@ def test_what_the_user_gives_wins() -> None:
 )
 def test_what_a_variable_holds_after_a_branch(before: str, value: str | None) -> None:
     launch = one(f"{before}\nvllm serve m --x $A")
-    assert str(launch.words[-1]) == (value or "$A")
+    if value is not None:
+        assert str(launch.words[-1]) == value
     assert bool(launch.unresolved) == (value is None)
 
 
@@ -279,9 +311,54 @@ def test_a_branch_sees_what_it_sets() -> None:
     fi
     vllm serve after --tensor-parallel-size $TP
     """
+    # The last one is what it is without an argument.
     found = started(text)
-    assert [str(launch.words[-1]) for launch in found] == ["8", "1", "$TP"]
+    assert [str(launch.words[-1]) for launch in found] == ["8", "1", "1"]
     assert [launch.alternative for launch in found] == [True, True, False]
+
+
+def test_loops_over_what_is_known() -> None:
+    text = """
+    MODELS=(a/a b/b)
+    gpu=0
+    for model in "${MODELS[@]}"; do
+      for size in 8; do
+        CUDA_VISIBLE_DEVICES=$gpu vllm serve "$model" --max-model-len ${size}k &
+      done
+      gpu=$((gpu + 1))
+    done
+    """
+    found = started(text)
+    assert [[str(word) for word in launch.words] for launch in found] == [
+        ["a/a", "--max-model-len", "8k"],
+        ["b/b", "--max-model-len", "8k"],
+    ]
+    assert [launch.devices for launch in found] == [("0",), ("1",)]
+    assert [launch.background for launch in found] == [True, True]
+    assert at(text, found[1].words[0]) == "b/b"
+    assert len(started("for i in {0..7}; do CUDA_VISIBLE_DEVICES=$i vllm serve m & done")) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "rounds"),
+    [
+        ("vllm serve a & vllm serve b &", [0, 0]),
+        ("vllm serve a & kill $!; vllm serve b", [0, 1]),
+        ("vllm serve a & kill -0 $!; vllm serve b", [0, 0]),
+        ("docker run -d vllm/vllm-openai --model a; docker stop x; vllm serve b", [0, 1]),
+        ("stop() { pkill -f vllm; }; vllm serve a & stop; vllm serve b", [0, 1]),
+        ("stop() { pkill -f vllm; }; trap stop EXIT; vllm serve a & vllm serve b", [0, 0]),
+        # The same one again.
+        ("while true; do vllm serve a; sleep 1; done", [0]),
+        ("for i in 1 2 3; do vllm serve a; done", [0]),
+        ("for i in 1 2 3; do vllm serve a & sleep 9; kill $!; done", [0]),
+        ("for i in 1 2; do vllm serve a --port $i; done", [0, 0]),
+        ("for i in 1 2; do vllm serve a & done", [0, 0]),
+        ("for i in 1 2; do CUDA_VISIBLE_DEVICES=$i vllm serve a; done", [0, 0]),
+    ],
+)
+def test_what_was_ended_before(text: str, rounds: list[int]) -> None:
+    assert [launch.round for launch in started(text)] == rounds
 
 
 def test_functions_and_arguments() -> None:
@@ -355,7 +432,13 @@ def test_several_servers_and_how_they_stand() -> None:
         ("bash -euxo pipefail -c 'vllm serve m'", "vllm"),
         ('sh -lc "vllm serve m"', "vllm"),
         ('eval "vllm serve m"', "vllm"),
+        ("$VLLM_BIN serve m", "vllm"),
+        ('"${LLAMA_SERVER}" -m m.gguf', "llama.cpp"),
         ("docker exec -it c vllm serve m", "vllm"),
+        ("docker run $OPTIONS ${GPUS} vllm/vllm-openai --model m", "vllm"),
+        ("docker run $VLLM_IMAGE --model m", "vllm"),
+        ("docker run $IMAGE vllm serve m", "vllm"),
+        ("sbatch -N 1 --wrap='vllm serve m'", "vllm"),
         ("/entrypoint.sh vllm serve m", "vllm"),
         ("bash <<'EOF'\nvllm serve m\nEOF", "vllm"),
         ("if vllm serve m; then :; fi", "vllm"),
@@ -658,7 +741,7 @@ def test_no_changed_script_raises(changes: list[tuple[int, int, str]]) -> None:
 def test_the_sample_is_read() -> None:
     found = started(_SAMPLE)
     check_places(_SAMPLE, found)
-    assert [launch.engine for launch in found] == ["vllm", "vllm", "vllm", "vllm", "sglang"]
+    assert [launch.engine for launch in found] == ["vllm"] * 5 + ["sglang"]
     assert [str(word) for word in found[-1].words][-2:] == ["--mem-fraction-static", "0.8"]
 
 
@@ -668,7 +751,8 @@ _UNITS = [
     "if x;then ", "case x in ", "while x;do ", "f(){ ", "{{", "${a:-", '"$(', "A=b$A$A\n",
     "A=(${A[@]} ${A[@]} b)\n", "{ ", "f(){ vllm serve m; f; f; }\nf\n", "a=(", "vllm serve X $A;",
     "[ -z $X ] && X=5\n", "bash -c '", "${x##*/}", "export A\n",
-    "case $1 in a) X=1;; *) X=2;; esac\n",
+    "case $1 in a) X=1;; *) X=2;; esac\n", "for i in {1..30}; do ",
+    "for i in {1..30}; do :; done\n",
 ]  # fmt: skip
 
 

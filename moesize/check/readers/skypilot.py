@@ -9,6 +9,7 @@ $SKYPILOT_NUM_GPUS_PER_NODE with each, so every number is a server of its own.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.check.formats import Context, Format
@@ -218,11 +219,12 @@ def _servers(
     title = document.get("name").text
     image = document.get("resources", "image_id").text
     image = image.cut(7) if image is not None and image.startswith("docker:") else None
-    shared = ""
-    if len(launches) > 1:
-        place = launches[0].place.span
-        shared = f"skypilot:{context.path}:{place.line if place else 0}"
+    beside = Counter(launch.round for launch in launches)
     for position, launch in enumerate(launches, 1):
+        shared = ""
+        if beside[launch.round] > 1:
+            place = launches[0].place.span
+            shared = f"skypilot:{context.path}:{place.line if place else 0}:{launch.round}"
         name = str(title or launch.engine)
         name += f" ({number.value} GPUs)" if several and number is not None else ""
         server = Server(
