@@ -787,18 +787,6 @@ def test_any_text_is_rendered(
             assert sum(not unicodedata.combining(char) for char in row) <= max(width, 40)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_thousands_of_findings_cost_each_the_same(name: str) -> None:
-    def cost(number: int) -> float:
-        made = report(*(finding(key=(str(n),)) for n in range(number)))
-        begin = time.process_time()
-        render(made, name)
-        return time.process_time() - begin
-
-    few = min(cost(500) for _ in range(3))
-    assert cost(4_000) < 8 * few * 4 + 0.2  # loose: a quadratic one takes 64 times as long
-
-
 def test_human_output_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
