@@ -42,6 +42,7 @@ from moesize.core.errors import MoesizeError, UnknownNameError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moesize.check.configuration import Settings
     from moesize.check.naming import Named
     from moesize.check.server import Reading, Server
     from moesize.check.source import SourceFile
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def judge_file(
-    readings: Sequence[Reading], file: SourceFile, settings: Any
+    readings: Sequence[Reading], file: SourceFile, settings: Settings
 ) -> tuple[list[ServerResult], list[Finding]]:
     """Judge every server of a file. What goes wrong with one server does not touch the others."""
     results: list[ServerResult] = []
@@ -128,7 +129,7 @@ class _Judge:
         if named is None:
             return result
         judge_quantization(self.bench, flags, named)
-        online = bool(getattr(self.settings, "online", False))
+        online = self.settings.online
         case = make_case(
             server,
             flags,
@@ -176,8 +177,8 @@ class _Judge:
         found = find_model(
             text or str(fallback),
             fallback,
-            getattr(self.settings, "models", {}) or {},
-            online=bool(getattr(self.settings, "online", False)),
+            self.settings.models,
+            online=self.settings.online,
             ollama=self.server.engine == "ollama",
         )
         if isinstance(found, NotNamed):
@@ -312,8 +313,7 @@ class _Judge:
     @property
     def settings_gpus(self) -> int | None:
         """GPUs that the user says there are, where the file does not."""
-        number = getattr(self.settings, "gpus", None)
-        return number if isinstance(number, int) else None
+        return self.settings.gpus
 
     def _effective(self, plan: Plan) -> None:
         """Settings after the engine's defaults, where the file states none."""
@@ -331,7 +331,7 @@ def _model_of(flags: Flags) -> str | None:
     return flags.server.model or flags.command.model or flags.value("command:model")
 
 
-def _version(engine: str, server: Server, settings: Any) -> tuple[str | None, str]:
+def _version(engine: str, server: Server, settings: Settings) -> tuple[str | None, str]:
     """(release, remark): of the image, the file's own word for it, or the user's."""
     if not _is_planned(engine):
         return None, ""
@@ -341,8 +341,7 @@ def _version(engine: str, server: Server, settings: Any) -> tuple[str | None, st
             return found, remark
     if server.version is not None:
         return known_version(engine, str(server.version))
-    versions: dict[str, str] = getattr(settings, "engine_versions", {})
-    return versions.get(engine), ""
+    return settings.engine_versions.get(engine), ""
 
 
 def _is_planned(engine: str) -> bool:
@@ -376,14 +375,9 @@ def _is_official(server: Server) -> bool:
     return bool(name) and version_of_image(engine, pinned) is not None
 
 
-def _given_gpu(settings: Any, bench: Bench) -> str | None:
+def _given_gpu(settings: Settings, bench: Bench) -> str | None:
     """The GPU that the user names for files that name none."""
-    by_path = getattr(settings, "gpu_for", None)
-    if callable(by_path):
-        found = by_path(bench.file.path)
-        return found if isinstance(found, str) else None
-    found = getattr(settings, "gpu", None)
-    return found if isinstance(found, str) else None
+    return settings.gpu_for(bench.file.path)
 
 
 def _quantization(case: Case) -> str | None:

@@ -9,6 +9,7 @@ from moesize.core.errors import MoesizeError
 from moesize.gpus import GpuMatch, find_gpu
 
 if TYPE_CHECKING:
+    from moesize.check.configuration import Settings
     from moesize.check.server import GpuClaim, Server
 
 _KINDS = ("typed", "driver", "torch", "kubernetes", "gke", "karpenter", "metal", "pci")
@@ -45,7 +46,7 @@ class Unknown(NamedTuple):
 
 
 def devices_of(
-    server: Server, settings: Any, given: str | None
+    server: Server, settings: Settings, given: str | None
 ) -> tuple[list[Device], list[Unknown]]:
     """Devices that a server's file claims; else `given` (an option, the configuration, a comment).
 
@@ -65,8 +66,8 @@ def devices_of(
     return found, unknown
 
 
-def _claimed(claim: GpuClaim, settings: Any) -> Device | Unknown:
-    names: dict[str, str] = getattr(settings, "gpu_names", {}) or {}
+def _claimed(claim: GpuClaim, settings: Settings) -> Device | Unknown:
+    names = settings.gpu_names
     text = names.get(str(claim.text)) or names.get(f"{claim.via}={claim.text}")
     kind: Any = claim.kind if claim.kind in _KINDS else None
     if text is not None:

@@ -196,7 +196,7 @@ def _judge_headroom(bench: Bench, case: Case, device: Device, plan: Plan) -> Non
     spare = kv.available_bytes - kv.needed_bytes
     share = spare / ledger.budget_bytes if ledger.budget_bytes else 0.0
     # A length that the engine chooses fills the cache on purpose.
-    wanted = 0.0 if case.takes_what_fits else float(getattr(bench.settings, "headroom", 0.05))
+    wanted = 0.0 if case.takes_what_fits else bench.settings.headroom
     if plan.verdict.certain and share >= wanted:
         return
     if case.takes_what_fits and "when it runs" not in plan.verdict.reason:
@@ -248,7 +248,7 @@ def _judge_lowered(bench: Bench, case: Case, device: Device, plan: Plan) -> None
 def _judge_concurrency(bench: Bench, case: Case, plan: Plan) -> None:
     """Requests at once that the file promises, against what the cache holds at full length."""
     promised = bench.server.concurrency
-    wanted = getattr(bench.settings, "concurrency", None)
+    wanted = bench.settings.concurrency
     holds = plan.kv_cache.max_concurrency * plan.kv_cache.replicas
     context = plan.deployment["context"]
     if promised is None and wanted is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moesize.check.findings import Finding, Label
 from moesize.check.rules import find_rule
@@ -11,6 +11,7 @@ from moesize.check.source import Span, Word
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moesize.check.configuration import Settings
     from moesize.check.devices import Device
     from moesize.check.findings import Fix, Severity
     from moesize.check.planning import Case
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Bench:
     """Takes the findings about one server."""
 
-    def __init__(self, server: Server, file: SourceFile, settings: Any) -> None:
+    def __init__(self, server: Server, file: SourceFile, settings: Settings) -> None:
         self.server = server
         self.file = file
         self.settings = settings
