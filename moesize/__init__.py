@@ -16,6 +16,8 @@ from moesize._version import __version__
 
 if TYPE_CHECKING:
     from moesize.api import plan, show
+    from moesize.check.findings import CheckReport
+    from moesize.check.run import check_files
     from moesize.core.errors import (
         CannotAnswerError,
         EnvironmentProblem,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CannotAnswerError",
+    "CheckReport",
     "EnvironmentProblem",
     "GpuSpec",
     "InvalidDeploymentError",
@@ -43,6 +46,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedError",
     "__version__",
+    "check_files",
     "plan",
     "show",
 ]
@@ -50,6 +54,9 @@ __all__ = [
 _HOMES = {
     "plan": "moesize.api",
     "show": "moesize.api",
+    # Not `check`: that is the name of the package, which importing it would put in its place.
+    "check_files": "moesize.check.run",
+    "CheckReport": "moesize.check.findings",
     "GpuSpec": "moesize.core.gpu",
     "ModelSpec": "moesize.core.model_spec",
     "Plan": "moesize.core.plan",

@@ -32,7 +32,7 @@ def _main(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:  # files are read with errors of their own: this is stdout
-        from moesize.cli import silence_stdout
+        from moesize.cli_parts import silence_stdout
 
         silence_stdout()
         if isinstance(error, BrokenPipeError):

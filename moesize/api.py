@@ -10,7 +10,12 @@ from moesize._version import __version__
 from moesize.catalog import catalogue_id, normal_form, resolve_model
 from moesize.core.checkpoint import StoredEntry, keep, published, with_scheme
 from moesize.core.deployment import DraftModel, Request
-from moesize.core.errors import InvalidDeploymentError, InvalidInputError, UnsupportedError
+from moesize.core.errors import (
+    InvalidDeploymentError,
+    InvalidInputError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from moesize.core.inventory import count_parameters, moe_of
 from moesize.core.model_spec import ModelSpec
 from moesize.core.plan import (
@@ -34,7 +39,7 @@ from moesize.core.weight_formats import (
     Gguf,
     Plain,
 )
-from moesize.costs import costs
+from moesize.costs import Costs, costs
 from moesize.engines import (
     YOURS,
     calibration_without,
@@ -173,11 +178,11 @@ def plan(
         max_loras=max_loras,
     )
     if command is not None:
-        request, pasted, quant = _apply_command(command, request, spec, model, quant, online)
+        request, pasted, quant = apply_serve_command(command, request, spec, model, quant, online)
         notes += pasted
     elif request.engine_version is not None:
         notes += _not_in_version(request)
-    scheme, resolved = _scheme(quant, request.engine, spec)
+    scheme, resolved = scheme_of(quant, request.engine, spec)
     answer = make_plan(spec, source, scheme, resolved, device, request, notes=notes)
     if suggest and not answer.fits:
         from moesize.suggestions import suggestions
@@ -214,8 +219,12 @@ def make_plan(
     request: Request,
     *,
     notes: tuple[Note, ...] = (),
+    with_costs: bool = True,
 ) -> Plan:
-    """Plan with everything looked up already; `scheme` None = as published."""
+    """Plan with everything looked up already; `scheme` None = as published.
+
+    `with_costs` False leaves out compute and performance: for callers that ask for memory alone.
+    """
     kind = model_kind(spec)
     profile = engine_profile(request.engine, request.engine_version, device.id, kind)
     refuse_unplanned(request.engine, request.given())
@@ -239,8 +248,9 @@ def make_plan(
         message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
         warnings.append(Note(code="calibration", message=message))
     warnings += limits
-    warnings += _receipts(spec, scheme, device)
-    cost = costs(spec, stored, device, answer)
+    if with_costs:  # an answer for people: what was measured belongs to it
+        warnings += _receipts(spec, scheme, device)
+    cost = costs(spec, stored, device, answer) if with_costs else _NO_COSTS
     return Plan(
         model=_model_summary(spec, source),
         quantization=_quantization_summary(spec, scheme, resolved, stored),
@@ -265,6 +275,9 @@ def _receipts(spec: ModelSpec, scheme: Scheme | None, device: GpuSpec) -> list[N
 
     name = "checkpoint" if scheme is None else scheme.name
     return [Note(code="measured", message=q.text) for q in quotes(spec.id, name, device.id)[:1]]
+
+
+_NO_COSTS = Costs({}, {})
 
 
 def model_kind(spec: ModelSpec) -> str:
@@ -366,7 +379,7 @@ def show(
 
     spec, source = _spec_of(model, online)
     _check_types({"quant": quant, "kv_dtype": kv_dtype}, {}, {})
-    scheme, resolved = _scheme(quant, "vllm", spec)
+    scheme, resolved = scheme_of(quant, "vllm", spec)
     original = published(spec)
     if scheme is None:
         stored = original
@@ -445,16 +458,21 @@ def _check_types(texts: dict[str, Any], counts: dict[str, Any], flags: dict[str,
             raise InvalidInputError(f"{name} must be true or false, not {value!r:.60}")
 
 
-def _apply_command(
+def apply_serve_command(
     command: ServeCommand,
     request: Request,
     spec: ModelSpec,
     model: str | ModelSpec,
     quant: str,
     online: bool,
+    *,
+    offline: bool = False,
 ) -> tuple[Request, tuple[Note, ...], str]:
-    """A pasted command put into the request: (request, notes, quantization)."""
-    from moesize.core.errors import CannotAnswerError, UnknownNameError
+    """A pasted command put into the request: (request, notes, quantization).
+
+    `offline`: a draft that the catalogue does not know is left out, not asked for.
+    """
+    from moesize.core.errors import CannotAnswerError
     from moesize.engine_args import apply_command
 
     own_tokens = request.num_spec_tokens
@@ -483,7 +501,7 @@ def _apply_command(
         trouble = "speculation is not planned for this engine" if not planned else ""
         if planned:
             try:
-                draft = _draft(command.draft, online)
+                draft = _draft(command.draft, online, offline=offline)
                 method = getattr(request.engine_settings, "spec_method", None) or draft.method
                 request = replace(request, draft=replace(draft, method=method))
             except (UnknownNameError, CannotAnswerError, InvalidInputError) as error:
@@ -542,7 +560,12 @@ def _quant_of_name(typed: str, notes: list[Note]) -> str:
     return scheme or "checkpoint"
 
 
-def _draft(draft: str | ModelSpec, online: bool) -> DraftModel:
+def _draft(draft: str | ModelSpec, online: bool, *, offline: bool = False) -> DraftModel:
+    if offline and isinstance(draft, str):
+        found = catalogue_id(draft)
+        if found is None:
+            raise UnknownNameError("model", draft, (), "moesize models")
+        draft = found
     spec, _ = _spec_of(draft, online)
     names = f"{draft if isinstance(draft, str) else ''} {spec.id} {spec.hub_id}".lower()
     # Such a head looks like a model of one layer, and is none: it reads the target's states.
@@ -574,7 +597,7 @@ def _device(gpu: str | GpuSpec, gpus: int | None) -> tuple[GpuSpec, int, tuple[N
     return match.spec, gpus or match.count or 1, notes
 
 
-def _scheme(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, str]:
+def scheme_of(quant: str, engine: str, spec: ModelSpec) -> tuple[Scheme | None, str]:
     key = quant.strip().lower()
     if key in ("checkpoint", "auto"):
         return None, ""

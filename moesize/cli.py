@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moesize._version import __version__
+from moesize.cli_parts import (
+    EXIT_NO,
+    EXIT_WRONG_QUESTION,
+    EXIT_YES,
+    Command,
+    PanelCommand,
+    emit,
+    one_line,
+    option,
+    options,
+    print_json,
+)
 from moesize.core.errors import MoesizeError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-EXIT_YES, EXIT_NO, EXIT_WRONG_QUESTION = 0, 1, 2
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def run(argv: list[str]) -> int:
@@ -42,37 +50,14 @@ def run(argv: list[str]) -> int:
         return EXIT_YES
 
 
-def _emit(render: Callable[..., None], *args: Any, **options: Any) -> None:
-    """Print. A reader that has seen enough (head, less) changes no exit code."""
-    try:
-        render(*args, **options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        silence_stdout()
-
-
-def silence_stdout() -> None:
-    """Send what is still to be printed nowhere: Python would try, and complain, again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _report(kind: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:
-    message, hint = _one_line(message), _one_line(hint)
+    message, hint = one_line(message), one_line(hint)
     if as_json:
-        _emit(_print_json, {"error": {"kind": kind, "message": message, "hint": hint}})
+        emit(print_json, {"error": {"kind": kind, "message": message, "hint": hint}})
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"\nhint: {hint}", file=sys.stderr)
     return exit_code
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _one_line(text: str) -> str:
-    # Names and files come from strangers; control characters must not reach a terminal.
-    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def _wants_json(argv: list[str]) -> bool:
@@ -102,43 +87,6 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class _PanelCommand(click.Command):
-    """Shows its options in panels (Model, GPUs, Workload, ...) and runnable examples last."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            # Arguments stand in the usage line and are explained in the text.
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                panel = getattr(param, "panel", "Output")  # --help itself
-                panels.setdefault(panel, []).append(record)
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)
-
-
-class _Option(click.Option):
-    """An option that knows its help panel."""
-
-    def __init__(self, *args: Any, panel: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.panel = panel
-
-
-def _option(panel: str, *names: str, **kwargs: Any) -> Callable[[Command], Command]:
-    return click.option(*names, cls=_Option, panel=panel, **kwargs)
-
-
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def decorate(function: Command) -> Command:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -158,7 +106,7 @@ def main(ctx: click.Context) -> None:
 
 
 def _format_option(*choices: str) -> Callable[[Command], Command]:
-    return _option(
+    return option(
         "Output",
         "--format",
         "-f",
@@ -171,8 +119,8 @@ def _format_option(*choices: str) -> Callable[[Command], Command]:
 
 
 _MODEL = click.argument("model")
-_ONLINE = _option("Model", "--online", is_flag=True, help="Ask the hub even for catalogue models.")
-_QUANT = _option(
+_ONLINE = option("Model", "--online", is_flag=True, help="Ask the hub even for catalogue models.")
+_QUANT = option(
     "Model",
     "--quant",
     "--quantization",
@@ -183,11 +131,11 @@ _QUANT = _option(
     help="Scheme (awq-4bit, fp8, ...), 4bit, 8bit, or checkpoint: as published.",
     show_default=True,
 )
-_KV_DTYPE = _option(
+_KV_DTYPE = option(
     "Workload", "--kv-dtype", "--kv-cache-dtype", "kv_dtype", metavar="D", help="auto, fp8, ..."
 )
 
-_NO_CALIBRATION = _option(
+_NO_CALIBRATION = option(
     "Engine",
     "--no-calibration",
     "calibration",
@@ -197,8 +145,8 @@ _NO_CALIBRATION = _option(
     help="Leave out what `audit --save` measured.",
 )
 
-_PLAN_OPTIONS = _options(
-    _option(
+_PLAN_OPTIONS = options(
+    option(
         "GPUs",
         "--gpu",
         "-g",
@@ -207,7 +155,7 @@ _PLAN_OPTIONS = _options(
         required=True,
         help='a10g, h100, "NVIDIA L4", g5.12xlarge, 24GiB, local, ...',
     ),
-    _option(
+    option(
         "GPUs",
         "--gpus",
         "-n",
@@ -218,7 +166,7 @@ _PLAN_OPTIONS = _options(
     ),
     _QUANT,
     _ONLINE,
-    _option(
+    option(
         "Workload",
         "--context",
         "--max-model-len",
@@ -227,7 +175,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Tokens of one sequence (32k); default: the model's longest.",
     ),
-    _option(
+    option(
         "Workload",
         "--concurrency",
         "concurrency",
@@ -235,17 +183,17 @@ _PLAN_OPTIONS = _options(
         help="Sequences held at once; default 1.",
     ),
     _KV_DTYPE,
-    _option(
+    option(
         "Engine",
         "--engine",
         "engine",
         metavar="E",
         help="Inference engine; default: vllm, or that of the pasted command.",
     ),
-    _option(
+    option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
     ),
-    _option(
+    option(
         "Engine",
         "--tp",
         "--tensor-parallel-size",
@@ -254,7 +202,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Tensor parallel; default: all GPUs.",
     ),
-    _option(
+    option(
         "Engine",
         "--pp",
         "--pipeline-parallel-size",
@@ -263,7 +211,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Pipeline stages.",
     ),
-    _option(
+    option(
         "Engine",
         "--dp",
         "--data-parallel-size",
@@ -272,7 +220,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Data-parallel replicas.",
     ),
-    _option(
+    option(
         "Engine",
         "--ep/--no-ep",
         "--enable-expert-parallel/--no-enable-expert-parallel",
@@ -280,7 +228,7 @@ _PLAN_OPTIONS = _options(
         default=None,
         help="Whole experts per GPU instead of slices.",
     ),
-    _option(
+    option(
         "Engine",
         "--gpu-memory-utilization",
         "gpu_memory_utilization",
@@ -288,15 +236,15 @@ _PLAN_OPTIONS = _options(
         metavar="F",
         help="Share of the GPU the engine allows itself.",
     ),
-    _option("Engine", "--max-num-seqs", "max_num_seqs", metavar="N", help="Sequences per step."),
-    _option(
+    option("Engine", "--max-num-seqs", "max_num_seqs", metavar="N", help="Sequences per step."),
+    option(
         "Engine",
         "--max-num-batched-tokens",
         "max_num_batched_tokens",
         metavar="N",
         help="Tokens per step.",
     ),
-    _option(
+    option(
         "Engine",
         "--enforce-eager",
         "enforce_eager",
@@ -304,7 +252,7 @@ _PLAN_OPTIONS = _options(
         default=None,
         help="No CUDA graphs.",
     ),
-    _option(
+    option(
         "Engine",
         "--block-size",
         "block_size",
@@ -312,14 +260,14 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Tokens of a KV block.",
     ),
-    _option(
+    option(
         "Engine",
         "--kv-cache-memory",
         "kv_cache_memory",
         metavar="SIZE",
         help="KV bytes per GPU instead of the budget arithmetic.",
     ),
-    _option(
+    option(
         "Engine",
         "--dcp",
         "--decode-context-parallel-size",
@@ -328,7 +276,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Ranks of a TP group that share out the tokens of the KV cache.",
     ),
-    _option(
+    option(
         "Engine",
         "--dp-attention/--no-dp-attention",
         "--enable-dp-attention",
@@ -336,7 +284,7 @@ _PLAN_OPTIONS = _options(
         default=None,
         help="Attention data-parallel inside the TP group (SGLang).",
     ),
-    _option(
+    option(
         "Engine",
         "--redundant-experts",
         "redundant_experts",
@@ -344,7 +292,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Extra copies of experts (EPLB).",
     ),
-    _option(
+    option(
         "Engine",
         "--expert-skew",
         "expert_skew",
@@ -352,14 +300,14 @@ _PLAN_OPTIONS = _options(
         metavar="F",
         help="Tokens of the busiest EP rank / mean over ranks.",
     ),
-    _option(
+    option(
         "Engine",
         "--offload-experts",
         "offload_experts",
         metavar="N|all",
         help="Layers whose experts stay on the host.",
     ),
-    _option(
+    option(
         "Engine",
         "--cpu-offload-gib",
         "--cpu-offload-gb",
@@ -368,8 +316,8 @@ _PLAN_OPTIONS = _options(
         metavar="F",
         help="Weights of each rank kept on the host.",
     ),
-    _option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model for speculation."),
-    _option(
+    option("Engine", "--draft", "draft", metavar="MODEL", help="Draft model for speculation."),
+    option(
         "Engine",
         "--spec-tokens",
         "--num-speculative-tokens",
@@ -378,7 +326,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Tokens guessed per step by the draft.",
     ),
-    _option(
+    option(
         "Engine",
         "--mtp",
         "mtp",
@@ -386,7 +334,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Tokens guessed per step by the model's MTP blocks.",
     ),
-    _option(
+    option(
         "Engine",
         "--lora-rank",
         "--max-lora-rank",
@@ -395,7 +343,7 @@ _PLAN_OPTIONS = _options(
         metavar="R",
         help="Adapter rank.",
     ),
-    _option(
+    option(
         "Engine",
         "--max-loras",
         "max_loras",
@@ -403,7 +351,7 @@ _PLAN_OPTIONS = _options(
         metavar="N",
         help="Adapters held at once.",
     ),
-    _option(
+    option(
         "Engine",
         "--engine-args",
         "engine_args",
@@ -411,13 +359,13 @@ _PLAN_OPTIONS = _options(
         help="The engine's own flags, or a whole serve command, verbatim.",
     ),
     _format_option("table", "json", "markdown", "csv"),
-    _option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
-    _option("Output", "--quiet", is_flag=True, help="The verdict line only."),
+    option("Output", "--explain", is_flag=True, help="Every item with formula and source."),
+    option("Output", "--quiet", is_flag=True, help="The verdict line only."),
     _NO_CALIBRATION,
 )
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @_MODEL
 @_PLAN_OPTIONS
 def plan(model: str, output: str, explain: bool, quiet: bool, **options: Any) -> int:
@@ -435,36 +383,36 @@ def plan(model: str, output: str, explain: bool, quiet: bool, **options: Any) ->
     if quiet and output != "json":
         from moesize.renderers.text import verdict_line
 
-        _emit(print, verdict_line(answer))
+        emit(print, verdict_line(answer))
         for note in answer.warnings:
             # What was assumed stands in the line itself; the rest must not vanish.
             if note.code not in ("gpu", "layout"):
-                print(f"note: {_one_line(note.message)}", file=sys.stderr)
+                print(f"note: {one_line(note.message)}", file=sys.stderr)
     elif output == "json":
-        _emit(_print_json, answer.to_dict())
+        emit(print_json, answer.to_dict())
     elif output == "markdown":
         from moesize.renderers.markdown import plan_markdown
 
-        _emit(print, plan_markdown(answer, explain=explain))
+        emit(print, plan_markdown(answer, explain=explain))
     elif output == "csv":
         from moesize.renderers.text import plan_csv
 
-        _emit(print, plan_csv(answer), end="")
+        emit(print, plan_csv(answer), end="")
     else:
         from moesize.renderers.table import print_plan
 
-        _emit(print_plan, answer, explain=explain)
+        emit(print_plan, answer, explain=explain)
     return EXIT_YES if answer.fits else EXIT_NO
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @_MODEL
-@_options(
+@options(
     _QUANT,
     _ONLINE,
     _KV_DTYPE,
     _format_option("table", "json"),
-    _option("Output", "--tensors", is_flag=True, help="List every tensor."),
+    option("Output", "--tensors", is_flag=True, help="List every tensor."),
 )
 def show(model: str, output: str, tensors: bool, **options: Any) -> int:
     """What MODEL is: parameters by role, active parameters, KV bytes per token, layers.
@@ -477,15 +425,15 @@ def show(model: str, output: str, tensors: bool, **options: Any) -> int:
 
     report = make_report(model, **options)
     if output == "json":
-        _emit(_print_json, report.to_dict(tensors=tensors))
+        emit(print_json, report.to_dict(tensors=tensors))
     else:
         from moesize.renderers.table import print_model
 
-        _emit(print_model, report, tensors=tensors)
+        emit(print_model, report, tensors=tensors)
     return EXIT_YES
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("word", required=False)
 @_format_option("table", "json")
 def models(word: str | None, output: str) -> int:
@@ -500,7 +448,7 @@ def models(word: str | None, output: str) -> int:
     return _print_list("models", list_models(word), word, output)
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("word", required=False)
 @_format_option("table", "json")
 def gpus(word: str | None, output: str) -> int:
@@ -515,7 +463,7 @@ def gpus(word: str | None, output: str) -> int:
     return _print_list("gpus", gpu_rows(word), word, output)
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("word", required=False)
 @_format_option("table", "json")
 def quants(word: str | None, output: str) -> int:
@@ -530,7 +478,7 @@ def quants(word: str | None, output: str) -> int:
     return _print_list("quants", quant_rows(word), word, output)
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @_format_option("table", "json")
 def engines(output: str) -> int:
     """The inference engines that can be planned, and their versions.
@@ -546,22 +494,22 @@ def engines(output: str) -> int:
 
 def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output: str) -> int:
     if output == "json":
-        _emit(_print_json, {"schema": f"moesize.{what}/1", what: rows})
+        emit(print_json, {"schema": f"moesize.{what}/1", what: rows})
         return EXIT_YES if rows else EXIT_NO
     if not rows:
-        _emit(print, f"no {what} match {_one_line(word or '')!r}")
+        emit(print, f"no {what} match {one_line(word or '')!r}")
         return EXIT_NO
     from moesize.renderers.table import print_rows
 
-    _emit(print_rows, what, rows)
+    emit(print_rows, what, rows)
     return EXIT_YES
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("log")
-@_options(
-    _option("Model", "--model", "model", metavar="MODEL", help="Instead of what the log names."),
-    _option(
+@options(
+    option("Model", "--model", "model", metavar="MODEL", help="Instead of what the log names."),
+    option(
         "Model",
         "--quant",
         "--quantization",
@@ -571,14 +519,14 @@ def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output:
         help="Instead of what the log says.",
     ),
     _ONLINE,
-    _option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", help="Instead of what the log names."),
-    _option(
+    option("GPUs", "--gpu", "-g", "gpu", metavar="NAME", help="Instead of what the log names."),
+    option(
         "GPUs", "--gpus", "-n", "gpus", type=click.IntRange(1, 4096), metavar="N", help="How many."
     ),
-    _option(
+    option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Instead of the log's."
     ),
-    _option(
+    option(
         "Engine",
         "--engine-args",
         "engine_args",
@@ -586,7 +534,7 @@ def _print_list(what: str, rows: list[dict[str, Any]], word: str | None, output:
         help="Flags that the log does not show, verbatim.",
     ),
     _NO_CALIBRATION,
-    _option("Output", "--save", is_flag=True, help="Keep what was measured, for later plans."),
+    option("Output", "--save", is_flag=True, help="Keep what was measured, for later plans."),
     _format_option("table", "json", "markdown", "csv"),
 )
 def audit(log: str, output: str, **options: Any) -> int:
@@ -602,26 +550,26 @@ def audit(log: str, output: str, **options: Any) -> int:
 
     found = make_audit(log, **options)
     if output == "json":
-        _emit(_print_json, found.to_dict())
+        emit(print_json, found.to_dict())
     elif output == "markdown":
         from moesize.renderers.audit import audit_markdown
 
-        _emit(print, audit_markdown(found))
+        emit(print, audit_markdown(found))
     elif output == "csv":
         from moesize.renderers.audit import audit_csv
 
-        _emit(print, audit_csv(found), end="")
+        emit(print, audit_csv(found), end="")
     else:
         from moesize.renderers.table import print_audit
 
-        _emit(print_audit, found)
+        emit(print_audit, found)
     return EXIT_YES if found.agrees else EXIT_NO
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @_MODEL
-@_options(
-    _option(
+@options(
+    option(
         "Device",
         "--device",
         "device",
@@ -630,31 +578,31 @@ def audit(log: str, output: str, **options: Any) -> int:
         help="auto, cuda, cuda:1, xpu, mps or cpu.",
         show_default=True,
     ),
-    _option(
+    option(
         "Device",
         "--limit-memory",
         "limit_memory",
         metavar="SIZE",
         help="What it may use of the device: 20GiB.",
     ),
-    _option(
+    option(
         "Device",
         "--tp-rank",
         "tp_rank",
         metavar="R/N",
         help="Slices of rank R of N, on one device: 0/8. Under torchrun every process has its own.",
     ),
-    _option(
+    option(
         "Shards",
         "--shards",
         "shards",
         metavar="PATH",
         help="A folder of safetensors, hub, or synthetic; default: MODEL's folder, else synthetic.",
     ),
-    _option(
+    option(
         "Shards", "--synthetic", "synthetic", is_flag=True, help="Random shards of the same form."
     ),
-    _option(
+    option(
         "Shards",
         "--keep-shards",
         "keep_shards",
@@ -662,7 +610,7 @@ def audit(log: str, output: str, **options: Any) -> int:
         metavar="DIR",
         help="Write synthetic shards there and leave them.",
     ),
-    _option(
+    option(
         "Shards",
         "--layers",
         "layers",
@@ -672,13 +620,13 @@ def audit(log: str, output: str, **options: Any) -> int:
         show_default=True,
     ),
     _QUANT,
-    _option(
+    option(
         "Workload", "--tokens", "tokens", default="512", metavar="N", help="Tokens of a prompt."
     ),
-    _option(
+    option(
         "Workload", "--sequences", "sequences", default="4", metavar="N", help="Sequences at once."
     ),
-    _option(
+    option(
         "Workload",
         "--decode-steps",
         "decode_steps",
@@ -687,7 +635,7 @@ def audit(log: str, output: str, **options: Any) -> int:
         metavar="N",
         help="Tokens generated by each.",
     ),
-    _option(
+    option(
         "Workload",
         "--dtype",
         "dtype",
@@ -695,8 +643,16 @@ def audit(log: str, output: str, **options: Any) -> int:
         metavar="D",
         help="Of the computation and the cache; default: the model's.",
     ),
-    _option("Workload", "--seed", "seed", type=click.IntRange(0), default=0, metavar="N", help="Of shards and tokens."),
-    _option(
+    option(
+        "Workload",
+        "--seed",
+        "seed",
+        type=click.IntRange(0),
+        default=0,
+        metavar="N",
+        help="Of shards and tokens.",
+    ),
+    option(
         "Engine",
         "--engine",
         "engine",
@@ -705,7 +661,7 @@ def audit(log: str, output: str, **options: Any) -> int:
         help="What runs the layers.",
         show_default=True,
     ),
-    _option(
+    option(
         "Output",
         "--tolerance",
         "tolerance",
@@ -713,7 +669,7 @@ def audit(log: str, output: str, **options: Any) -> int:
         metavar="F",
         help="Share by which any term may differ; default: by term.",
     ),
-    _option("Output", "--save", is_flag=True, help="Keep the record; later plans quote it."),
+    option("Output", "--save", is_flag=True, help="Keep the record; later plans quote it."),
     _format_option("table", "json", "markdown"),
 )
 def verify(model: str, output: str, **options: Any) -> int:
@@ -732,10 +688,35 @@ def verify(model: str, output: str, **options: Any) -> int:
     return execute(model, output, **options)
 
 
-@main.command("import", cls=_PanelCommand)
+class _CheckCommand(PanelCommand):
+    """Takes its options from where they are defined, when somebody asks for them."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from moesize.cli_check import command
+
+        return command.get_params(ctx)
+
+
+@main.command(cls=_CheckCommand)
+def check(**options: Any) -> int:
+    """Do the deployment files below PATHS fit their GPUs: Kubernetes, Helm values, compose, ...
+
+    PATHS are files and folders, or - for a pipe; without any, this folder. Exit code 0: nothing
+    fails, 1: findings, 2: a wrong option or configuration, 3: no deployment file was found.
+
+    \b
+    moesize check . --gpu h100
+    moesize check --explain MS102
+    """
+    from moesize.cli_check import run_check
+
+    return run_check(**options)
+
+
+@main.command("import", cls=PanelCommand)
 @click.argument("source")
-@_options(
-    _option(
+@options(
+    option(
         "Output",
         "--output",
         "-o",
@@ -743,7 +724,7 @@ def verify(model: str, output: str, **options: Any) -> int:
         type=click.Path(),
         help="File to write; default: stdout.",
     ),
-    _option("Model", "--id", "spec_id", help="Catalogue id of the new spec."),
+    option("Model", "--id", "spec_id", help="Catalogue id of the new spec."),
     _ONLINE,
 )
 def import_(source: str, target: str | None, spec_id: str | None, online: bool) -> int:
@@ -757,18 +738,18 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
 
     text = spec_yaml(source, spec_id=spec_id, online=online)
     if target is None:
-        _emit(print, text, end="")
+        emit(print, text, end="")
     else:
         write_spec(target, text)
         print(f"wrote {target}", file=sys.stderr)
     return EXIT_YES
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("reports", required=False, type=click.Path())
-@_options(
-    _option("Reports", "--engine", "engine", metavar="E", help="Reports of this engine only."),
-    _option(
+@options(
+    option("Reports", "--engine", "engine", metavar="E", help="Reports of this engine only."),
+    option(
         "Reports",
         "--term",
         "terms",
@@ -777,7 +758,7 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
         help="This term only (weights, kv_gib, ...); may be repeated.",
     ),
     _format_option("table", "json", "markdown", "csv"),
-    _option(
+    option(
         "Output",
         "--worst",
         "worst",
@@ -787,7 +768,7 @@ def import_(source: str, target: str | None, spec_id: str | None, online: bool) 
         help="How many of the rows that are furthest off to list.",
         show_default=True,
     ),
-    _option("Output", "--rows", is_flag=True, help="List every row."),
+    option("Output", "--rows", is_flag=True, help="List every row."),
 )
 def accuracy(
     reports: str | None,
@@ -817,27 +798,27 @@ def accuracy(
     with counting(len(file.reports), "reports") as step:
         answer = measure(file, engine=chosen, terms=wanted, progress=step)
     if output == "json":
-        _emit(_print_json, answer.to_dict())
+        emit(print_json, answer.to_dict())
     elif output == "markdown":
         from moesize.renderers.accuracy import accuracy_markdown
 
-        _emit(print, accuracy_markdown(answer, worst=worst, rows=rows))
+        emit(print, accuracy_markdown(answer, worst=worst, rows=rows))
     elif output == "csv":
         from moesize.renderers.accuracy import accuracy_csv
 
-        _emit(print, accuracy_csv(answer), end="")
+        emit(print, accuracy_csv(answer), end="")
     else:
         from moesize.renderers.table import print_accuracy
 
-        _emit(print_accuracy, answer, worst=worst, rows=rows)
+        emit(print_accuracy, answer, worst=worst, rows=rows)
     for problem in file.problems[:20]:
-        print(f"{file.file}:{problem.line}: {_one_line(problem.message)}", file=sys.stderr)
+        print(f"{file.file}:{problem.line}: {one_line(problem.message)}", file=sys.stderr)
     if len(file.problems) > 20:
         print(f"{file.file}: {len(file.problems) - 20} more lines like these", file=sys.stderr)
     return EXIT_YES if answer.any_covered else EXIT_NO
 
 
-@main.command(cls=_PanelCommand)
+@main.command(cls=PanelCommand)
 @click.argument("document")
 def schema(document: str) -> int:
     """The JSON Schema of a document: plan, audit, accuracy, report, model, spec, models, gpus, ...
@@ -848,5 +829,5 @@ def schema(document: str) -> int:
     """
     from moesize.schemas import find_schema
 
-    _emit(_print_json, find_schema(document))
+    emit(print_json, find_schema(document))
     return EXIT_YES

@@ -993,6 +993,170 @@ class AccuracyDocument(TypedDict):
     rows: list[AccuracyRow]
 
 
+class CheckEdit(TypedDict):
+    """Replace what stands between two places of a file by `text`; columns count characters."""
+
+    path: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+
+
+class CheckFix(TypedDict):
+    """What to write instead. `safe`: `check --fix` makes these edits."""
+
+    text: str
+    safe: bool
+    edits: list[CheckEdit]
+
+
+class CheckPlace(TypedDict):
+    """A second place that a finding points at."""
+
+    path: str
+    line: int
+    column: int
+    message: str
+
+
+class CheckFinding(TypedDict):
+    """One finding. Lines and columns count from 1, columns in characters; the end is exclusive.
+
+    `path` is where it points, mostly the file it stands under. `server` is empty for findings
+    about a file. `confidence` is that of the plan behind it, null where none was made.
+    `suppressed` says why it does not count: the reason of an ignore comment, `baseline`, or null.
+    """
+
+    rule: str
+    severity: Literal["error", "warning", "info"]
+    message: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    path: str
+    server: str
+    details: list[str]
+    related: list[CheckPlace]
+    confidence: Literal["exact", "calibrated", "estimated"] | None
+    fix: CheckFix | None
+    suppressed: str | None
+
+
+class CheckAlternative(TypedDict):
+    """A server on one of the kinds of GPU that its file names."""
+
+    gpu: str
+    gpu_count: int
+    fits: bool
+    confidence: Literal["exact", "calibrated", "estimated"]
+    needed_bytes: int
+    budget_bytes: int
+    usable_bytes: int
+    verdict: str
+
+
+class CheckServer(TypedDict):
+    """A model server of a file, with settings after defaults were resolved where it was planned.
+
+    `fits` null: not judged, or the GPU is not known; `needed_bytes` is then what each GPU must
+    hold at least. `gpu_as_written` is the file's word, `gpu` the catalogue's, `vendor` what is
+    known where no kind is named. `skipped` says why there was nothing to judge.
+    """
+
+    name: str
+    line: int
+    column: int
+    engine: str | None
+    engine_version: str | None
+    model: str | None
+    model_id: str | None
+    gpu: str | None
+    gpu_as_written: str | None
+    vendor: str | None
+    gpu_count: int | None
+    gpus_per_node: int | None
+    nodes: int | None
+    tensor_parallel_size: int | None
+    pipeline_parallel_size: int | None
+    data_parallel_size: int | None
+    quantization: str | None
+    max_model_len: int | str | None
+    gpu_memory_utilization: float | None
+    fits: bool | None
+    verdict: str
+    needed_bytes: int | None
+    budget_bytes: int | None
+    usable_bytes: int | None
+    alternatives: list[CheckAlternative]
+    skipped: str | None
+    notes: list[str]
+
+
+class CheckFile(TypedDict):
+    """A file that was recognised. `skipped` says why no server in it could be judged."""
+
+    path: str
+    kind: str | None
+    servers: list[CheckServer]
+    findings: list[CheckFinding]
+    skipped: str | None
+
+
+class CheckSummary(TypedDict):
+    """Counts. `passed`: no finding that counts is of the severity `fail_on` or above.
+
+    `files_ignored` were looked at and hold no deployment; `baseline_stale` entries of the baseline
+    no longer occur.
+    """
+
+    files: int
+    files_skipped: int
+    files_ignored: int
+    servers: int
+    fit: int
+    do_not_fit: int
+    unknown: int
+    errors: int
+    warnings: int
+    infos: int
+    suppressed: int
+    baseline_stale: int
+    fail_on: Literal["error", "warning", "info", "never"]
+    passed: bool
+
+
+class CheckDocument(TypedDict):
+    """What `moesize check --format json` prints."""
+
+    schema: Literal["moesize.check/1"]
+    moesize_version: str
+    files: list[CheckFile]
+    summary: CheckSummary
+
+
+class RuleRow(TypedDict):
+    """A rule of `moesize check`; `bad` and `good` are an example, empty where there is none."""
+
+    id: str
+    name: str
+    severity: Literal["error", "warning", "info"]
+    summary: str
+    why: str
+    bad: str
+    good: str
+    fixable: bool
+
+
+class RulesDocument(TypedDict):
+    """What `moesize check --list-rules --format json` prints."""
+
+    schema: Literal["moesize.rules/1"]
+    rules: list[RuleRow]
+
+
 class Error(TypedDict):
     """What is wrong, in one line, and what to do about it."""
 
@@ -1018,6 +1182,8 @@ class ErrorDocument(TypedDict):
 
 DOCUMENTS: dict[str, type] = {
     "plan": PlanDocument,
+    "check": CheckDocument,
+    "rules": RulesDocument,
     "audit": AuditDocument,
     "verify": VerifyDocument,
     "model": ModelDocument,

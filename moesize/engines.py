@@ -121,6 +121,11 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
     )
 
 
+def oldest_version(engine: str) -> str:
+    """The oldest version of an engine that is known. Raises UnknownNameError."""
+    return str(_data(engine_id(engine))["oldest_version"])
+
+
 def engine_rules(engine: str, version: str | None = None, gpu: str = "", kind: str = "") -> Any:
     """What the engine's own planner needs to know about a version. Raises as `engine_profile`."""
     return _rules(engine, version, _measured(engine, gpu, kind))

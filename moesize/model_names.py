@@ -35,12 +35,29 @@ _STORAGE_WORDS = frozenset(
         "unsloth",
     )
 )  # fmt: skip
+# Words that count only behind one of these.
+_BEFORE = {
+    "bit": ("4", "8"),
+    "preview": ("fp8", "mxfp4", "nvfp4", "fp4"),
+}
 # A GGUF type's name in parts: q4-k-m, iq4-ks-r4, q8-0.
 _GGUF_HEAD = re.compile(r"(i?q[1-8]|t?q[12])")
 _GGUF_TAIL = frozenset(
     ("k", "m", "s", "l", "xl", "xs", "xxs", "nl", "ks", "kss", "kt", "r4", "r8", "0", "1")
 )
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
+# What stands between two figures, and what stands between other letters (and is no mark of ours).
+_PARTS_FIGURES = re.compile(r"(?<=\d)[^\w/]+(?=\d)")
+_APART = re.compile(r"[^\w/\0]+")
+# A version's dot, which people leave out (qwen25-7b, v01); a size's is never left out (1.7b), but
+# for what begins with 0 (05b).
+_FREE_DOT = re.compile(r"(?<=\d)\.(?=\d)(?!\d+[bm](?![a-z0-9]))|(?<=(?<![\d.])0)\.(?=\d)")
+# Tags that say nothing about which model: an image's version, the newest.
+_VERSION_TAG = re.compile(r"latest|v?\d+(\.\d+)+([-+].*)?", re.IGNORECASE)
+_SIZE_IN_TAG = re.compile(r"\d[bm](?![a-z0-9])", re.IGNORECASE)
+# Where Ollama keeps its own models, and words of its tags that change no size.
+_OLLAMA_OWNERS = frozenset(("", "library", "ollama.com/library", "registry.ollama.ai/library"))
+_OLLAMA_WORDS = frozenset(("instruct", "chat", "text", "it", "base", "code", "python"))
 _HUB_CACHE = re.compile(r"models--([\w.-]{1,90}?)--([\w.-]{1,120})")
 _LONGEST_NAME = 300
 # Publishers whose -FP8 has one scale for each matrix (AutoFP8, llm-compressor's FP8 preset, NVIDIA
@@ -87,28 +104,54 @@ def _names() -> dict[str, str]:
     # Meta calls some of its models Meta-Llama, everybody else Llama.
     for name in [name for name in names if "meta-llama-" in name]:
         names.setdefault(name.replace("meta-llama-", "llama-"), names[name])
+    for name in [name for name in names if name.startswith("llama-")]:
+        names.setdefault(f"meta-{name}", names[name])
     # "-hf" is how some publishers call the copy that transformers reads.
     for name in [name for name in names if name.endswith("-hf")]:
         names.setdefault(name.removesuffix("-hf"), names[name])
-    for name in list(names):
-        names.setdefault(f"{name}-hf", names[name])
-    return {_squash(name): key for name, key in names.items()}
+    squashed = {_squash(name): key for name, key in names.items()}
+    for name, key in names.items():
+        if "." in name:
+            squashed.setdefault(_squash(_FREE_DOT.sub("", name)), key)
+    return squashed
 
 
 def _derived() -> dict[str, str]:
     """Public fine-tunes -> the catalogue model whose shape they have.
 
     Not guesses: architecture, layers, width, heads, vocabulary and the exact element count that
-    the hub states of each are the catalogue model's (the file says where that is from).
+    the hub states of each are the catalogue model's; or a publisher says so (the file names the
+    source of each list).
     """
     path = Path(__file__).parent / "data" / "derived_names.json"
-    names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["names"]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    names: dict[str, str] = dict(document["names"])
+    for more in document["more"]:
+        for name, key in more["names"].items():
+            names.setdefault(name, key)
+    return names
+
+
+@cache
+def _ollama_names() -> dict[str, dict[str, str]]:
+    """Ollama's library: name -> tag without its storage words -> catalogue id."""
+    path = Path(__file__).parent / "data" / "ollama_names.json"
+    names: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))["names"]
     return names
 
 
 def _squash(name: str) -> str:
-    """llama-3-1-8b and llama-3.1-8b are one name: the same letters and figures in order."""
-    return "".join(char for char in normal_form(name) if char.isalnum() or char == "/")
+    """llama-3-1-8b and llama-3.1-8b are one name: the same letters and figures in order.
+
+    What parts two figures still does, as one dash: qwen2-57b is not qwen2.5-7b.
+    """
+    return _APART.sub("", _PARTS_FIGURES.sub("\0", normal_form(name))).replace("\0", "-")
+
+
+def _known(name: str) -> str | None:
+    """The catalogue id of a whole name, with or without "-hf" behind it."""
+    squashed = _squash(name)
+    return _names().get(squashed) or _names().get(squashed.removesuffix("hf"))
 
 
 def resolve_name(*texts: str, beginnings: bool = False) -> NamedModel | None:
@@ -117,14 +160,17 @@ def resolve_name(*texts: str, beginnings: bool = False) -> NamedModel | None:
     `beginnings` also takes a known name followed by other words (`exact` is False then): only for
     callers that have other evidence, such as a file's numbers, which they must compare.
     """
-    names = _names()
+    for text in texts:
+        named = _ollama_model(text)
+        if named is not None:
+            return named
     found = [spelling for text in texts for spelling in _spellings(text)]
     for owner, spelling in found:
         parts = normal_form(spelling).split("-")
         core = _without_storage(parts)
         # The whole name first: the catalogue may have the quantized checkpoint itself.
         for kept in dict.fromkeys((len(parts), len(core))):
-            key = names.get(_squash("-".join(parts[:kept])))
+            key = _known("-".join(parts[:kept]))
             plain = kept < len(parts) or core == parts
             if key is not None and (plain or not _of_another(owner, key)):
                 return NamedModel(key, tuple(parts[kept:]), owner)
@@ -132,9 +178,35 @@ def resolve_name(*texts: str, beginnings: bool = False) -> NamedModel | None:
         for owner, spelling in found:
             parts = normal_form(spelling).split("-")
             for kept in range(len(parts) - 1, 1, -1):
-                key = names.get(_squash("-".join(parts[:kept])))
+                key = _known("-".join(parts[:kept]))
                 if key is not None:
                     return NamedModel(key, tuple(parts[kept:]), owner, exact=False)
+    return None
+
+
+def resolve_ollama(name: str) -> NamedModel | None:
+    """The catalogue model that Ollama serves under this name; without a tag its `latest`."""
+    return resolve_name("ollama://" + name.strip().removeprefix("ollama://"))
+
+
+def _ollama_model(text: str) -> NamedModel | None:
+    """`deepseek-r1:14b`: a name and tag of Ollama's own library, whose sizes are other models."""
+    bare = text[:_LONGEST_NAME].strip().strip("\"'`")
+    place, _, last = bare.removeprefix("ollama://").rpartition("/")
+    name, _, tag = last.partition(":")
+    if not tag and bare.startswith("ollama://"):
+        tag = "latest"
+    tags = _ollama_names().get(name.lower())
+    if not tag or tags is None or place.lower() not in _OLLAMA_OWNERS:
+        return None
+    # `_without_storage` always keeps the first part: the name.
+    parts = [name, *normal_form(tag).split("-")]
+    core = _without_storage(parts)
+    plain = [word for word in core[1:] if word not in _OLLAMA_WORDS]
+    for words in (core[1:], plain):
+        key = tags.get("-".join(words))
+        if key is not None:
+            return NamedModel(key, tuple(parts[len(core) :]), "")
     return None
 
 
@@ -177,13 +249,23 @@ def _spellings(text: str) -> list[tuple[str, str]]:
     for name in dict.fromkeys(names):
         # REPO:QUANT of llama.cpp, name:tag of Ollama.
         head, colon, tag = name.partition(":")
-        for spelled in (f"{head}-{tag}", head) if colon else (name,):
+        spellings = (f"{head}-{tag}", head) if colon else (name,)
+        if colon and not _says_nothing(head, tag):
+            spellings = spellings[:1]
+        for spelled in spellings:
             plain = _SPLIT.sub("", spelled.removesuffix(".gguf").removesuffix(".GGUF"))
             found += [plain, plain.replace("___", ".")]
             # Converters join owner and name: unsloth_DeepSeek R1; files, name and type: V3.Q8.
             found.append(plain.partition("_")[2])
             found.append(plain.rpartition(".")[0] + "-" + plain.rpartition(".")[2])
     return [(owner, name) for name in dict.fromkeys(found) if len(name) > 2]
+
+
+def _says_nothing(head: str, tag: str) -> bool:
+    """Whether a tag names no other model: 1.8.0, latest; a file of a repository, but no size."""
+    if not tag or _VERSION_TAG.fullmatch(tag):
+        return True
+    return "/" in head and _SIZE_IN_TAG.search(tag) is None
 
 
 def _is_hub_id(name: str) -> bool:
@@ -196,6 +278,10 @@ def _without_storage(parts: list[str]) -> list[str]:
     while end > 1:
         if parts[end - 1] in _STORAGE_WORDS:
             end -= 1
+            continue
+        # 4-bit; and what is said of a way of storing, not of a model: MXFP4-Preview.
+        if end > 2 and parts[end - 2] in _BEFORE.get(parts[end - 1], ()):
+            end -= 2
             continue
         start = end
         while start > 1 and parts[start - 1] in _GGUF_TAIL:

@@ -43,6 +43,9 @@ _EIGHT_BIT = ("fp8", "fp8-block", "fp8-dynamic", "int8", "w8a8")
 # llama.cpp's, large to small; those that people publish most.
 _SMALLER_GGUF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ2_M")
 _MOST = 4
+# Batches that people serve with; vLLM's own default on large GPUs is 1,024.
+_FEWER_SEQUENCES = (256, 128, 64)
+_MOST_SEQUENCES = 1024
 # A shorter context is worth naming only if it still holds a conversation.
 _SHORTEST_CONTEXT = 2048
 
@@ -54,6 +57,7 @@ def suggestions(
     tries = _Planner(spec, source, scheme, gpu, request)
     ways = [
         tries.shorter_context,
+        tries.fewer_sequences,
         tries.larger_share,
         tries.smaller_weights,
         tries.more_gpus,
@@ -81,6 +85,7 @@ class _Planner:
         request: Request,
     ) -> None:
         self.spec, self.source, self.scheme = spec, source, scheme
+        self.found_larger = False
         self.gpu, self.request = gpu, request
         # Sizes that were given for the old number of GPUs say nothing about a new one.
         self.free = replace(request, tensor_parallel_size=None, pipeline_parallel_size=None)
@@ -101,7 +106,13 @@ class _Planner:
 
         try:
             plan = make_plan(
-                self.spec, self.source, scheme or self.scheme, "", gpu or self.gpu, request
+                self.spec,
+                self.source,
+                scheme or self.scheme,
+                "",
+                gpu or self.gpu,
+                request,
+                with_costs=False,
             )
         except MoesizeError:
             return None
@@ -110,13 +121,28 @@ class _Planner:
     def shorter_context(self) -> Suggestion | None:
         from moesize.api import make_plan
 
-        plan = make_plan(self.spec, self.source, self.scheme, "", self.gpu, self.request)
+        plan = make_plan(
+            self.spec, self.source, self.scheme, "", self.gpu, self.request, with_costs=False
+        )
         for longest in _round_lengths(plan.kv_cache.max_context):
             shorter = self.attempt(replace(self.request, context_tokens=longest))
             if shorter is not None:
                 return _suggestion(
                     f"a context of {longest:,} tokens", ("--context", str(longest)), shorter
                 )
+        return None
+
+    def fewer_sequences(self) -> Suggestion | None:
+        """A smaller batch: vLLM's profile run samples for all its sequences at once."""
+        if self.request.engine != "vllm":
+            return None
+        for most in _FEWER_SEQUENCES:
+            if most >= (self.request.max_num_seqs or _MOST_SEQUENCES):
+                continue
+            plan = self.attempt(replace(self.request, max_num_seqs=most))
+            if plan is not None:
+                options = ("--max-num-seqs", str(most))
+                return _suggestion(f"at most {most} sequences at once", options, plan)
         return None
 
     def larger_share(self) -> Suggestion | None:
@@ -212,13 +238,15 @@ class _Planner:
                 continue
             plan = self.attempt(request, gpu=other)
             if plan is not None:
+                self.found_larger = True
                 options = ("--gpu", other.id, *self.gpu_options(plan, always=count is not None))
                 count = plan.deployment["gpu_count"]
                 return _suggestion(f"{count} x {other.name}", options, plan)
         return None
 
     def larger_gpus(self) -> Suggestion | None:
-        for count in _COUNTS:
+        # Several of a larger kind are worth naming only where one is not enough.
+        for count in () if self.found_larger else _COUNTS:
             if count > self.request.num_gpus:
                 found = self.larger_gpu(count)
                 if found is not None:

@@ -232,7 +232,9 @@ def make_index() -> dict[str, Any]:
     """Summaries and every name, so that a look-up reads one file and never the catalogue."""
     models: list[dict[str, Any]] = []
     names: dict[str, str] = {}
-    for path in sorted(SPECS.glob("*.yaml")):
+    paths = sorted(SPECS.glob("*.yaml"))
+    ids = {normal_form(path.stem) for path in paths}
+    for path in paths:
         spec = load_spec(path)
         if spec.id != path.stem:
             raise SystemExit(f"{path}: id {spec.id!r} is not the file name")
@@ -253,8 +255,9 @@ def make_index() -> dict[str, Any]:
             }
         )
         for name in (spec.id, spec.hub_id, spec.title, *spec.aliases):
-            if name:
-                # A hub id's last part is another model's id now and then: the id wins.
+            # A hub id's last part is another model's id now and then: the id wins.
+            others = name == spec.title and normal_form(name) in ids - {spec.id}
+            if name and not others:
                 _claim(names, normal_form(name), spec.id, strict=name != spec.title)
     for model in models:
         names[normal_form(model["id"])] = model["id"]

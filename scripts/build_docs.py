@@ -3,7 +3,8 @@
     python scripts/build_docs.py            writes them
     python scripts/build_docs.py --check    says which are out of date; exit code 1 if any is
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`. The pages of
+docs/rules are generated whole.
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ def audit_example() -> str:
     shown = output_of("audit", str(ROOT / log), "--engine-version", "0.30.0", columns=120)
     command = f"moesize audit {log.name} --engine-version 0.30.0"
     return f"```console\n$ {command}\n{shown}\n```\n"
+
+
+def _check_screen(*arguments: str) -> str:
+    """`moesize check` where its example files lie, so that paths are short."""
+    with contextlib.chdir(ROOT / "tests" / "fixtures" / "check"):
+        return _screen("check", *arguments)
+
+
+def check_example() -> str:
+    """A manifest whose server does not start."""
+    return _check_screen("gpt-oss.yaml")
+
+
+def check_unknown_example() -> str:
+    """A compose file that names no GPU."""
+    return _check_screen("compose.yaml")
 
 
 def catalogue_size() -> str:
@@ -238,6 +255,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan-example": plan_example,
     "verdict-example": verdict_examples,
     "audit-example": audit_example,
+    "check-example": check_example,
+    "check-unknown-example": check_unknown_example,
     "catalogue-size": catalogue_size,
     "engine-table": engine_table,
     "cli-reference": cli_reference,
@@ -261,6 +280,21 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def rule_pages() -> dict[Path, str]:
+    """Every page of docs/rules: the index, and one for each rule of `moesize check`."""
+    from moesize.check.rules import RULES
+    from moesize.renderers.check.rules import rule_page, rules_index
+
+    folder = ROOT / "docs" / "rules"
+    made = {folder / f"{rule.id}.md": rule_page(rule) for rule in RULES}
+    return {folder / "README.md": rules_index(RULES), **made}
+
+
+def _wanted() -> dict[Path, str]:
+    made = {page: filled(page.read_text(encoding="utf-8")) for page in pages()}
+    return {**made, **rule_pages()}
+
+
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(
@@ -268,14 +302,19 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    wanted = _wanted()
     stale = []
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        new = filled(text)
-        if new != text:
+    for page, new in wanted.items():
+        if not page.exists() or page.read_text(encoding="utf-8") != new:
             stale.append(page.relative_to(ROOT))
             if not options.check:
+                page.parent.mkdir(exist_ok=True)
                 page.write_text(new, encoding="utf-8")
+    for page in sorted((ROOT / "docs" / "rules").glob("*.md")):
+        if page not in wanted:  # of a rule that is no more
+            stale.append(page.relative_to(ROOT))
+            if not options.check:
+                page.unlink()
     what = "out of date; run python scripts/build_docs.py" if options.check else "written"
     for name in stale:
         print(f"{name}: {what}")

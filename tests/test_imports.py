@@ -55,11 +55,24 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
     ("arguments", "forbidden"),
     [
         (("--version",), (*HEAVY, *SLOW, "click", "rich", "yaml", "inspect", "moesize.cli")),
-        (("--help",), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.catalog")),
+        (
+            ("--help",),
+            (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.catalog", "moesize.check"),
+        ),
+        (("check", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.check")),
+        (("check", "--list-rules"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
         (("plan", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
         (
             (*PLAN, "--format", "json"),
-            (*HEAVY, *SLOW, "rich", "moesize.readers", "moesize.schemas"),
+            (
+                *HEAVY,
+                *SLOW,
+                "rich",
+                "moesize.readers",
+                "moesize.schemas",
+                "moesize.check",
+                "moesize.cli_check",
+            ),
         ),
         ((*PLAN, "--format", "csv"), (*HEAVY, *SLOW, "rich")),
         ((*PLAN, "--format", "markdown"), (*HEAVY, *SLOW, "rich")),

@@ -22,6 +22,7 @@ from moesize.schemas import document_names, find_schema, spec_model
 from moesize.structure import StructureError, build
 
 LOGS = ROOT / "tests" / "fixtures" / "logs"
+DEPLOYMENTS = ROOT / "tests" / "fixtures" / "check"
 OUTPUTS: dict[str, list[tuple[str, ...]]] = {
     "plan": [
         ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit"),
@@ -34,6 +35,12 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("plan", "mixtral-8x7b", "--gpu", "rtx-4090", "--gpus", "2", "--engine", "transformers"),
         ("plan", "mixtral-8x7b", "--gpu", "h100", "--gpus", "2", "--engine", "tensorrt-llm"),
     ],
+    "check": [
+        ("check", str(DEPLOYMENTS)),
+        ("check", str(DEPLOYMENTS / "compose.yaml"), "--gpu", "h100"),
+        ("check", str(DEPLOYMENTS / "gpt-oss.yaml"), "--ignore", "MS1"),
+    ],
+    "rules": [("check", "--list-rules")],
     "model": [("show", "deepseek-v3", "--tensors"), ("show", "qwen3-0.6b")],
     "models": [("models",)],
     "gpus": [("gpus",)],

@@ -125,7 +125,10 @@ class ServerResult:
     model_id: str | None = None
     gpu: str | None = None
     gpu_id: str | None = None
+    vendor: str = ""
     gpu_count: int | None = None
+    gpus_per_node: int | None = None
+    nodes: int | None = None
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
@@ -135,6 +138,7 @@ class ServerResult:
     fits: bool | None = None
     verdict: str = ""
     needed_bytes: int | None = None
+    budget_bytes: int | None = None
     usable_bytes: int | None = None
     alternatives: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
@@ -152,7 +156,10 @@ class ServerResult:
             "model_id": self.model_id,
             "gpu": self.gpu_id or self.gpu,
             "gpu_as_written": self.gpu,
+            "vendor": self.vendor or None,
             "gpu_count": self.gpu_count,
+            "gpus_per_node": self.gpus_per_node,
+            "nodes": self.nodes,
             "tensor_parallel_size": self.tensor_parallel_size,
             "pipeline_parallel_size": self.pipeline_parallel_size,
             "data_parallel_size": self.data_parallel_size,
@@ -162,6 +169,7 @@ class ServerResult:
             "fits": self.fits,
             "verdict": self.verdict,
             "needed_bytes": self.needed_bytes,
+            "budget_bytes": self.budget_bytes,
             "usable_bytes": self.usable_bytes,
             "alternatives": self.alternatives,
             "skipped": self.skipped or None,
@@ -202,6 +210,8 @@ class CheckReport:
     fail_on   the severity from which findings make the answer a no
     ignored   files looked at that hold no deployment, with the reason (--verbose)
     texts     files that findings point into, for excerpts: path -> text
+    stale     entries of the baseline that no longer occur
+    allow_empty  finding no deployment file at all is fine
     """
 
     files: list[FileResult] = field(default_factory=list)
@@ -209,11 +219,18 @@ class CheckReport:
     ignored: list[tuple[str, str]] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     version: str = ""
+    stale: int = 0
+    allow_empty: bool = False
 
     @property
     def findings(self) -> list[Finding]:
         """All findings that count, file by file."""
         return [finding for file in self.files for finding in file.counted]
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether there was nothing to check, where there should have been."""
+        return not self.files and not self.allow_empty
 
     @property
     def num_servers(self) -> int:
@@ -249,6 +266,7 @@ class CheckReport:
             "suppressed": sum(
                 finding.suppressed is not None for file in self.files for finding in file.findings
             ),
+            "baseline_stale": self.stale,
             "fail_on": self.fail_on,
             "passed": not self.fails,
         }

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moesize.check.source import SourceFile, SourceText
-from moesize.check.yaml_tree import MAX_BYTES, Node, Scalar, YamlError, YamlStream, parse_stream
+from moesize.check.yaml_tree import (
+    ABSENT,
+    MAX_BYTES,
+    Node,
+    Scalar,
+    YamlError,
+    YamlStream,
+    parse_stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,21 +52,16 @@ class Folder:
 
     def config_map(self, name: str, own: list[Node]) -> Node:
         """`data` of the ConfigMap of that name, in the same file or folder; ABSENT if none is."""
-        from moesize.check.yaml_tree import ABSENT
-
-        for document in own:
-            if _is_config_map(document, name):
-                return document.get("data")
-        for document in self.siblings():
-            if _is_config_map(document, name):
-                return document.get("data")
+        if not name:
+            return ABSENT
+        mine = self.library.config_maps(own)
+        if name in mine:
+            return mine[name]
+        for path in self.library.yaml_files(self.path):
+            theirs = self.library.config_maps(self.library.documents(path, self.root))
+            if name in theirs:
+                return theirs[name]
         return ABSENT
-
-
-def _is_config_map(document: Node, name: str) -> bool:
-    if document.get("kind").word != "ConfigMap":
-        return False
-    return bool(name) and document.get("metadata", "name").word == name
 
 
 class Library:
@@ -69,6 +72,8 @@ class Library:
         self._texts: dict[Path, SourceText | None] = {}
         self._documents: dict[Path, list[Node]] = {}
         self._listed: dict[Path, list[Path]] = {}
+        # By identity of the list of documents, which is kept beside it.
+        self._config_maps: dict[int, tuple[list[Node], dict[str, Node]]] = {}
 
     def shown(self, path: Path) -> str:
         """The path as users see it: relative to where they are, with forward slashes."""
@@ -115,6 +120,19 @@ class Library:
                     stream = YamlStream()
             known = self._documents[path] = stream.documents
         return known
+
+    def config_maps(self, documents: list[Node]) -> dict[str, Node]:
+        """`data` of the ConfigMaps among documents, by name; the first of a name."""
+        known = self._config_maps.get(id(documents))
+        if known is None:
+            found: dict[str, Node] = {}
+            for document in documents:
+                if document.get("kind").word == "ConfigMap":
+                    found.setdefault(
+                        str(document.get("metadata", "name").word), document.get("data")
+                    )
+            known = self._config_maps[id(documents)] = (documents, found)
+        return known[1]
 
     def yaml_files(self, folder: Path) -> list[Path]:
         """YAML files of a folder, by name."""

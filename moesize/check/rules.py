@@ -122,6 +122,7 @@ RULES: tuple[Rule, ...] = (
         "of memory in its profile run.",
         "--max-num-batched-tokens=65536",
         "--max-num-batched-tokens=8192",
+        fixable=True,
     ),
     Rule(
         "MS104",
@@ -139,7 +140,8 @@ RULES: tuple[Rule, ...] = (
         "warning",
         "the KV cache holds fewer full-length requests than the file promises to serve at once",
         "Requests queue, or are preempted and computed again; latency grows long before anything "
-        "fails. Counted at the maximum length: shorter requests need less.",
+        "fails. A warning where less than 2,048 tokens are left for each request, else a remark: "
+        "few requests are as long as the maximum.",
         "targetRequests: 64   # the cache holds 11 requests of 32768 tokens",
         "args: [--max-model-len=8192]",
     ),
@@ -390,6 +392,7 @@ def find_rule(name: str) -> Rule:
         from difflib import get_close_matches
 
         near = get_close_matches(name.strip().lower()[:60], _BY_NAME, n=3)
+        near = [name.upper() if name == _BY_NAME[name].id.lower() else name for name in near]
         raise UnknownNameError("rule", name, near, "moesize check --list-rules")
     return found
 

@@ -65,6 +65,7 @@ class Server:
                     of the engine: each Word where it stands
     environment     variables that the engine sees
     image           the container image
+    version         the engine's release where the file states it beside the image (pip install)
     model           the model where the file names it outside of `words`
     fallback_model  a name that is only evidence (a label, the served name beside a pvc:// path)
     gpus            kinds of GPU that are named; several are alternatives that must each do
@@ -90,6 +91,7 @@ class Server:
     words: tuple[Word, ...] = ()
     environment: dict[str, Word] = field(default_factory=dict)
     image: Word | None = None
+    version: Word | None = None
     model: Word | None = None
     fallback_model: Word | None = None
     gpus: tuple[GpuClaim, ...] = ()

@@ -11,21 +11,25 @@ Nothing is executed, and no file that a flag names is opened: it is named in a w
 from moesize.engine_args.command import (
     ServeCommand,
     Setting,
+    Typed,
     apply_command,
     apply_engine_arguments,
     bare_model,
     engine_settings,
     parse_serve_command,
+    read_engine_words,
     settings_type,
 )
 
 __all__ = [
     "ServeCommand",
     "Setting",
+    "Typed",
     "apply_command",
     "apply_engine_arguments",
     "bare_model",
     "engine_settings",
     "parse_serve_command",
+    "read_engine_words",
     "settings_type",
 ]

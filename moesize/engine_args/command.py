@@ -84,6 +84,19 @@ class Setting(NamedTuple):
     value: Any
 
 
+class Typed(NamedTuple):
+    """A flag or variable as it was typed: the very objects that were handed in, places and all.
+
+    state   known; unknown: not the engine's; absent: not in this version; bad: see `problem`
+    """
+
+    flag: Flag | None
+    word: str
+    values: tuple[str, ...] = ()
+    state: str = "known"
+    problem: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeCommand:
     """What a pasted command, or flags alone, say.
@@ -100,6 +113,7 @@ class ServeCommand:
                      flags as typed by what becomes of them: planned; cannot change memory; may
                      change it and are not planned; not the engine's; not in this version; of a
                      value that only the shell knows
+    typed            every flag and variable, as given
     """
 
     engine: str | None
@@ -118,6 +132,7 @@ class ServeCommand:
     unknown: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     open_values: tuple[str, ...] = ()
+    typed: tuple[Typed, ...] = ()
 
     @property
     def scheme(self) -> str | None:
@@ -166,20 +181,43 @@ def parse_serve_command(
         )
     name = program.engine or _FORKS.get(engine or "", engine) or "vllm"
     tag = version_of_image(name, program.image) if program.image else None
-    reader = _Reader(flag_table(name), version or tag, environment)
-    reader.read_variables()
-    reader.read_words(program.words, positional_model=name in ("vllm", "tensorrt-llm"))
-    reader.unplanned += program.opened
-    reader.finish()
-    return ServeCommand(
+    found = read_engine_words(name, program.words, version=version or tag, env=environment)
+    return replace(
+        found,
         engine=engine or program.engine,
         is_program=program.engine is not None,
         engine_version=tag,
         image=program.image,
+        visible_gpus=program.visible,
+        unplanned=tuple(dict.fromkeys((*found.unplanned, *program.opened))),
+    )
+
+
+def read_engine_words(
+    engine: str,
+    words: Sequence[str],
+    *,
+    version: str | None = None,
+    env: Mapping[str, str] | None = None,
+    lenient: bool = False,
+) -> ServeCommand:
+    """What follows an engine's program: its flags, and a model without one.
+
+    `lenient` keeps flags with values that cannot be read in `typed` (state bad) instead of raising
+    InvalidInputError for the first.
+    """
+    name = _FORKS.get(engine, engine)
+    environment = dict(env or {})
+    reader = _Reader(flag_table(name), version, environment, lenient=lenient)
+    reader.read_variables()
+    reader.read_words(words, positional_model=name in ("vllm", "tensorrt-llm"))
+    reader.finish()
+    return ServeCommand(
+        engine=engine,
+        is_program=True,
         model=reader.command.get("model"),
         quant=reader.command.get("quant") or gguf_type(reader.command, name),
         draft=reader.command.get("draft"),
-        visible_gpus=program.visible,
         environment=environment,
         settings=tuple(reader.settings.values()),
         planned=tuple(dict.fromkeys(reader.planned)),
@@ -188,6 +226,7 @@ def parse_serve_command(
         unknown=tuple(dict.fromkeys(reader.unknown)),
         absent=tuple(dict.fromkeys(reader.absent)),
         open_values=tuple(dict.fromkeys(reader.open_values)),
+        typed=tuple(reader.typed),
     )
 
 
@@ -237,7 +276,16 @@ def _gguf_scheme(quant: str) -> str | None:
 class _Reader:
     """Walks over words and variables and sorts what it finds."""
 
-    def __init__(self, table: FlagTable, version: str | None, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        table: FlagTable,
+        version: str | None,
+        environment: dict[str, str],
+        *,
+        lenient: bool = False,
+    ) -> None:
+        self.lenient = lenient
+        self.typed: list[Typed] = []
         self.table = table
         self.version = version
         self.environment = environment
@@ -265,16 +313,31 @@ class _Reader:
                 elif own and name.startswith(own):
                     self.unknown.append(name)
                 continue
-            if flag.effect == "none":
-                self.silent.append(name)
-            elif is_open(value):
-                self.open_values.append(name)
-            elif name.startswith("LLAMA_ARG_NO_") and flag.env != name:
-                self._set(flag, name, "0", on=True)
-            elif flag.kind == "switch" and flag.env == name:
-                self._set(flag, name, value if value.strip() else "0", on=True)
-            else:
-                self._take(Found(flag), name, value)
+            self.typed.append(Typed(flag, name, (value,)))
+            self._guard(self._variable, flag, name, value)
+
+    def _variable(self, flag: Flag, name: str, value: str) -> None:
+        if flag.effect == "none":
+            self.silent.append(name)
+        elif is_open(value):
+            self.open_values.append(name)
+        elif name.startswith("LLAMA_ARG_NO_") and flag.env != name:
+            self._set(flag, name, "0", on=True)
+        elif flag.kind == "switch" and flag.env == name:
+            self._set(flag, name, value if value.strip() else "0", on=True)
+        else:
+            self._take(Found(flag), name, value)
+
+    def _guard(self, read: Callable[..., None], *arguments: Any) -> None:
+        """Read the flag that was typed last; what cannot be read is kept if that is wanted."""
+        if not self.lenient:
+            read(*arguments)
+            return
+        try:
+            read(*arguments)
+        except InvalidInputError as error:
+            problem = error.message.removeprefix("--engine-args: ")
+            self.typed[-1] = self.typed[-1]._replace(state="bad", problem=problem)
 
     def read_words(self, words: Sequence[str], *, positional_model: bool) -> None:
         """The flags of a command line, as argparse or llama.cpp reads them."""
@@ -286,6 +349,7 @@ class _Reader:
                 continue
             if not _is_flag(typed):
                 if positional_model and "model" not in self.command and not _is_stray(typed):
+                    self.typed.append(Typed(None, typed, state="model"))
                     self._model(fill_in(typed, self.environment))
                 continue
             word, equals, value = typed.partition("=")
@@ -298,26 +362,44 @@ class _Reader:
             name = name.replace("_", "-") if name.startswith("--") else name
             found = self.table.find(name, self.version)
             if isinstance(found, list):
-                position += self._not_found(name, found, words, position, bool(equals))
+                passed = self._not_found(name, found, words, position, bool(equals))
+                following = tuple(words[position : position + passed])
+                unknown = Typed(None, typed, following, "unknown", self.unknown[-1])
+                self.typed.append(unknown)
+                position += passed
                 continue
             values: list[str] = [value] if equals else []
             if not equals:
-                values, position = self._values(found, name, words, position, dotted=bool(dot))
+                try:
+                    values, position = self._values(found, name, words, position, dotted=bool(dot))
+                except InvalidInputError as error:
+                    if not self.lenient:
+                        raise
+                    problem = error.message.removeprefix("--engine-args: ")
+                    self.typed.append(Typed(found.flag, typed, (), "bad", problem))
+                    continue
+            here = Typed(found.flag, typed, () if equals else tuple(values))
             if self.version and not self.table.has(found.flag, self.version):
                 last = self.table.last_with(found.flag)
                 self.absent.append(f"{name} (up to {last})" if last else name)
+                self.typed.append(here._replace(state="absent", problem=self.absent[-1]))
                 continue
+            self.typed.append(here)
             values = [fill_in(each, self.environment) for each in values]
-            if dot:
-                self._dotted(found.flag, name, key, values[0])
-            elif found.flag.kind == "switch":
-                self._set(found.flag, name, values[0] if values else "1", on=found.on)
-            elif found.flag.kind == "two values":
-                self._take(found, name, " ".join(values))
-            elif found.flag.kind == "optional" and not values:
-                self._take(found, name, "true")
-            else:
-                self._take(found, name, " ".join(values))
+            self._guard(self._word, found, name, key if dot else None, values)
+
+    def _word(self, found: Found, name: str, key: str | None, values: Sequence[str]) -> None:
+        """One flag with its values; `key` is the dotted part of its name."""
+        if key is not None:
+            self._dotted(found.flag, name, key, values[0])
+        elif found.flag.kind == "switch":
+            self._set(found.flag, name, values[0] if values else "1", on=found.on)
+        elif found.flag.kind == "two values":
+            self._take(found, name, " ".join(values))
+        elif found.flag.kind == "optional" and not values:
+            self._take(found, name, "true")
+        else:
+            self._take(found, name, " ".join(values))
 
     def _not_found(
         self, name: str, near: list[str], words: Sequence[str], position: int, has_value: bool
@@ -469,7 +551,9 @@ class _Reader:
                     self._table(flag, kind, config)
                 except InvalidInputError as error:
                     message = f"--engine-args: {flag.name}: {error.message}"
-                    raise InvalidInputError(message, error.hint) from error
+                    if not self.lenient:
+                        raise InvalidInputError(message, error.hint) from error
+                    self.typed.append(Typed(flag, flag.name, (), "bad", message[15:]))
         self._lora()
         self._speculation()
 

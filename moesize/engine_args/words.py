@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The longest single argument that Linux hands to a program (MAX_ARG_STRLEN, 32 pages).
 MOST_CHARACTERS = 1 << 17
@@ -163,9 +166,9 @@ def find_program(segments: list[list[str]], depth: int = 0) -> Program:
         if found is not None:
             return found
         if words[0].startswith("-"):
-            return Program(None, tuple(words), environment, visible=_visible(environment))
+            return Program(None, tuple(words), environment, visible=visible_gpus(environment))
     if segments and environment and all(_ASSIGNMENT.match(word) for word in segments[-1]):
-        return Program(None, (), environment, visible=_visible(environment))
+        return Program(None, (), environment, visible=visible_gpus(environment))
     first = segments[0][0] if segments else ""
     raise InvalidInputError(
         f"--engine-args: no engine is started by {first[:60]!r}",
@@ -173,7 +176,7 @@ def find_program(segments: list[list[str]], depth: int = 0) -> Program:
     )
 
 
-_MODULES = {
+MODULES = {
     "vllm.entrypoints.openai.api_server": "vllm",
     "vllm.entrypoints.openai.rpc.server": "vllm",
     "vllm.entrypoints.api_server": "vllm",
@@ -185,7 +188,7 @@ _MODULES = {
     "dynamo.sglang": "sglang",
     "dynamo.trtllm": "tensorrt-llm",
 }
-_PROGRAMS = {
+PROGRAMS = {
     "vllm": "vllm",
     "sglang": "sglang",
     "trtllm-serve": "tensorrt-llm",
@@ -194,50 +197,50 @@ _PROGRAMS = {
     "llama-cli": "llama.cpp",
 }
 # Programs of many uses: without its verb, `vllm` is a word like any other (pip install vllm).
-_OF_MANY_USES = ("vllm", "sglang")
+OF_MANY_USES = ("vllm", "sglang")
 # Words of a program before its flags.
-_VERBS = {
+VERBS = {
     "vllm": ("serve",),
     "sglang": ("serve", "launch_server"),
     "tensorrt-llm": ("serve",),
     "llama.cpp": ("--server",),
     "tgi": (),
 }
-_RUNNERS = ("docker", "podman", "nerdctl")
-_SHELLS = ("bash", "sh", "zsh", "dash")
+RUNNERS = ("docker", "podman", "nerdctl")
+SHELLS = ("bash", "sh", "zsh", "dash")
 
 
-def _base(word: str) -> str:
+def base_name(word: str) -> str:
     name = word.replace("\\", "/").rpartition("/")[2].lower()
     return name.removesuffix(".exe")
 
 
 def _started(words: list[str], environment: dict[str, str], depth: int) -> Program | None:
     for index, word in enumerate(words):
-        name, rest = _base(word), words[index + 1 :]
-        if name in _SHELLS and depth < 3:
+        name, rest = base_name(word), words[index + 1 :]
+        if name in SHELLS and depth < 3:
             for place, option in enumerate(rest[:-1]):
                 if option.startswith("-") and option.endswith("c"):
                     inner = find_program(split_text(rest[place + 1]), depth + 1)
                     merged = {**environment, **inner.environment}
                     return inner._replace(
-                        environment=merged, visible=inner.visible or _visible(merged)
+                        environment=merged, visible=inner.visible or visible_gpus(merged)
                     )
-        if name in _RUNNERS and rest[:1] in (["run"], ["exec"], ["create"]):
+        if name in RUNNERS and rest[:1] in (["run"], ["exec"], ["create"]):
             return _container(rest[1:], environment, depth)
-        engine = _PROGRAMS.get(name)
-        if name in _OF_MANY_USES and (not rest or rest[0] not in _VERBS[name]):
+        engine = PROGRAMS.get(name)
+        if name in OF_MANY_USES and (not rest or rest[0] not in VERBS[name]):
             engine = None
-        if word == "-m" and rest and rest[0] in _MODULES:
-            engine, rest = _MODULES[rest[0]], rest[1:]
+        if word == "-m" and rest and rest[0] in MODULES:
+            engine, rest = MODULES[rest[0]], rest[1:]
         elif name == "api_server.py":
             engine = "vllm"
         elif name == "launch_server.py":
             engine = "sglang"
         if engine is not None:
-            if rest and rest[0] in _VERBS[engine]:
+            if rest and rest[0] in VERBS[engine]:
                 rest = rest[1:]
-            visible = _visible(environment)
+            visible = visible_gpus(environment)
             return Program(engine, tuple(rest), dict(environment), visible=visible)
         if word.startswith("-") and index == 0:
             return None
@@ -245,7 +248,7 @@ def _started(words: list[str], environment: dict[str, str], depth: int) -> Progr
 
 
 # Options of `docker run` that take no value.
-_CONTAINER_SWITCHES = frozenset(
+CONTAINER_SWITCHES = frozenset(
     (
         "--rm",
         "--init",
@@ -292,7 +295,7 @@ def _container(words: list[str], environment: dict[str, str], depth: int) -> Pro
         position += 1
         letters = option[1:]
         short = not option.startswith("--")
-        if option in _CONTAINER_SWITCHES or (short and letters and set(letters) <= set("ditPq")):
+        if option in CONTAINER_SWITCHES or (short and letters and set(letters) <= set("ditPq")):
             continue
         if not equals:
             if short and len(letters) > 1 and letters[0] in "evpwuh":
@@ -306,7 +309,7 @@ def _container(words: list[str], environment: dict[str, str], depth: int) -> Pro
         elif option == "--env-file":
             opened.append(f"--env-file {value}")
         elif option == "--gpus":
-            gpus = _gpus_of(value)
+            gpus = gpus_of(value)
         elif option == "--entrypoint":
             entry = value
     if position >= len(words):
@@ -319,15 +322,15 @@ def _container(words: list[str], environment: dict[str, str], depth: int) -> Pro
     if found is None:
         if engine is None:
             return None
-        if rest and rest[0] in _VERBS[engine]:
+        if rest and rest[0] in VERBS[engine]:
             rest = rest[1:]
-        found = Program(engine, tuple(rest), inside, visible=_visible(inside))
+        found = Program(engine, tuple(rest), inside, visible=visible_gpus(inside))
     return found._replace(
         image=image, visible=found.visible or gpus, opened=(*found.opened, *opened)
     )
 
 
-def _gpus_of(value: str) -> int | None:
+def gpus_of(value: str) -> int | None:
     """GPUs of `--gpus 2`, `--gpus '"device=0,1"'`; None for all."""
     value = value.strip("'\"")
     if value.isdigit():
@@ -338,7 +341,7 @@ def _gpus_of(value: str) -> int | None:
     return len([part for part in devices.strip("'\"").split(",") if part]) or None
 
 
-def _visible(environment: dict[str, str]) -> int | None:
+def visible_gpus(environment: Mapping[str, str]) -> int | None:
     """How many GPUs a list of visible devices names; None where it says nothing countable."""
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
         value = environment.get(name, "")

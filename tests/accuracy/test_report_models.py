@@ -15,7 +15,7 @@ from moesize.accuracy.models import resolve_report
     [
         ("meta-llama/Meta-Llama-3.1-8B-Instruct", {}, "llama-3.1-8b", None),
         ("Meta-Llama-3.1-8B-Instruct", {}, "llama-3.1-8b", None),
-        ("Qwen/Qwen3-30B-A3B-Instruct-2507", {"quantization": "fp8"}, "qwen3-30b-a3b", "fp8"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", {"quantization": "fp8"}, "qwen3-30b-a3b-2507", "fp8"),
         ("My fine-tune (path models/gemma3-27b-it)", {}, "gemma-3-27b", None),
         ("openai/gpt-oss-20b", {"quantization": "mxfp4"}, "gpt-oss-20b", None),
         ("Qwen2___5-3B", {}, "qwen2.5-3b", None),

@@ -34,7 +34,7 @@ def test_a_start_beside_its_plan() -> None:
     found = document(H100, "--engine-version", "0.30.0")
     assert found["engine"] == "vllm"
     assert found["engine_version"] == "0.22.1"
-    assert found["model"] == "qwen3-30b-a3b"
+    assert found["model"] == "qwen3-30b-a3b-2507"
     assert found["quantization"] == "fp8"
     assert found["gpu"] == "h100-80gb-sxm"
     assert found["settings"]["max_num_seqs"] == 64

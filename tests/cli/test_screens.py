@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "show": ("show", "deepseek-v3"),
     "plan-help": ("plan", "--help"),
     "gpus": ("gpus", "l40"),
+    "check-help": ("check", "--help"),
 }
 WIDTHS = (40, 80, 120)
 

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from running import ROOT, call
 
@@ -72,7 +73,7 @@ def test_every_command_and_option_is_documented() -> None:
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     for name, command in main.commands.items():
         section = sections[f"moesize {name}"]
-        for param in command.params:
+        for param in command.get_params(click.Context(command)):
             if param.param_type_name == "option":
                 assert any(option in section for option in param.opts), (name, param.opts)
                 assert getattr(param, "help", ""), (name, param.opts)
@@ -141,6 +142,8 @@ def test_contributing_has_a_page_for_each_thing_to_add() -> None:
         "engine version",
         "flag",
         "field report",
+        "deployment format",
+        "rule of `moesize check`",
         "config family",
         "file format",
     ]
