@@ -91,25 +91,29 @@ def _stop_on_signals() -> None:
 
 
 def _print(report: VerifyReport, output: str) -> None:
-    from moesize.cli import _emit
+    from moesize.cli_parts import emit
 
     if output == "json":
-        _emit(print, json.dumps(report.to_dict(), indent=2))
+        emit(print, json.dumps(report.to_dict(), indent=2))
     elif output == "markdown":
         from moesize.renderers.verify import verify_markdown
 
-        _emit(print, verify_markdown(report))
+        emit(print, verify_markdown(report))
     else:
         from moesize.renderers.table import print_verify
 
-        _emit(print_verify, report)
+        emit(print_verify, report)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
 
 
 @contextmanager
 def _bars(*, quiet: bool) -> Iterator[_Progress]:
-    """Bars on a terminal's stderr, one for each count of bytes; phases by name. Silent elsewhere."""
+    """Bars on a terminal's stderr: counts of bytes, and phases by name. Silent elsewhere."""
     if quiet or not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield _silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

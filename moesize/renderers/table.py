@@ -534,7 +534,18 @@ def _plain(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-_RIGHT = ("n", "covered", "median", "p90", "worst", "bias", "in band", "predicted", "measured", "error")
+_RIGHT = (
+    "n",
+    "covered",
+    "median",
+    "p90",
+    "worst",
+    "bias",
+    "in band",
+    "predicted",
+    "measured",
+    "error",
+)
 
 
 def _print_cells(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

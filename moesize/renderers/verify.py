@@ -36,7 +36,9 @@ def failure_line(report: VerifyReport) -> str:
     failure = report.failure
     if failure is None:
         return ""
-    asked = "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
+    asked = (
+        "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
+    )
     live = ", ".join(f"{name} {format_bytes(size)}" for name, size in failure.live.items())
     return f"memory ran out in {failure.phase}{asked}; live: {live}"
 

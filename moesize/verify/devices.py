@@ -2,7 +2,7 @@
 
     cuda   torch.cuda.memory_stats and mem_get_info; ROCm answers under the same names
     xpu    torch.xpu, the same names
-    mps    torch.mps: driver and current bytes; it keeps no peak, so it is sampled op by op
+    mps    torch.mps keeps no peak: storages counted by `LiveBytes`, what Metal holds beside it
     cpu    storages counted by `LiveBytes`, exact; the peak of the process beside it
 
 requested   bytes of the tensors; allocated: the allocator's blocks; reserved: its segments.
@@ -14,16 +14,18 @@ import gc
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
 from moesize.core.units import format_bytes
 from moesize.verify.live_bytes import LiveBytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KINDS = ("cuda", "xpu", "mps", "cpu")
 
@@ -36,7 +38,7 @@ class Reading(NamedTuple):
     reserved: int
 
 
-class LimitReached(MemoryError):
+class LimitReached(MemoryError):  # noqa: N818  (a bound, no bug)
     """More than --limit-memory was asked for."""
 
     def __init__(self, asked_bytes: int, limit_bytes: int) -> None:
@@ -50,6 +52,7 @@ class LimitReached(MemoryError):
 class Meter(Protocol):
     """One device.
 
+    counts_blocks   `allocated` is blocks of the caching allocator, not bytes of tensors
     watch        what runs inside is counted
     limit        bound what this process may allocate on the device
     free_bytes   of the whole device, as the driver says: other processes count
@@ -59,6 +62,7 @@ class Meter(Protocol):
     name: str
     driver: str
     device: torch.device
+    counts_blocks: bool
 
     def total_bytes(self) -> int:
         """Memory of the device."""
@@ -142,6 +146,7 @@ class TorchMeter:
 
     def __init__(self, kind: str, index: int, api: Any) -> None:
         self.kind = kind
+        self.counts_blocks = True
         self.api = api
         self.device = torch.device(kind, index)
         self.name = str(api.get_device_name(index))
@@ -250,6 +255,7 @@ class MpsMeter:
 
     def __init__(self, api: Any) -> None:
         self.kind = "mps"
+        self.counts_blocks = False
         self.api = api
         self.device = torch.device("mps")
         self.name = platform.processor() or platform.machine()
@@ -265,15 +271,14 @@ class MpsMeter:
         return self.total_bytes() - int(self.api.driver_allocated_memory())
 
     def reading(self) -> Reading:
-        """current_allocated_memory and driver_allocated_memory."""
-        now = int(self.api.current_allocated_memory())
-        return Reading(self._live.live_bytes, now, int(self.api.driver_allocated_memory()))
+        """Live tensors; driver_allocated_memory is what Metal holds for them."""
+        live = self._live.live_bytes
+        return Reading(live, live, int(self.api.driver_allocated_memory()))
 
     def peak(self) -> Reading:
-        """The peak of live tensors; blocks and segments as they are now, which is a lower bound."""
-        now = self.reading()
+        """The peak of live tensors; Metal's memory as it is now, which is a lower bound."""
         most = self._live.peak_bytes
-        return Reading(most, max(most, now.allocated), max(most, now.reserved))
+        return Reading(most, most, max(most, int(self.api.driver_allocated_memory())))
 
     def reset_peak(self) -> None:
         """Of live tensors."""
@@ -300,7 +305,7 @@ class MpsMeter:
 # --- CPU ------------------------------------------------------------------------------------------
 
 
-class _Limited(LiveBytes):
+class _Limited(LiveBytes):  # type: ignore[no-untyped-call]
     """`LiveBytes` that does not count beyond a bound."""
 
     limit_bytes: int | None = None
@@ -317,6 +322,7 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self.kind = "cpu"
+        self.counts_blocks = False
         self.device = torch.device("cpu")
         self.name = _processor()
         self.driver = platform.system()

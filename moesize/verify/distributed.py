@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,8 @@ from moesize.core.units import MIB
 from moesize.verify.report import Term, term_from_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from moesize.verify.devices import Meter
     from moesize.verify.report import VerifyReport
 
@@ -75,7 +76,9 @@ class Group:
         """What the communicator takes."""
         if self.communicator_bytes is None:
             return []
-        why = f"before and after the group of {self.size} and its first sum; nothing predicts it yet"
+        why = (
+            f"before and after the group of {self.size} and its first sum; nothing predicts it yet"
+        )
         del meter
         return [
             Term(

@@ -8,21 +8,21 @@ many experts are visited, how many tokens each of them gets, and small integers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from moesize.core.inventory import moe_of
 from moesize.core.units import ceil_div
 from moesize.verify.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from moesize.core.model_spec import ModelSpec
 
 _ATEN = torch.ops.aten
-# Files hold shapes and quantization states in tensors of a few numbers.
-_MOST_KNOWN = 4096
 
 
 class Routing(NamedTuple):
@@ -48,7 +48,7 @@ def even_routing(spec: ModelSpec, layers: Sequence[int], tokens: int) -> Routing
     return Routing(tuple(loads))
 
 
-class RoutingRecorder(LiveBytes):
+class RoutingRecorder(LiveBytes):  # type: ignore[no-untyped-call]
     """Writes down what routers choose while a pass runs; the looped path asks op by op."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class RoutingRecorder(LiveBytes):
 _UNIQUE = (_ATEN._unique2.default, _ATEN.unique_dim.default, _ATEN._unique.default)
 
 
-class DryRun(LiveBytes):
+class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
     """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU."""
 
     def __init__(self, listener: Callable[[int, int], None] | None = None) -> None:
@@ -90,6 +90,10 @@ class DryRun(LiveBytes):
         self._known[tensor.untyped_storage()._cdata] = list(values)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for leaf in tree_leaves(args):
+            # `torch.tensor(...)` makes one without an operation that could be watched.
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf)
         on_meta = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
         if on_meta and func in _UNIQUE:
             loads = next(self._loads, ())
@@ -113,29 +117,3 @@ class DryRun(LiveBytes):
         if device is not None and torch.device(device).type != "meta":
             raise NotImplementedError("numbers of a tensor without numbers are asked for")
         return func(*args, **kwargs)
-
-
-class Trace:
-    """Allocations and releases in order; `replay` hands them to another accountant."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[int, int]] = []
-
-    def __call__(self, size: int, key: int) -> None:
-        self.events.append((size, key))
-
-
-def meta_state(
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], dry: DryRun,
-    small: Mapping[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
-    """Weights without memory; the numbers of `small` ones are known."""
-    state = {
-        name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, (dtype, shape) in tensors.items()
-    }
-    for name, tensor in small.items():
-        if tensor.numel() <= _MOST_KNOWN and name in state:
-            dry.know(state[name], tensor.flatten().tolist())
-    dry.adopt(state.values())
-    return state

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# (bytes, key) of an allocation; (-bytes, key) of a release.
-Listener = "Callable[[int, int], None]"
 
-
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages of one type of device while it is active.
 
     live_bytes, peak_bytes   now, and the most since `reset_peak`
@@ -33,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(
         self, device_type: str = "cpu", listener: Callable[[int, int], None] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
         self.listener = listener
         self.live_bytes = 0

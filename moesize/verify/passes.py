@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -15,10 +14,12 @@ import torch
 from torch import Tensor
 
 from moesize.core.allocator import allocated_bytes
-from moesize.verify.devices import Reading
 from moesize.verify.report import PhaseRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesize.verify.devices import Reading
     from moesize.verify.forward import ForwardModel
 
 _TEMPERATURE = 0.8
@@ -160,12 +161,16 @@ def _sampled(model: ForwardModel, last: Tensor, watch: Stopwatch, name: str) -> 
     return logits, watch.end().peak_bytes - start
 
 
-def logits_bytes(sequences: int, rows: int) -> int:
-    """Peak of logits: the product as float32 and its scaled copy, `8 * S * V` bytes.
+def logits_bytes(
+    sequences: int, rows: int, hidden: int, element: int, *, softcap: bool = False
+) -> int:
+    """Peak of logits: `max(8 * S * V, S * (H + V) * element)` bytes; 12 * S * V with a softcap.
 
-    In 16 bits the product (2 S V) stands beside its float32 form (4 S V) only: less.
+    The product as float32 stands beside its scaled copy (in 16 bits beside the product itself,
+    which is less), or the scaled hidden states beside the product. A softcap holds three.
     """
-    return 8 * sequences * rows
+    wide = (12 if softcap else 8) * sequences * rows
+    return max(wide, sequences * (hidden + rows) * element)
 
 
 def sampling_bytes(sequences: int, rows: int) -> int:

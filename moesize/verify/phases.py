@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """No progress is shown."""
+    del what, done, total
+
+
 class Measured(NamedTuple):
     """Bytes as the device counted them; None where a run did not get there.
 
@@ -68,7 +73,7 @@ def measure(
     with_flops: bool = True,
 ) -> Measured:
     """Run everything. Raises MoesizeError for shards that are not what they should be."""
-    say = progress or (lambda what, done, total: None)
+    say = progress or silent
     session = _Session(subject, meter, work, say)
     with meter.watch():
         start = meter.reading()
@@ -158,8 +163,13 @@ class _Session:
             )
         self.model = None
         seen = self.found.routings or Routings((), ())
-        self.found = self.found._replace(routings=seen._replace(**{kind: (recorder.routing,)}))
-        self.found = self.found._replace(**{kind: peaks}, peak=self.watch.most)
+        found = self.found._replace(peak=self.watch.most)
+        if kind == "static":
+            routings = seen._replace(static=(recorder.routing,))
+            self.found = found._replace(static=peaks, routings=routings)
+        else:
+            routings = seen._replace(growing=(recorder.routing,))
+            self.found = found._replace(growing=peaks, routings=routings)
 
     def count(self) -> None:
         """FLOPs of one sequence; scores are taken row by row, so that none is thrown away."""

@@ -1,13 +1,13 @@
 """What each term should be, before anything is allocated.
 
-    weights    sum of the bytes of the rank's file tensors: exact
-    blocks     each of them in a block of the caching allocator
-    reserved   the segments that those blocks take, in the order of loading
-    KV cache   2 * K * d per token and layer (or the latent, or a window), from `core`'s cache()
-    states     of recurrent layers, from `core`'s state()
-    peaks      the same passes on shapes alone (`dry_run`)
-    logits     8 * S * V; sampling 24 * S * V
-    FLOPs      `core.compute` for the chosen layers, on one rank
+weights    sum of the bytes of the rank's file tensors: exact
+blocks     each of them in a block of the caching allocator
+reserved   the segments that those blocks take, in the order of loading
+KV cache   2 * K * d per token and layer (or the latent, or a window), from `core`'s cache()
+states     of recurrent layers, from `core`'s state()
+peaks      the same passes on shapes alone (`dry_run`)
+logits     8 * S * V; sampling 24 * S * V
+FLOPs      `core.compute` for the chosen layers, on one rank
 """
 
 from __future__ import annotations
@@ -31,14 +31,7 @@ from moesize.verify.forward.caches import BLOCK_TOKENS, CacheKind
 from moesize.verify.forward.flops import unseen
 from moesize.verify.forward.model import RunOptions
 from moesize.verify.loading import torch_dtype
-from moesize.verify.passes import (
-    PassPeaks,
-    Stopwatch,
-    Workload,
-    logits_bytes,
-    run_passes,
-    sampling_bytes,
-)
+from moesize.verify.passes import PassPeaks, Stopwatch, Workload, run_passes
 from moesize.verify.rank_spec import rank_mixer, rank_spec
 from moesize.verify.selection import Held, Selection, held_by_rank
 from moesize.verify.synthetic import plan_synthetic
@@ -95,9 +88,7 @@ class Subject:
             device=device,
             dtype=self.torch_dtype,
             tp=(own.rank, own.size),
-            options=RunOptions(
-                cache=cache, max_tokens=work.longest, query_block=work.query_block
-            ),
+            options=RunOptions(cache=cache, max_tokens=work.longest, query_block=work.query_block),
         )
         # The formats of the files, which --quant may have made others than the published ones.
         model.weights.formats = formats_of(self.stored)
@@ -258,9 +249,7 @@ def dry_peaks(
     return DryPeaks(*found)
 
 
-def _meta_state(
-    subject: Subject, dry: DryRun, codes: Mapping[str, str]
-) -> dict[str, torch.Tensor]:
+def _meta_state(subject: Subject, dry: DryRun, codes: Mapping[str, str]) -> dict[str, torch.Tensor]:
     own = subject.selection
     cut = {
         tensor.name: tensor.rank_shape(own.rank, own.size)
@@ -293,7 +282,9 @@ class FlopsOf(NamedTuple):
 def flop_tokens(subject: Subject) -> int:
     """Length of the prompt on which FLOPs are counted."""
     spec = subject.spec
-    mixers = [m for layer in subject.selection.layers for m in spec.block(spec.layout[layer]).mixers]
+    mixers = [
+        m for layer in subject.selection.layers for m in spec.block(spec.layout[layer]).mixers
+    ]
     chunked = any(isinstance(mixer, (Mamba2, LightningAttention)) for mixer in mixers)
     return _FLOP_TOKENS_CHUNKED if chunked else _FLOP_TOKENS
 

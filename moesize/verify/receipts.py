@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from moesize.core.errors import EnvironmentProblem
 
@@ -39,7 +39,9 @@ class Quote(NamedTuple):
     def text(self) -> str:
         """`weights measured on NVIDIA H100 80GB HBM3: +0.02 % (2026-11-22, 4 of 32 layers)`."""
         figures = ", ".join(f"{name} {error:+.2%}" for name, error in self.errors.items())
-        part = "" if self.layers == self.num_layers else f", {self.layers} of {self.num_layers} layers"
+        part = (
+            "" if self.layers == self.num_layers else f", {self.layers} of {self.num_layers} layers"
+        )
         return f"measured on {self.gpu}: {figures} ({self.date}{part}; predicted against measured)"
 
 
@@ -199,9 +201,10 @@ def _gpu_id(name: str) -> str:
     from moesize.core.errors import MoesizeError
     from moesize.gpus import find_gpu
 
-    for kind in ("driver", "torch"):
+    kinds: tuple[Literal["driver", "torch"], ...] = ("driver", "torch")
+    for kind in kinds:
         try:
-            return find_gpu(name, kind=kind).spec.id  # type: ignore[arg-type]  # both are kinds
+            return find_gpu(name, kind=kind).spec.id
         except MoesizeError:
             continue
     return ""

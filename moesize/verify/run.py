@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
-from moesize.core.errors import (
-    EnvironmentProblem,
-    InvalidInputError,
-    MoesizeError,
-    UnsupportedError,
-)
-from moesize.core.kv_cache import sequence_cost
+from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
 from moesize.core.units import GIB, MIB, format_gib, parse_bytes
@@ -30,7 +24,7 @@ from moesize.verify import distributed, predict
 from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
 from moesize.verify.forward import Numerics
 from moesize.verify.passes import Workload
-from moesize.verify.phases import Measured, Progress, measure
+from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
@@ -39,7 +33,7 @@ from moesize.verify.synthetic import write_synthetic
 from moesize.verify.terms import extrapolate, flops_of, terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from moesize.core.engine import Constant
 
@@ -98,8 +92,13 @@ def verify(
     with distributed.session(meter) as group:
         if group is not None:
             settings = settings._replace(tp_rank=(group.rank, group.size))
-        run = _Run(source, work, settings, meter, group, free, progress)
-        return run.report()
+        # Cycles are collected at each phase; what was there before need not be looked through.
+        gc.collect()
+        gc.freeze()
+        try:
+            return _Run(source, work, settings, meter, group, free, progress).report()
+        finally:
+            gc.unfreeze()
 
 
 # --- What is asked --------------------------------------------------------------------------------
@@ -258,7 +257,8 @@ class _Run:
         part, found = runs[-1]
         terms = terms_of(
             part, self.meter, self.work, found, self._as_routed(part, found, expected),
-            even=expected, context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
+            even=expected, context=self._constant(), tolerance=self.settings.tolerance,
+            no_peaks=why,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
@@ -321,7 +321,9 @@ class _Run:
     def _scratch(self) -> int:
         """What passes take beside weights and cache: of one layer of each kind, not all."""
         spec = self.source.spec
-        first = tuple(sorted({name: i for i, name in reversed(list(enumerate(spec.layout)))}.values()))
+        first = tuple(
+            sorted({name: i for i, name in reversed(list(enumerate(spec.layout)))}.values())
+        )
         one = self._subject(Selection(first, True, self.rank, self.size))
         expected, _ = self._expected(one)
         if expected is None:
@@ -344,7 +346,9 @@ class _Run:
     ) -> DryPeaks | None:
         """The same with what the routers chose, where there are routers."""
         routings = found.routings
-        routed = routings is not None and any(r.loads for r in (*routings.static, *routings.growing))
+        routed = routings is not None and any(
+            r.loads for r in (*routings.static, *routings.growing)
+        )
         if expected is None or routings is None or not routed or found.failure is not None:
             return expected
         return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
@@ -388,7 +392,7 @@ class _Run:
         elif source.shards == "hub":
             from moesize.verify.hub_files import download
 
-            say = self.progress or (lambda what, done, total: None)
+            say = self.progress or silent
             found = download(
                 source.repo, names, revision=source.revision or None,
                 progress=lambda name, size: say(f"download {name}", size, 0),
@@ -408,7 +412,7 @@ class _Run:
         try:
             if writes:
                 total = predict.weights(self._subject(replace_rank(subject.selection)))
-                say = self.progress or (lambda what, done, total: None)
+                say = self.progress or silent
                 write_synthetic(
                     self.source.spec, self.source.stored, subject.selection, folder,
                     seed=self.work.seed,
@@ -428,8 +432,10 @@ class _Run:
             return Path(tempfile.mkdtemp(prefix="moesize-verify-"))
         number = len(self.notes)
         kept = Path(self.settings.keep_shards).expanduser()
-        folder = kept if not (kept / "model.safetensors.index.json").exists() else (
-            kept.with_name(f"{kept.name}-{number}")
+        folder = (
+            kept
+            if not (kept / "model.safetensors.index.json").exists()
+            else (kept.with_name(f"{kept.name}-{number}"))
         )
         self.notes.append(f"shards kept in {folder}")
         return folder
@@ -493,9 +499,7 @@ class _Run:
             notes=tuple(self.notes),
         )
 
-    def _extrapolated(
-        self, report: VerifyReport, small: Subject, first: Measured
-    ) -> VerifyReport:
+    def _extrapolated(self, report: VerifyReport, small: Subject, first: Measured) -> VerifyReport:
         terms = terms_of(small, self.meter, self.work, first, None, no_peaks="-")
         whole = self._subject(
             Selection(tuple(range(self.source.spec.num_layers)), True, self.rank, self.size)
@@ -541,4 +545,3 @@ def spec_hash(spec: ModelSpec) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-__all__ = ["MoesizeError", "Source", "VerifyReport", "sequence_cost", "spec_hash", "verify"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moesize.core.units import MIB, format_bytes
 from moesize.verify import predict
-from moesize.verify.predict import DryPeaks, Subject
+from moesize.verify.passes import logits_bytes, sampling_bytes
 from moesize.verify.report import Extrapolation, Flops, Term
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moesize.verify.devices import Meter
     from moesize.verify.passes import Workload
     from moesize.verify.phases import Measured
+    from moesize.verify.predict import DryPeaks, Subject
 
 # Share of the prediction by which a term may differ where --tolerance says nothing.
 TOLERANCES = {
@@ -86,9 +87,7 @@ def terms_of(
             term("weights.reserved", reserved, found.weights_reserved, "the allocator's segments")
         )
         out.append(_beside("weights.driver", found.driver, "free memory that loading took", rank))
-        out.append(
-            _beside("process", found.process, "NVML: this process, context included", rank)
-        )
+        out.append(_beside("process", found.process, "NVML: this process, context included", rank))
     loading = held.allocated_bytes if meter.counts_blocks else held.requested_bytes
     why = "tensors are made once; shards pass through buffers of the host"
     out.append(term("load_peak", loading, found.load_peak, why))
@@ -186,11 +185,16 @@ def _peak_terms(
             f"the cache of one layer is copied to grow, {shapes}",
         ),
         term(
-            "logits_peak", peaks and peaks.static.logits, static and static.logits,
-            f"8 * S * V = {format_bytes(predict.logits_bytes(work.sequences, rows))}; {shapes}",
+            "logits_peak",
+            logits_bytes(
+                work.sequences, rows, subject.spec.hidden_size, subject.torch_dtype.itemsize,
+                softcap=bool(subject.numerics.logit_softcap),
+            ),
+            static and static.logits,
+            f"{'12' if subject.numerics.logit_softcap else '8'} * S * V with V = {rows:,}",
         ),
         term(
-            "sampling_peak", predict.sampling_bytes(work.sequences, rows),
+            "sampling_peak", sampling_bytes(work.sequences, rows),
             static and static.sampling, f"24 * S * V with V = {rows:,}",
         ),
         term("peak", peaks and peaks.total, found.peak, "weights, cache and the highest pass"),

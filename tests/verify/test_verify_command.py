@@ -1,0 +1,242 @@
+"""`moesize verify` on the CPU, end to end: shards, passes, terms, documents, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+from running import ROOT, call, environment, run
+
+from moesize.schemas import find_schema
+from moesize.verify import run as verify_run
+from moesize.verify.receipts import read_folder
+from verify.configs import FAMILIES, write_config
+
+SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-steps", "2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_end_to_end(family: str, tmp_path: Path) -> None:
+    """Weights to the byte, every peak to the byte, FLOPs within 0.5 %."""
+    folder = write_config(family, tmp_path / "model")
+    result = call("verify", str(folder), *SMALL, "--layers", "all", "--format", "json")
+    assert result.code == 0, result.out + result.err
+    document = result.json()
+    terms = {term["name"]: term for term in document["terms"]}
+    assert {"weights", "load_peak", "kv_cache.static", "kv_cache.growing", "prefill_peak",
+            "decode_peak", "logits_peak", "sampling_peak", "peak", "after_free"} <= set(terms)  # fmt: skip
+    assert terms["weights"]["measured_bytes"] > 100_000
+    assert terms["prefill_peak"]["measured_bytes"] > 10_000
+    for name, term in terms.items():
+        assert term["measured_bytes"] == term["predicted_bytes"], name
+    for phase in document["flops"]["phases"]:
+        assert phase["measured"] > 0
+        assert abs(phase["error"]) <= 0.005
+    assert document["agrees"] is True
+    validator = jsonschema.Draft202012Validator(find_schema("verify"))
+    validator.validate(document)
+    assert set(document) == set(find_schema("verify")["properties"])
+    assert set(document["terms"][0]) == set(find_schema("verify")["$defs"]["VerifyTerm"]["required"])
+
+
+def test_shards_of_a_folder_are_measured_as_synthetic_ones_are(tmp_path: Path) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    kept = tmp_path / "kept"
+    first = call("verify", str(folder), *SMALL, "--keep-shards", str(kept), "--format", "json")
+    assert first.code == 0
+    assert list(kept.glob("*.safetensors"))
+    (kept / "config.json").write_text((folder / "config.json").read_text())
+    second = call("verify", str(kept), *SMALL, "--format", "json")
+    assert second.code == 0, second.err
+    assert second.json()["shards"] == "folder"
+    assert second.json()["terms"] == first.json()["terms"]
+
+
+def test_hostile_and_missing_shards_are_bad_input(tmp_path: Path) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    kept = tmp_path / "kept"
+    call("verify", str(folder), *SMALL, "--keep-shards", str(kept))
+    shard = next(kept.glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    cut = call("verify", str(folder), "--shards", str(kept), *SMALL)
+    assert cut.code == 2
+    assert "truncated" in cut.err
+    assert "Traceback" not in cut.err
+    shard.unlink()
+    missing = call("verify", str(folder), "--shards", str(kept), *SMALL)
+    assert missing.code == 2
+    assert "missing" in missing.err
+    (kept / "model.safetensors.index.json").unlink()
+    (kept / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    pickled = call("verify", str(folder), "--shards", str(kept), *SMALL)
+    assert pickled.code == 2
+    assert "pickle" in pickled.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("--device", "cuda"), 3, "no cuda device"),
+        (("--device", "tpu"), 2, "no device"),
+        (("--layers", "7-9"), 2, "no layer"),
+        (("--tp-rank", "8/8"), 2, "not one of 8"),
+        (("--tp-rank", "x"), 2, "0/8"),
+        (("--tokens", "0"), 2, "--tokens 0"),
+        (("--dtype", "int4"), 2, "--dtype"),
+        (("--quant", "Q4_K_M"), 3, "GGUF"),
+        (("--engine", "vllm"), 3, "not installed"),
+        (("--limit-memory", "64KiB", "--layers", "all"), 3, "nothing was allocated"),
+        (("--shards", "/no/such/folder"), 2, "no such folder"),
+    ],
+)
+def test_what_cannot_be_measured(
+    arguments: tuple[str, ...], code: int, word: str, tmp_path: Path
+) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    given = SMALL if "--device" not in arguments else ()
+    result = call("verify", str(folder), *given, *arguments)
+    assert (result.code, word in result.err) == (code, True), result.err
+    assert "Traceback" not in result.err
+
+
+def test_layers_that_do_not_fit_are_extrapolated(tmp_path: Path) -> None:
+    """Two runs; the whole model follows to the byte, since nothing else lies on a CPU."""
+    folder = write_config("MLA MoE", tmp_path / "model", num_hidden_layers=8)
+    whole = call("verify", str(folder), *SMALL, "--layers", "all", "--format", "json").json()
+    peak = next(t for t in whole["terms"] if t["name"] == "peak")["measured_bytes"]
+    limit = str(peak * 6 // 10)
+    result = call("verify", str(folder), *SMALL, "--limit-memory", limit, "--format", "json")
+    document = result.json()
+    assert result.code == 0, result.err
+    assert 2 <= len(document["layers"]) < 8
+    known = {term["name"]: term["measured_bytes"] for term in whole["terms"]}
+    found = {item["name"]: item for item in document["extrapolated"]}
+    assert set(found) == {"weights", "kv_cache.static", "kv_cache.growing"}
+    for name, item in found.items():
+        assert item["extrapolated_bytes"] == item["predicted_bytes"] == known[name]
+        assert item["fixed_bytes"] == 0
+    assert any("extrapolated" in note for note in document["notes"])
+
+
+def test_memory_that_runs_out_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before the run is taken away, so that the bound itself stops it."""
+    monkeypatch.setattr(verify_run._Run, "_refuse_when_too_large", lambda *_: None)
+    folder = write_config("dense GQA", tmp_path / "model")
+    whole = call("verify", str(folder), *SMALL, "--format", "json").json()
+    weights = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
+    limit = ("--layers", "all", "--limit-memory", str(weights + 30_000))
+    result = call("verify", str(folder), *SMALL, *limit, "--format", "json")
+    assert result.code == 1
+    failure = result.json()["failure"]
+    assert failure["phase"] == "static prefill"
+    assert failure["asked_bytes"] > 0
+    assert failure["live"]["weights"] == weights
+    after = next(t for t in result.json()["terms"] if t["name"] == "after_free")
+    assert after["measured_bytes"] == 0
+    shown = call("verify", str(folder), *SMALL, *limit)
+    assert "OUT OF MEMORY" in shown.out
+    assert "Traceback" not in shown.err
+
+
+def test_outside_the_tolerance_is_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moesize.verify import predict
+
+    monkeypatch.setattr(predict, "cache_bytes", lambda *_: 1)
+    folder = write_config("dense GQA", tmp_path / "model")
+    result = call("verify", str(folder), *SMALL, "--format", "json")
+    assert result.code == 1
+    assert result.json()["agrees"] is False
+
+
+def test_table_and_markdown(tmp_path: Path) -> None:
+    folder = write_config("sliding window", tmp_path / "model")
+    wide = call("verify", str(folder), *SMALL, columns=140)
+    assert "AGREES" in wide.out
+    assert "kv cache.static" in wide.out
+    assert "flops prefill" in wide.out
+    narrow = call("verify", str(folder), *SMALL, columns=60)
+    assert max(len(line) for line in narrow.out.splitlines()) <= 80
+    markdown = call("verify", str(folder), *SMALL, "--format", "markdown")
+    assert "| term | predicted | measured |" in markdown.out
+
+
+def test_a_rank_of_several_on_one_device(tmp_path: Path) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    rank = call("verify", str(folder), *SMALL, "--tp-rank", "1/2", "--format", "json").json()
+    terms = {term["name"]: term for term in rank["terms"]}
+    for name in ("weights", "kv_cache.static", "kv_cache.growing", "prefill_peak", "decode_peak"):
+        assert terms[name]["measured_bytes"] == terms[name]["predicted_bytes"], name
+    whole = call("verify", str(folder), *SMALL, "--format", "json").json()
+    full = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
+    assert full // 2 <= terms["weights"]["measured_bytes"] < full * 0.51
+
+
+def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
+    folder = write_config("dense GQA", tmp_path / "model", num_hidden_layers=40)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moesize", "verify", str(folder), "--device", "cpu", "--layers", "all"],
+        cwd=ROOT,
+        env=environment(TMPDIR=str(scratch)),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(scratch.glob("moesize-verify-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    assert list(scratch.glob("moesize-verify-*")) == []
+
+
+def test_without_torch_it_says_so() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moesize.__main__ import main\n"
+        "sys.exit(main(['verify', 'qwen3-0.6b', '--device', 'cpu']))"
+    )
+    result = run(command=("-c", code))
+    assert result.code == 3
+    assert "torch is not installed" in result.err
+    assert "moesize[verify]" in result.err
+
+
+def test_the_transformers_engine_runs_the_librarys_class(tmp_path: Path) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    result = call("verify", str(folder), *SMALL, "--engine", "transformers", "--format", "json")
+    assert result.code == 0, result.err
+    terms = {term["name"]: term for term in result.json()["terms"]}
+    assert terms["kv_cache.growing"]["error"] == 0
+    assert abs(terms["weights"]["error"]) < 0.001
+    refused = call("verify", str(folder), *SMALL, "--engine", "transformers", "--layers", "0")
+    assert refused.code == 3
+
+
+def test_saved_records_can_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESIZE_RECEIPTS", str(tmp_path / "records"))
+    folder = write_config("dense GQA", tmp_path / "model")
+    result = call("verify", str(folder), *SMALL, "--save", "--format", "json")
+    path = Path(result.json()["saved_to"])
+    assert path.parent == tmp_path / "records"
+    assert os.stat(path).st_mode & 0o077 == 0
+    (record,) = read_folder(path.parent)
+    assert record["terms"] == result.json()["terms"]
+    assert json.loads(path.read_text())["schema"] == "moesize.receipt/1"
+    call("verify", str(folder), *SMALL, "--save")
+    assert len(read_folder(path.parent)) == 1
+    assert not [name for name in os.listdir(tempfile.gettempdir()) if name.startswith(".moesize")]
