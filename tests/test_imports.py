@@ -61,6 +61,7 @@ PLAN = ("plan", "mixtral-8x7b", "--gpu", "a10g", "--quant", "4bit")
         ),
         (("check", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api", "moesize.check")),
         (("check", "--list-rules"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
+        (("verify", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.verify")),
         (("plan", "--help"), (*HEAVY, *SLOW, "rich", "yaml", "moesize.api")),
         (
             (*PLAN, "--format", "json"),

@@ -59,6 +59,9 @@ OUTPUTS: dict[str, list[tuple[str, ...]]] = {
         ("audit", str(LOGS / "llama-server-gpt-oss-20b.log")),
     ],
     "accuracy": [("accuracy", "--engine", "vllm")],
+    "verify": [
+        ("verify", str(ROOT / "tests/fixtures/tiny-model"), "--device", "cpu", "--tokens", "8"),
+    ],
     "error": [
         ("plan", "no such model", "--gpu", "a10g"),
         ("plan", "gpt-4", "--gpu", "h100"),

@@ -162,15 +162,23 @@ def _sampled(model: ForwardModel, last: Tensor, watch: Stopwatch, name: str) -> 
 
 
 def logits_bytes(
-    sequences: int, rows: int, hidden: int, element: int, *, softcap: bool = False
+    sequences: int,
+    rows: int,
+    hidden: int,
+    element: int,
+    *,
+    softcap: bool = False,
+    copies_head: bool = False,
 ) -> int:
     """Peak of logits: `max(8 * S * V, S * (H + V) * element)` bytes; 12 * S * V with a softcap.
 
     The product as float32 stands beside its scaled copy (in 16 bits beside the product itself,
-    which is less), or the scaled hidden states beside the product. A softcap holds three.
+    which is less), or the scaled hidden states beside the product. A softcap holds three. A head
+    that is stored in another type than the computation's is copied: V * H * element more.
     """
     wide = (12 if softcap else 8) * sequences * rows
-    return max(wide, sequences * (hidden + rows) * element)
+    copy = rows * hidden * element if copies_head else 0
+    return copy + max(wide, sequences * (hidden + rows) * element)
 
 
 def sampling_bytes(sequences: int, rows: int) -> int:

@@ -543,5 +543,3 @@ def spec_hash(spec: ModelSpec) -> str:
     """SHA-256 of what a spec says about shapes and formats."""
     facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-

@@ -189,6 +189,7 @@ def _peak_terms(
             logits_bytes(
                 work.sequences, rows, subject.spec.hidden_size, subject.torch_dtype.itemsize,
                 softcap=bool(subject.numerics.logit_softcap),
+                copies_head=subject.dtype != subject.spec.dtype,
             ),
             static and static.logits,
             f"{'12' if subject.numerics.logit_softcap else '8'} * S * V with V = {rows:,}",

@@ -1,0 +1,166 @@
+"""Meters: the CPU's really counted, CUDA's through a double of torch.cuda."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moesize.core.errors import EnvironmentProblem, InvalidInputError
+from moesize.core.units import GIB, MIB
+from moesize.verify import devices
+from moesize.verify.caching_allocator import CachingAllocator
+from moesize.verify.devices import CpuMeter, LimitReached, TorchMeter, context_cost, find_meter
+from moesize.verify.live_bytes import LiveBytes
+
+
+def test_storages_are_counted_once_and_until_they_die() -> None:
+    live = LiveBytes()
+    with live:
+        x = torch.zeros(1000, dtype=torch.float32)
+        assert live.live_bytes == 4000
+        view = x[:10].reshape(2, 5)
+        assert live.live_bytes == 4000
+        y = x + 1
+        assert live.live_bytes == 8000
+        del x
+        assert live.live_bytes == 8000  # the view holds it
+        del view
+        assert live.live_bytes == 4000
+        live.reset_peak()
+        for _ in range(3):
+            y = y * 2
+        assert live.peak_bytes == 8000
+    del y
+    assert live.live_bytes == 0
+
+
+def test_tensors_made_elsewhere_are_adopted() -> None:
+    live = LiveBytes()
+    x = torch.zeros(256, dtype=torch.uint8)
+    live.adopt([x, x[:10]])
+    assert live.live_bytes == 256
+    del x
+    assert live.live_bytes == 0
+
+
+def test_the_cpu_meter_counts_and_bounds() -> None:
+    meter = CpuMeter()
+    assert meter.total_bytes() > meter.free_bytes() > 0
+    assert meter.name
+    with meter.watch():
+        x = torch.ones(MIB, dtype=torch.uint8)
+        assert meter.reading() == (MIB, MIB, MIB)
+        assert meter.peak().allocated == MIB
+        meter.limit(2 * MIB)
+        with pytest.raises(LimitReached) as caught:
+            torch.ones(3 * MIB, dtype=torch.uint8)
+        assert caught.value.asked_bytes == 3 * MIB
+    del x
+    assert devices.process_peak_bytes() > 10 * MIB
+    assert context_cost(meter) is None
+
+
+def test_find_meter() -> None:
+    assert find_meter("cpu").kind == "cpu"
+    for word in ("gpu", "cuda:x", ""):
+        with pytest.raises(InvalidInputError):
+            find_meter(word)
+    if not torch.accelerator.is_available():
+        assert find_meter("auto").kind == "cpu"
+        for kind in ("cuda", "rocm", "xpu", "mps"):
+            with pytest.raises(EnvironmentProblem):
+                find_meter(kind)
+
+
+class FakeCuda:
+    """What `TorchMeter` asks of torch.cuda, with a caching allocator of numbers behind it."""
+
+    def __init__(self) -> None:
+        self.allocator = CachingAllocator()
+        self.requested = self.peak_requested = 0
+        self.context = 500 * MIB
+        self.fraction = 1.0
+        self.emptied = 0
+
+    def give(self, size: int, key: int) -> None:
+        self.allocator.allocate(size, key)
+        self.requested += size
+        self.peak_requested = max(self.peak_requested, self.requested)
+
+    def get_device_name(self, index: int) -> str:
+        return "NVIDIA H100 80GB HBM3"
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 80 * GIB - self.context - self.allocator.reserved, 80 * GIB
+
+    def memory_stats(self, device: torch.device) -> dict[str, int]:
+        a = self.allocator
+        return {
+            "requested_bytes.all.current": self.requested,
+            "requested_bytes.all.peak": self.peak_requested,
+            "allocated_bytes.all.current": a.allocated,
+            "allocated_bytes.all.peak": a.peak_allocated,
+            "reserved_bytes.all.current": a.reserved,
+            "reserved_bytes.all.peak": a.peak_reserved,
+        }
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.allocator.reset_peak()
+        self.peak_requested = self.requested
+
+    def synchronize(self, device: torch.device) -> None: ...
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
+
+    def set_per_process_memory_fraction(self, fraction: float, device: torch.device) -> None:
+        self.fraction = fraction
+
+    def memory_snapshot(self) -> list[dict[str, Any]]:
+        size = self.allocator.reserved
+        return [{"total_size": size, "allocated_size": self.allocator.allocated, "active_size": 1}]
+
+
+def test_a_device_with_memory_stats() -> None:
+    api = FakeCuda()
+    meter = TorchMeter("cuda", 0, api)
+    assert meter.name == "NVIDIA H100 80GB HBM3"
+    assert meter.free_bytes() == 80 * GIB - 500 * MIB
+    api.give(11 * MIB, 1)
+    api.give(100, 2)
+    assert meter.reading() == (11 * MIB + 100, 12 * MIB + 512, 14 * MIB)
+    api.allocator.release(1)
+    assert meter.peak().allocated == 12 * MIB + 512
+    meter.reset_peak()
+    assert meter.peak().allocated == 512
+    meter.limit(20 * GIB)
+    assert api.fraction == 0.25
+    meter.release()
+    assert api.emptied == 1
+    assert meter.segments()[0]["total_size"] == 14 * MIB
+
+
+def test_the_caching_allocator() -> None:
+    """Segments and splits as pytorch's CUDACachingAllocator.cpp and its documentation have them."""
+    a = CachingAllocator()
+    a.allocate(1, 1)
+    assert (a.allocated, a.reserved) == (512, 2 * MIB)
+    a.allocate(MIB, 2)
+    assert (a.allocated, a.reserved) == (512 + MIB, 2 * MIB)
+    a.allocate(MIB + 1, 3)  # large pool: a segment of 20 MiB, of which the rest is split off
+    assert a.reserved == 22 * MIB
+    a.allocate(8 * MIB, 4)
+    assert a.reserved == 22 * MIB
+    a.allocate(64 * MIB + 1, 5)  # a segment of its own, rounded up to 2 MiB
+    assert a.reserved == 88 * MIB
+    for key in (3, 4):
+        a.release(key)
+    a.allocate(19 * MIB + 512 * 1024, 6)  # joined again; less than 1 MiB is left: not split
+    assert a.reserved == 88 * MIB
+    assert a.allocated == 512 + MIB + 20 * MIB + 64 * MIB + 512
+    for key in (1, 2, 5, 6):
+        a.release(key)
+    assert (a.allocated, a.reserved) == (0, 88 * MIB)
+    assert a.peak_reserved == 88 * MIB
