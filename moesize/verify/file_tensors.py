@@ -8,7 +8,9 @@ stands here is checked against the inventory: the bytes of all file tensors are 
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil, floor, lcm, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.checkpoint import StoredEntry, matrix_shape
@@ -28,36 +30,20 @@ from moesize.core.weight_formats import (
     WeightFormat,
     number_bytes,
 )
+from moesize.verify.layouts import (
+    BLOCK_NORMS,
+    TRANSPOSED,
+    Section,
+    expert_layout,
+    is_per_group,
+    sections_of,
+    stored_apart,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
     from moesize.core.model_spec import ModelSpec
-
-
-class ExpertLayout(NamedTuple):
-    """How a family stacks its experts.
-
-    transposed    (E, in, out) instead of (E, out, in)
-    interleaved   rows of gate and up alternate
-    flat          (E * F, H): the experts' rows one after another, down transposed
-    """
-
-    transposed: bool = False
-    interleaved: bool = False
-    flat: bool = False
-
-
-EXPERT_LAYOUTS: Mapping[str, ExpertLayout] = {
-    "gpt_oss": ExpertLayout(transposed=True, interleaved=True),
-    "llama4": ExpertLayout(transposed=True),
-    "dbrx": ExpertLayout(flat=True),
-}
-# Families whose joined projections stand head by head, or group by group: queries, a key, a value.
-PER_HEAD = ("gpt_neox", "bloom", "persimmon")
-PER_GROUP = ("internlm2", "falcon_new")
-# Families whose matrices lie (in, out).
-TRANSPOSED = ("gpt2", "gpt_bigcode")
 
 
 class Piece(NamedTuple):
@@ -65,12 +51,14 @@ class Piece(NamedTuple):
 
     length   stored indices; `logical` elements that they hold
     units    indivisible pieces that ranks share out; 0 = every rank holds all
+    per      elements of an index, of which the last may hold fewer; 0 = all hold the same
     """
 
     length: int
     logical: int
     units: int = 0
     replicate: bool = False
+    per: Fraction = Fraction(0)
 
     def cut(self, rank: int, size: int) -> tuple[int, int]:
         """(first, end) of a rank's stored indices. Raises UnsupportedError."""
@@ -85,8 +73,8 @@ class Piece(NamedTuple):
         else:
             raise UnsupportedError(f"{self.units} pieces do not divide into {size} ranks")
         width = self.logical // self.units
-        per = ceil_div(self.logical, self.length)
-        return first * width // per, min(self.length, ceil_div(end * width, per))
+        per = self.per or Fraction(self.logical, self.length)
+        return floor(first * width / per), min(self.length, ceil(end * width / per))
 
 
 class FileTensor(NamedTuple):
@@ -172,8 +160,10 @@ def file_tensors(
 class _Member(NamedTuple):
     """A tensor of the inventory (or a part of its quantized form) inside a file tensor.
 
-    along   dimension in which members of one name follow each other
-    cut     dimension that ranks cut, with the piece
+    along     dimension in which members of one name follow each other
+    dim       dimension that ranks cut, with the piece
+    repeat    how often the piece lies there
+    sections  of the whole tensor, where ranks cut each by itself
     """
 
     name: str
@@ -185,6 +175,8 @@ class _Member(NamedTuple):
     dim: int | None
     piece: Piece | None
     once: bool = False
+    repeat: int = 1
+    sections: tuple[Section, ...] = ()
 
 
 def _members(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[_Member]:
@@ -204,6 +196,13 @@ def _members(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[
         yield from _stacked(spec, item, name, module)
         return
     family = spec.naming.partition("@")[0]
+    mixers = spec.block(item.entry.block).mixers if layer is not None else ()
+    sections = sections_of(family, mixers, tensor.role)
+    apart = stored_apart(family, tensor.role)
+    if apart and layer is not None:
+        prefix = _fill(names_of(spec.naming).layers, layer)
+        yield from _apart(spec, item, [prefix + one for one in apart], sections)
+        return
     for index in range(tensor.copies):
         own = name.replace("{expert}", str(index))
         inside = module.replace("{expert}", str(index))
@@ -214,10 +213,28 @@ def _members(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[
             if family in TRANSPOSED and len(shape) == 2 and tensor.matmul and layer is not None:
                 yield _transposed(own, item, section)
             else:
-                yield _plain(own, item, shape, section)
+                yield _plain(own, item, shape, section)._replace(sections=sections)
         else:
             assert item.weight_format is not None
-            yield from _quantized(spec, item, inside, item.weight_format)
+            for part in _quantized(spec, item, inside, item.weight_format):
+                yield part._replace(sections=sections)
+
+
+def _apart(
+    spec: ModelSpec, item: StoredEntry, modules: Sequence[str], sections: Sequence[Section]
+) -> Iterator[_Member]:
+    """A tensor of the inventory whose sections the files hold apart."""
+    tensor = item.entry.tensor
+    for module, section in zip(modules, sections, strict=True):
+        shape = (section.rows, *tensor.shape[1:])
+        shard = Shard(0, section.units, section.replicate)
+        entry = replace(item.entry, tensor=replace(tensor, shape=shape, shard=shard))
+        own = replace(item, entry=entry)
+        if item.is_quantized:
+            assert item.weight_format is not None
+            yield from _quantized(spec, own, module, item.weight_format)
+        else:
+            yield _plain(module + ".weight", own, shape, item.entry.section)
 
 
 def _fill(template: str, layer: int | None) -> str:
@@ -233,6 +250,7 @@ def _norms(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[_M
     if section == "encoder":
         known, prefix = names.encoder_norms or names.norms, names.encoder_layers
     block = spec.block(item.entry.block)
+    known = BLOCK_NORMS.get(spec.naming.partition("@")[0], {}).get(block.name, known)
     if tensor.copies < len(known) and not block.mixers:
         known = known[-tensor.copies :]
     suffix = ".bias" if tensor.role.endswith(".bias") else ".weight"
@@ -243,7 +261,7 @@ def _norms(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[_M
 
 def _plain(name: str, item: StoredEntry, shape: tuple[int, ...], section: str) -> _Member:
     tensor = item.entry.tensor
-    dim, piece = _piece(tensor.shard, shape, {})
+    dim, piece = _piece(tensor.shard, shape)
     return _Member(name, item.dtype, shape, section, tensor.role, 0, dim, piece)
 
 
@@ -254,24 +272,22 @@ def _transposed(name: str, item: StoredEntry, section: str) -> _Member:
     shard = tensor.shard
     if shard is not None:
         shard = Shard(1 - shard.dim, shard.units, shard.replicate)
-    dim, piece = _piece(shard, shape, {})
+    dim, piece = _piece(shard, shape)
     return _Member(name, item.dtype, shape, section, tensor.role, 1, dim, piece)
 
 
-def _piece(
-    shard: Shard | None, shape: tuple[int, ...], logical: Mapping[int, int]
-) -> tuple[int | None, Piece | None]:
-    """The cut of a stored tensor; `logical`: elements along a dimension that is packed."""
+def _piece(shard: Shard | None, shape: tuple[int, ...]) -> tuple[int | None, Piece | None]:
+    """The cut of a tensor that is stored as it is."""
     if shard is None or shard.dim >= len(shape):
         return None, None
     length = shape[shard.dim]
-    return shard.dim, Piece(length, logical.get(shard.dim, length), shard.units, shard.replicate)
+    return shard.dim, Piece(length, length, shard.units, shard.replicate)
 
 
 def _stacked(spec: ModelSpec, item: StoredEntry, name: str, module: str) -> Iterator[_Member]:
     """All experts of a layer in one tensor, gate and up joined where they have one name."""
     tensor, section = item.entry.tensor, item.entry.section
-    layout = EXPERT_LAYOUTS.get(spec.naming.partition("@")[0], ExpertLayout())
+    layout = expert_layout(spec.naming.partition("@")[0])
     experts = tensor.copies
     if item.is_quantized:
         assert item.weight_format is not None
@@ -280,7 +296,7 @@ def _stacked(spec: ModelSpec, item: StoredEntry, name: str, module: str) -> Iter
             yield part._replace(shape=(experts, *part.shape), along=part.along + 1, dim=shift)
         return
     if len(tensor.shape) == 1:
-        dim, piece = _piece(tensor.shard, tensor.shape, {})
+        dim, piece = _piece(tensor.shard, tensor.shape)
         if tensor.role.removesuffix(".bias") in names_of(spec.naming).bare:
             # A bare parameter has no module whose `.bias` it could be: `gate_up_proj_bias`.
             name = name.removesuffix(".bias") + "_bias"
@@ -294,15 +310,20 @@ def _stacked(spec: ModelSpec, item: StoredEntry, name: str, module: str) -> Iter
     if layout.flat:
         down = tensor.role.endswith(".down")
         rows, columns = (in_features, out_features) if down else (out_features, in_features)
+        own = None
+        if shard is not None:
+            # Its width is the expert's rows, of `down` too.
+            own = Piece(rows, rows, shard.units, shard.replicate)
         yield _Member(
-            name, item.dtype, (experts * rows, columns), section, tensor.role, 0, None, None
-        )
+            name, item.dtype, (experts * rows, columns), section, tensor.role, 0,
+            None if own is None else 0, own, repeat=experts,
+        )  # fmt: skip
         return
     shape = (out_features, in_features)
     if layout.transposed:
         shape = (in_features, out_features)
         shard = None if shard is None else Shard(1 - shard.dim, shard.units, shard.replicate)
-    dim, piece = _piece(shard, shape, {})
+    dim, piece = _piece(shard, shape)
     along = 2 if layout.transposed else 1
     yield _Member(
         name, item.dtype, (experts, *shape), section, tensor.role, along,
@@ -376,7 +397,7 @@ def _quantized(
 
 
 # Stored axis -> (logical dimension, logical elements that one index holds).
-_Axes = dict[int, tuple[int, int]]
+_Axes = dict[int, tuple[int, int | Fraction]]
 
 
 def _shapes(
@@ -400,14 +421,14 @@ def _shapes(
         case GroupInt():
             found.update(_group_int(weight_format, o, i, names))
         case PackQuantized():
-            per = 32 // weight_format.bits if 32 % weight_format.bits == 0 else 0
+            per = Fraction(32, weight_format.bits)
             size = i if weight_format.group_size == -1 else weight_format.group_size
             words = ceil_div(i * weight_format.bits, 32)
             groups = ceil_div(i, size)
-            found["weight"] = (names.weight, (o, words), {0: (0, 1), 1: (1, per or 1)})
+            found["weight"] = (names.weight, (o, words), {0: (0, 1), 1: (1, per)})
             found["scale"] = (names.scale, (o, groups), {0: (0, 1), 1: (1, size)})
             zero = (ceil_div(o * weight_format.bits, 32), groups)
-            found["zero_point"] = (names.zero_point, zero, {0: (0, per or 1), 1: (1, size)})
+            found["zero_point"] = (names.zero_point, zero, {0: (0, per), 1: (1, size)})
         case BitsAndBytes4Bit():
             block, nested = weight_format.block_elements, weight_format.nested_block_elements
             blocks = ceil_div(o * i, block)
@@ -443,7 +464,7 @@ def _group_int(
     weight_format: GroupInt, o: int, i: int, names: _Names
 ) -> dict[str, tuple[str, tuple[int, ...], _Axes]]:
     bits = weight_format.bits
-    per = 32 // bits if 32 % bits == 0 else 1
+    per = Fraction(32, bits)
     size = i if weight_format.group_size == -1 else weight_format.group_size
     groups = ceil_div(i, size)
     words_out, words_in = ceil_div(o * bits, 32), ceil_div(i * bits, 32)
@@ -466,11 +487,36 @@ def _cut_of_part(
     shard = tensor.shard
     if shard is None:
         return None, None
-    for axis, (dimension, _) in axes.items():
+    for axis, (dimension, per) in axes.items():
         if dimension == min(shard.dim, 1):
-            length = shape[axis]
-            return axis, Piece(length, logical[dimension], shard.units, shard.replicate)
+            elements = logical[dimension]
+            return axis, Piece(shape[axis], elements, shard.units, shard.replicate, Fraction(per))
     return None, None
+
+
+def is_cut(weight_format: WeightFormat | None) -> bool:
+    """Whether ranks hold slices of a matrix: blocks of the flat matrix are left whole."""
+    return not isinstance(weight_format, BitsAndBytes4Bit)
+
+
+def least_cut(weight_format: WeightFormat, tensor: Tensor) -> int:
+    """Elements that a rank's part must be a multiple of, or a word, tile or group is cut.
+
+    1 where one group holds all.
+    """
+    if tensor.shard is None or not is_cut(weight_format):
+        return 1
+    out_features, in_features = matrix_shape(tensor)
+    dimension = min(tensor.shard.dim, 1)
+    shapes = _shapes(weight_format, out_features, in_features, _Names())
+    whole = (out_features, in_features)[dimension]
+    least = 1
+    for part in weight_format.components(out_features, in_features):
+        for logical, per in shapes[part.name][2].values() if part.name in shapes else ():
+            if logical == dimension and per < whole:
+                # A fraction of a word, three bits: as many elements as fill whole words.
+                least = lcm(least, Fraction(per).numerator)
+    return least
 
 
 # --- joining --------------------------------------------------------------------------------------
@@ -491,9 +537,15 @@ def _joined(family: str, name: str, layer: int | None, members: list[_Member]) -
     cut = [member for member in members if member.dim is not None]
     if cut:
         dim = cut[0].dim
-        if dim == along or len(members) == 1:
-            pieces = tuple(member.piece or _whole(member, dim) for member in members)
-            if len(pieces) > 1 and _is_woven(family, first.role):
+        if first.sections and dim == along:
+            pieces = _by_section(first, shape[along])
+        elif dim == along or len(members) == 1:
+            pieces = tuple(
+                member.piece or _whole(member, dim)
+                for member in members
+                for _ in range(member.repeat)
+            )
+            if len(pieces) > 1 and _is_woven(family, members):
                 pieces = (_woven(pieces),)
         elif cut[0].piece is not None:
             pieces = (cut[0].piece,)
@@ -503,21 +555,41 @@ def _joined(family: str, name: str, layer: int | None, members: list[_Member]) -
     )  # fmt: skip
 
 
-def _is_woven(family: str, role: str) -> bool:
+def _by_section(member: _Member, length: int) -> tuple[Piece, ...]:
+    """The pieces of a tensor that is cut section by section, `length` indices in all."""
+    assert member.piece is not None
+    per = member.piece.per or Fraction(1)
+    pieces = tuple(
+        Piece(ceil(part.rows / per), part.rows, part.units, part.replicate, per)
+        for part in member.sections
+    )
+    aligned = all(part.rows % per == 0 for part in member.sections[:-1])
+    if aligned and sum(piece.length for piece in pieces) == length:
+        return pieces
+    # A tile or a word holds the end of one section and the beginning of the next: in one unit
+    # that cannot be shared out.
+    return (Piece(length, sum(part.rows for part in member.sections), 1, per=per),)
+
+
+def _is_woven(family: str, members: Sequence[_Member]) -> bool:
     """Whether the rows of joined members alternate instead of following each other."""
-    if role.startswith("attention."):
-        return family in (*PER_HEAD, *PER_GROUP)
-    interleaved = EXPERT_LAYOUTS.get(family, ExpertLayout()).interleaved
-    return interleaved and role.startswith("routed_experts.")
+    role = members[0].role
+    if role.startswith("routed_experts."):
+        return expert_layout(family).interleaved
+    key = members[1].piece
+    return key is not None and is_per_group(family, role, key.units)
 
 
 def _woven(pieces: tuple[Piece, ...]) -> Piece:
-    """One run, whose units hold a share of every member."""
+    """One run, whose units hold a share of every member.
+
+    More ranks than groups would share a group's key, and not its queries: no run is a rank's own.
+    """
     return Piece(
         sum(piece.length for piece in pieces),
         sum(piece.logical for piece in pieces),
         min(piece.units for piece in pieces),
-        any(piece.replicate for piece in pieces),
+        per=pieces[0].per,
     )
 
 

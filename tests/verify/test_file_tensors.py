@@ -144,8 +144,8 @@ BUFFERS = {
     "minimax": ".self_attn.",
 }
 LACKING = {
-    # The published files have three projections where the inventory has one.
-    "olmo_hybrid": "linear_attn.in_proj_qkv.weight",
+    # transformers 5.23 saves the norms of its attention layers under other names (see tiny.py).
+    "olmo_hybrid": "layers.3.post_attention_layernorm.weight",
     # transformers 5.23 saves the dense layer under the name of experts (see tiny.py).
     "kimi_linear": "layers.0.mlp.gate_proj.weight",
 }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from moesize.verify.forward import ForwardModel, Numerics
 from moesize.verify.forward.families import known_families
 from moesize.verify.forward.model import RunOptions
 from verify import tiny
+from verify.ranks import logits_of_ranks
 
 Made = tuple[ModelSpec, dict[str, Any], dict[str, torch.Tensor]]
 
@@ -40,43 +39,6 @@ def made(name: str) -> Made:
 @pytest.fixture(scope="module")
 def llama() -> Made:
     return made("llama")
-
-
-class Meeting:
-    """Sums tensors of several threads, as all-reduce does."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = Barrier(size, timeout=60)
-        self.parts: dict[int, torch.Tensor] = {}
-
-    def reduce(self, rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def run(part: torch.Tensor) -> torch.Tensor:
-            self.parts[rank] = part
-            self.barrier.wait()
-            total = sum(self.parts[r] for r in sorted(self.parts))
-            self.barrier.wait()
-            assert isinstance(total, torch.Tensor)
-            return total
-
-        return run
-
-
-def ranks(spec: ModelSpec, config: dict[str, Any], state: Any, size: int, ids: Any) -> Any:
-    """Logits of all ranks side by side, for a prompt and a decode step."""
-    meeting, out = Meeting(size), {}
-
-    def run(rank: int) -> None:
-        numerics = Numerics.from_config(config, spec)
-        model = ForwardModel(spec, numerics, state, tp=(rank, size), reduce=meeting.reduce(rank))
-        first = model.logits(model.prefill(ids[:, :-1]))
-        out[rank] = torch.cat((first, model.logits(model.decode(ids[:, -1]))), 1)
-
-    threads = [Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return torch.cat([out[rank] for rank in range(size)], dim=-1)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +71,13 @@ def test_ranks_together_make_the_whole_model(name: str, size: int) -> None:
     ids = torch.randint(3, 96, (2, 8))
     model = ForwardModel(spec, Numerics.from_config(config, spec), state)
     whole = model.logits(model.prefill(ids))
-    together = ranks(spec, config, state, size, ids)
+    together = torch.cat(logits_of_ranks(spec, config, [state] * size, ids, cut=False), dim=-1)
     assert (together - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
 def test_a_rank_alone_computes_its_share(llama: Made) -> None:
     spec, config, state = llama
-    model = ForwardModel(spec, Numerics.from_config(config, spec), state, tp=(0, 2))
+    model = ForwardModel(spec, Numerics.from_config(config, spec), state, tp=(0, 2), cut=False)
     assert model.logits(model.prefill(torch.ones(1, 3, dtype=torch.long))).shape == (1, 3, 48)
 
 
@@ -272,7 +234,8 @@ def test_two_processes_sum_through_torch_distributed(tmp_path: Path) -> None:
         "torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet',\n"
         "    rank=rank, world_size=2)\n"
         "spec, config, state, ids = torch.load(folder / 'made.pt', weights_only=False)\n"
-        "model = ForwardModel(spec, Numerics.from_config(config, spec), state, tp=(rank, 2))\n"
+        "numerics = Numerics.from_config(config, spec)\n"
+        "model = ForwardModel(spec, numerics, state, tp=(rank, 2), cut=False)\n"
         "torch.save(model.logits(model.prefill(ids)), folder / f'out{rank}.pt')\n"
         "torch.distributed.destroy_process_group()\n"
     )

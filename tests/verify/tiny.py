@@ -119,7 +119,27 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
-    return {_published_name(name, state): tensor for name, tensor in state.items()}
+    return {
+        _published_name(name, state): tensor
+        for name, tensor in (state | _published_convolutions(state)).items()
+    }
+
+
+def _published_convolutions(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OLMo-Hybrid's convolutions, each as wide as its projection.
+
+    transformers 5.23 splits the joined one into three equal parts when it saves.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for name in state:
+        layer = name.removesuffix("q_conv1d.weight")
+        if layer == name or "linear_attn" not in name:
+            continue
+        names = [f"{layer}{part}_conv1d.weight" for part in "qkv"]
+        rows = [len(state[f"{layer}{part}_proj.weight"]) for part in "qkv"]
+        joined = torch.cat([state[one] for one in names])
+        out |= dict(zip(names, joined.split(rows), strict=True))
+    return out
 
 
 def _published_name(name: str, state: dict[str, torch.Tensor]) -> str:

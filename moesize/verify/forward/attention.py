@@ -13,15 +13,17 @@ import torch.nn.functional as f
 from torch import Tensor
 
 from moesize.core.errors import UnsupportedError
-from moesize.verify.forward.norms import normalize, normalize_over_ranks
+from moesize.core.tensors import Shard
+from moesize.verify.forward.norms import normalize, normalize_inside, normalize_over_ranks
 from moesize.verify.forward.rotary import rotate
-from moesize.verify.forward.weights import LayerWeights, local_units
+from moesize.verify.layouts import local_units
 
 if TYPE_CHECKING:
     from moesize.core.attention import GroupedQueryAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import NormKind, Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ class GroupedQuery:
 
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """x (B, T, H) -> (B, T, H), this rank's part of the sum."""
-        m, num, w = self.mixer, self.numerics, self.w
+        num, w = self.numerics, self.w
         q, gate = self._queries(x)
         q = self._place(self._normed(q, "q", step), step, "q")
         if num.temperature is not None and self._tempered():
@@ -156,16 +158,21 @@ class GroupedQuery:
             start=step.start,
             first_key=first,
             sinks=w.maybe("attention.sinks"),
-            bias=_slopes(m.num_heads).to(x.device) if num.alibi else None,
+            bias=self._slopes(x.device) if num.alibi else None,
         )
         out = mixed.transpose(1, 2)
         if gate is not None:
             out = out * gate.to(out.dtype)
         out = out.flatten(2)
         if w.has("norms.attention_inner"):
-            out = normalize(out, num.norm, w.get("norms.attention_inner"), None, num.eps)
+            out = normalize_inside(out, num.norm, "norms.attention_inner", num.eps, w, step)
         bias = w.maybe("attention.o.bias") if w.all.rank == 0 else None
         return f.linear(out, w.get("attention.o"), bias)
+
+    def _slopes(self, device: torch.device) -> Tensor:
+        """Of the rank's heads among all of them."""
+        slopes = _slopes(self.mixer.num_heads * self.w.all.size).to(device)
+        return self.w.all.cut(slopes, Shard(0, len(slopes)))
 
     def _reach(self, step: Step) -> Reach:
         m, num = self.mixer, self.numerics

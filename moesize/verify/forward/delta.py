@@ -20,13 +20,14 @@ from torch import Tensor
 from moesize.core.compute import DELTA_CHUNK
 from moesize.verify.forward.convolution import causal_conv
 from moesize.verify.forward.norms import normalize, unit_length
-from moesize.verify.forward.weights import LayerWeights, local_units
+from moesize.verify.layouts import local_units
 
 if TYPE_CHECKING:
     from moesize.core.recurrent import GatedDeltaNet, KimiDeltaAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 def delta_rule(
@@ -151,17 +152,12 @@ class GatedDelta:
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         w = self.w
-        qkv = torch.cat(w.sections("attention.linear.qkv", self._sections()))
+        qkv = torch.cat(w.sections("attention.linear.qkv"))
         z, b, a = (f.linear(x, w.get(f"attention.linear.{part}")) for part in "zba")
         return f.linear(x, qkv), z, b, a
 
-    def _sections(self) -> list[tuple[int, int, bool]]:
-        m = self.whole
-        key = (m.key_size, m.num_k_heads, False)
-        return [key, key, (m.value_size, m.num_v_heads, False)]
-
     def _conv(self) -> Tensor:
-        return torch.cat(self.w.sections("attention.linear.conv", self._sections()))
+        return torch.cat(self.w.sections("attention.linear.conv"))
 
 
 class KimiDelta:

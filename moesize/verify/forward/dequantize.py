@@ -222,8 +222,11 @@ def _awq_columns(words: Tensor) -> Tensor:
 def _packed(parts: Mapping[str, Tensor], layout: PackQuantized) -> Tensor:
     """compressed-tensors: weight_packed (out, in * bits / 32), offset by half the range."""
     scale = parts["scale"].float()
-    in_features = int(parts["weight_shape"][1])
-    out_features = int(parts["weight_shape"][0])
+    # `weight_shape` is that of the whole matrix, of which a rank may hold a part; of words that are
+    # not full it says where the numbers end.
+    words = parts["weight"].shape
+    in_features = min(int(parts["weight_shape"][1]), words[1] * 32 // layout.bits)
+    out_features = words[0]
     offset = 1 << (layout.bits - 1)
     numbers = _unpack_words(parts["weight"], layout.bits, 1, in_features) - offset
     size = in_features if layout.group_size == -1 else layout.group_size

@@ -17,6 +17,7 @@ from moesize.core.model_spec import ModelSpec
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
 from moesize.verify.forward.numerics import Rope, RopeScaling, Routing, rotary_size
 from moesize.verify.forward.rotary import yarn_mscale
+from moesize.verify.layouts import BLOCK_NORMS
 
 Facts = dict[str, Any]
 FamilyFacts = Callable[[ConfigView, ModelSpec], Facts]
@@ -825,10 +826,7 @@ def _olmo_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
     return {
         "negative_eigenvalues": view.flag("linear_allow_neg_eigval", default=True),
         "linear_eps": 1e-5,
-        "norm_names": {
-            "attention": ("post_attention_layernorm", "post_feedforward_layernorm"),
-            "linear": ("attention_layer_norm", "feedforward_layer_norm"),
-        },
+        "norm_names": BLOCK_NORMS["olmo_hybrid"],
         "norm_slots_of": {"attention": _POST},
         "rope": {"skip": lambda i: not rotates},
     }

@@ -14,7 +14,7 @@ import torch.nn.functional as f
 from torch import Tensor
 
 from moesize.verify.forward.activations import activation, clamped_swiglu, xielu
-from moesize.verify.forward.norms import normalize
+from moesize.verify.forward.norms import normalize, normalize_inside
 from moesize.verify.forward.routing import choose
 
 if TYPE_CHECKING:
@@ -51,17 +51,19 @@ class Dense:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x (B, T, H) -> (B, T, H), this rank's part of the sum."""
-        return _dense(x, "dense_mlp", self.mlp.gated, self.numerics, self.w)
+        return _dense(x, "dense_mlp", self.mlp.gated, self.numerics, self.w, step)
 
 
-def _dense(x: Tensor, group: str, gated: bool, numerics: Numerics, w: LayerWeights) -> Tensor:
+def _dense(
+    x: Tensor, group: str, gated: bool, numerics: Numerics, w: LayerWeights, step: Step
+) -> Tensor:
     gate = None
     if gated:
         gate = f.linear(x, w.get(f"{group}.gate"), w.maybe(f"{group}.gate.bias"))
     up = f.linear(x, w.get(f"{group}.up"), w.maybe(f"{group}.up.bias"))
     inner = _activated(gate, up, numerics, w)
     if group == "dense_mlp" and w.has("norms.mlp_inner"):
-        inner = normalize(inner, numerics.norm, w.get("norms.mlp_inner"), None, numerics.eps)
+        inner = normalize_inside(inner, numerics.norm, "norms.mlp_inner", numerics.eps, w, step)
     bias = w.maybe(f"{group}.down.bias") if w.all.rank == 0 else None
     return f.linear(inner, w.get(f"{group}.down"), bias) * numerics.factor("mlp_down")
 
@@ -102,7 +104,7 @@ class Experts:
         if moe.latent_size is not None:
             out = f.linear(out, w.get("other.latent_out"))
         if moe.shared is not None:
-            out = out + self._shared(tokens)
+            out = out + self._shared(tokens, step)
         return (out * self.numerics.factor("experts")).view_as(x)
 
     def route(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -175,10 +177,10 @@ class Experts:
             out = out * factor
         return torch.zeros_like(x).index_add_(0, token, out)
 
-    def _shared(self, tokens: Tensor) -> Tensor:
+    def _shared(self, tokens: Tensor, step: Step) -> Tensor:
         shared, w = self.moe.shared, self.w
         assert shared is not None
-        out = _dense(tokens, "shared_experts", shared.gated, self.numerics, w)
+        out = _dense(tokens, "shared_experts", shared.gated, self.numerics, w, step)
         if shared.gate:
             out = out * torch.sigmoid(f.linear(tokens, w.get("shared_experts.sigmoid_gate")))
         return out

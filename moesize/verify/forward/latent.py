@@ -18,13 +18,14 @@ from moesize.core.errors import UnsupportedError
 from moesize.verify.forward.attention import Reach, attend
 from moesize.verify.forward.norms import normalize
 from moesize.verify.forward.rotary import rotate
-from moesize.verify.forward.weights import LayerWeights, local_units
+from moesize.verify.layouts import local_units
 
 if TYPE_CHECKING:
     from moesize.core.attention import Indexer, LatentAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 class Latent:

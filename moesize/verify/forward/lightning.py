@@ -13,13 +13,14 @@ from moesize.core.compute import LIGHTNING_CHUNK
 from moesize.core.errors import UnsupportedError
 from moesize.verify.forward.activations import activation
 from moesize.verify.forward.norms import normalize_over_ranks
-from moesize.verify.forward.weights import LayerWeights, local_units
+from moesize.verify.layouts import local_units
 
 if TYPE_CHECKING:
     from moesize.core.recurrent import LightningAttention
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 class Lightning:

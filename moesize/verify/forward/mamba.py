@@ -16,13 +16,14 @@ from torch import Tensor
 from moesize.core.compute import MAMBA2_CHUNK
 from moesize.verify.forward.convolution import causal_conv
 from moesize.verify.forward.norms import group_normalize, normalize, normalize_over_ranks
-from moesize.verify.forward.weights import LayerWeights, local_units
+from moesize.verify.layouts import local_units
 
 if TYPE_CHECKING:
     from moesize.core.recurrent import Mamba1, Mamba2
     from moesize.verify.forward.caches import LayerCache
     from moesize.verify.forward.numerics import Numerics
     from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 class StateSpaceDual:
@@ -30,7 +31,6 @@ class StateSpaceDual:
 
     def __init__(self, mixer: Mamba2, numerics: Numerics, weights: LayerWeights) -> None:
         size = weights.all.size
-        self.whole = mixer
         self.mixer = replace(
             mixer,
             num_heads=local_units(mixer.num_heads, size),
@@ -44,10 +44,10 @@ class StateSpaceDual:
         m, w, num = self.mixer, self.w, self.numerics
         role = "attention.linear."
         z, xs, b, c, dt = self._project(x * num.factor("ssm_in"))
-        conv = torch.cat(w.sections(role + "conv", self._sections()[1:4]))
+        conv = torch.cat(w.sections(role + "conv"))
         bias = None
         if m.conv_bias:
-            bias = torch.cat(w.sections(role + "conv.bias", self._sections()[1:4]))
+            bias = torch.cat(w.sections(role + "conv.bias"))
         mixed = f.silu(causal_conv(torch.cat((xs, b, c), dim=-1), conv, bias, cache))
         wide = m.num_groups * m.state_size
         xs, b, c = mixed.split([m.inner_size, wide, wide], dim=-1)
@@ -65,19 +65,13 @@ class StateSpaceDual:
         bias = w.maybe(role + "out.bias") if w.all.rank == 0 else None
         return f.linear(out, w.get(role + "out"), bias) * num.factor("ssm_out")
 
-    def _sections(self) -> list[tuple[int, int, bool]]:
-        """Rows of `in`: gate, inner stream, B, C, time step; the middle three are convolved."""
-        m = self.whole
-        inner = (m.inner_size, m.num_heads, False)
-        group = (m.num_groups * m.state_size, m.num_groups, m.num_groups == 1)
-        return [inner, inner, group, group, (m.num_heads, m.num_heads, False)]
-
     def _project(self, x: Tensor) -> list[Tensor]:
+        """Gate, inner stream, B, C, time step."""
         w, role = self.w, "attention.linear.in"
-        parts = w.sections(role, self._sections())
+        parts = w.sections(role)
         biases: list[Tensor] = []
         if self.mixer.projection_bias and w.has(role + ".bias"):
-            biases = w.sections(role + ".bias", self._sections())
+            biases = w.sections(role + ".bias")
         joined = f.linear(x, torch.cat(parts), torch.cat(biases) if biases else None)
         out = list(joined.split([len(part) for part in parts], dim=-1))
         factors = self.numerics.multipliers.get("ssm", ())
@@ -149,7 +143,6 @@ class SelectiveScan:
 
     def __init__(self, mixer: Mamba1, numerics: Numerics, weights: LayerWeights) -> None:
         size = weights.all.size
-        self.whole = mixer
         self.mixer = replace(mixer, inner_size=local_units(mixer.inner_size, size))
         self.numerics = numerics
         self.w = weights
@@ -158,11 +151,10 @@ class SelectiveScan:
         """x (B, T, H) -> (B, T, H), this rank's part of the sum."""
         m, w = self.mixer, self.w
         role = "attention.linear."
-        inner = (self.whole.inner_size, self.whole.inner_size, False)
-        weight = torch.cat(w.sections(role + "in", [inner, inner]))
+        weight = torch.cat(w.sections(role + "in"))
         bias = None
         if w.has(role + "in.bias"):
-            bias = torch.cat(w.sections(role + "in.bias", [inner, inner]))
+            bias = torch.cat(w.sections(role + "in.bias"))
         xs, z = f.linear(x, weight, bias).chunk(2, dim=-1)
         xs = f.silu(causal_conv(xs, w.get(role + "conv"), w.maybe(role + "conv.bias"), cache))
         # Every rank holds some columns of this projection: the parts must meet before use.

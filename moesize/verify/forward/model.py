@@ -68,6 +68,8 @@ class ForwardModel:
     layers     indices to run, in this order; None = all
     tp         (rank, size): this rank's slices only. Sums over ranks where torch.distributed is
                initialised; otherwise the rank's share is computed alone and the sum is left out
+    cut        the state holds the rank's slices, as `loading` reads them; False: whole tensors, of
+               which the rank takes its slices
     reduce     how parts are summed over ranks, when not by torch.distributed
     on_phase   called with `embedding`, `layer 3`, `final norm`, `logits` as each begins
     """
@@ -82,6 +84,7 @@ class ForwardModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         tp: tuple[int, int] = (0, 1),
+        cut: bool = True,
         options: RunOptions | None = None,
         on_phase: Callable[[str], None] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
@@ -97,7 +100,7 @@ class ForwardModel:
             raise UnsupportedError("embeddings of another width than the layers are not projected")
         if not 0 <= tp[0] < tp[1]:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
-        self.weights = Weights(spec, state, self.device, dtype, tp)
+        self.weights = Weights(spec, state, self.device, dtype, tp, cut=cut)
         self.on_phase = on_phase or (lambda name: None)
         self.reduce = reduce or self._all_reduce
         self._blocks = {index: _Layer(self, index) for index in self.layers}
@@ -133,7 +136,7 @@ class ForwardModel:
         bias = self.weights.outside("lm_head.bias", "final")
         rows = embedding.head_vocab_size or embedding.vocab_size
         if bias is not None:
-            bias = self.weights.cut(bias, Shard(0, rows), (rows,))
+            bias = self.weights.own(bias, Shard(0, rows))
         out = f.linear(hidden, head, bias).float() * num.factor("logits")
         if num.logit_softcap:
             out = num.logit_softcap * torch.tanh(out / num.logit_softcap)
@@ -153,7 +156,7 @@ class ForwardModel:
         self.on_phase("embedding")
         x = self._embed(tokens, step)
         if self.spec.embedding.per_layer_size:
-            step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, tokens, x)
+            step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, step, x)
         for index in self.layers:
             self.on_phase(f"layer {index}")
             x = self._blocks[index](x, step, self.caches[index])
@@ -175,11 +178,7 @@ class ForwardModel:
         return table
 
     def _local_table(self) -> Tensor:
-        embedding = self.spec.embedding
-        shape = (embedding.vocab_size, embedding.size or self.spec.hidden_size)
-        return self.weights.cut(
-            self._table(), Shard(0, _divisible(shape[0], self.weights.size)), shape
-        )
+        return self.weights.rows(self._table(), self.spec.embedding.vocab_size)
 
     def _head(self) -> Tensor:
         head = self.weights.outside("lm_head.weight", "final")
@@ -187,21 +186,13 @@ class ForwardModel:
             if not self.spec.embedding.tied:
                 raise InvalidInputError("the checkpoint has no head")
             return self._local_table()
-        return self.weights.cut(
-            head, Shard(0, _divisible(head.shape[0], self.weights.size)), head.shape
-        )
+        embedding = self.spec.embedding
+        return self.weights.rows(head, embedding.head_vocab_size or embedding.vocab_size)
 
     def _embed(self, tokens: Tensor, step: Step) -> Tensor:
         """(B, T) -> (B, T, H); a rank looks up its part of the vocabulary."""
         num, embedding = self.numerics, self.spec.embedding
-        table = self._local_table()
-        if table.shape[0] == embedding.vocab_size:
-            x = table[tokens]
-        else:
-            local = tokens - self.weights.rank * table.shape[0]
-            inside = (local >= 0) & (local < table.shape[0])
-            x = table[local.clamp(0, table.shape[0] - 1)] * inside[..., None]
-            x = self.reduce(x)
+        x = self.weights.look_up(self._local_table(), tokens, self.reduce)
         if embedding.positions:
             positions = self.weights.outside("embedding.positions", "embedding")
             assert positions is not None
@@ -224,13 +215,6 @@ class ForwardModel:
         weight = self.weights.outside("norms.final", "final")
         bias = self.weights.outside("norms.final.bias", "final")
         return normalize(x, num.norm, weight, bias, num.eps)
-
-
-def _divisible(rows: int, size: int) -> int:
-    """Rows of a vocabulary as units; engines pad one that does not divide, which we refuse."""
-    if rows % size:
-        raise UnsupportedError(f"a vocabulary of {rows} does not divide into {size} ranks")
-    return rows
 
 
 class _Layer:

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moesize.core.errors import UnsupportedError
+from moesize.core.tensors import Shard
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesize.verify.forward.numerics import NormKind
+    from moesize.verify.forward.step import Step
+    from moesize.verify.forward.weights import LayerWeights
 
 
 def normalize(
@@ -37,6 +42,19 @@ def normalize_over_ranks(
     squares = wide.square().sum(-1, keepdim=True)
     mean = (reduce(squares) if ranks > 1 else squares) / (x.shape[-1] * ranks)
     return (wide * torch.rsqrt(mean + eps) * weight.float()).to(x.dtype)
+
+
+def normalize_inside(
+    x: Tensor, kind: NormKind, role: str, eps: float, w: LayerWeights, step: Step
+) -> Tensor:
+    """A norm between two projections: ranks share its input, and each holds its whole weight."""
+    weight = w.get(role)
+    if w.all.size == 1:
+        return normalize(x, kind, weight, None, eps)
+    if kind != "rms":
+        raise UnsupportedError(f"{role}: a norm of kind {kind} is not taken over ranks")
+    own = w.all.cut(weight, Shard(0, len(weight)))
+    return normalize_over_ranks(x, own, eps, step.reduce, w.all.size)
 
 
 def group_normalize(x: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:

@@ -10,23 +10,29 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as f
 from torch import Tensor
 
+from moesize.core.tensors import Shard
 from moesize.verify.forward.activations import activation
 from moesize.verify.forward.norms import normalize
 
 if TYPE_CHECKING:
     from moesize.core.model_spec import ModelSpec
     from moesize.verify.forward.numerics import Numerics
+    from moesize.verify.forward.step import Step
     from moesize.verify.forward.weights import LayerWeights, Weights
 
 
 def per_layer_inputs(
-    spec: ModelSpec, numerics: Numerics, weights: Weights, tokens: Tensor, x: Tensor
+    spec: ModelSpec, numerics: Numerics, weights: Weights, step: Step, x: Tensor
 ) -> Tensor:
-    """tokens (B, T) and their embeddings x (B, T, H) -> (B, T, L, P)."""
+    """A step's tokens (B, T) and their embeddings x (B, T, H) -> (B, T, L, P)."""
     size = spec.embedding.per_layer_size
     table = _needed(weights, "embedding.per_layer", "embedding")
-    looked_up = (table[tokens] * size**0.5).unflatten(-1, (-1, size))
-    made = f.linear(x, _needed(weights, "other.per_layer_model_projection", "final"))
+    table = weights.rows(table, spec.embedding.per_layer_vocab_size)
+    looked_up = weights.look_up(table, step.tokens, step.reduce)
+    looked_up = (looked_up * size**0.5).unflatten(-1, (-1, size))
+    projection = _needed(weights, "other.per_layer_model_projection", "final")
+    own = weights.own(projection, Shard(0, spec.num_layers * size))
+    made = weights.gather(f.linear(x, own), step.reduce)
     made = (made * spec.hidden_size**-0.5).unflatten(-1, (-1, size))
     norm = _needed(weights, "norms.per_layer_projection", "final")
     made = normalize(made, numerics.norm, norm, None, numerics.eps)

@@ -28,11 +28,10 @@ class GatedShortConv:
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """x (B, T, H) -> (B, T, H), this rank's part of the sum."""
         w, role = self.w, "attention.linear."
-        third = (self.mixer.size, self.mixer.size, False)
-        weight = torch.cat(w.sections(role + "in", [third] * 3))
+        weight = torch.cat(w.sections(role + "in"))
         bias = None
         if w.has(role + "in.bias"):
-            bias = torch.cat(w.sections(role + "in.bias", [third] * 3))
+            bias = torch.cat(w.sections(role + "in.bias"))
         b, c, inner = f.linear(x, weight, bias).chunk(3, dim=-1)
         mixed = causal_conv(b * inner, w.get(role + "conv"), w.maybe(role + "conv.bias"), cache)
         bias = w.maybe(role + "out.bias") if w.all.rank == 0 else None

@@ -1,13 +1,12 @@
 """Finds a layer's matrices in a checkpoint's own tensors: names, joins, experts, ranks, formats.
 
 A checkpoint may hold q, k and v in one tensor, all experts in one tensor, transposed or
-interleaved, quantized or not. Callers ask for a role of the inventory and get one matrix of its
-logical shape, cut for their rank.
+interleaved, quantized or not; it may be whole, or what `loading` read of it for one rank. Callers
+ask for a role of the inventory and get their rank's part of one matrix, out by in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,52 +17,30 @@ from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.naming import module_name, names_of, tensor_name
 from moesize.core.tensors import Shard
 from moesize.core.tensors import Tensor as SpecTensor
+from moesize.verify.file_tensors import is_cut, least_cut
 from moesize.verify.forward.dequantize import dequantize, parts_of
+from moesize.verify.layouts import (
+    TRANSPOSED,
+    Section,
+    expert_layout,
+    is_per_group,
+    local_units,
+    sections_of,
+    stored_apart,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from moesize.core.model_spec import ModelSpec
     from moesize.core.weight_formats import WeightFormat
 
-# How joined projections lie in their tensor, by family of names; "parts": one after another.
-_PER_HEAD = ("gpt_neox", "bloom", "persimmon")
-_PER_GROUP = ("internlm2", "falcon_new")
-# GPT-2 stores (in, out).
-_TRANSPOSED = ("gpt2", "gpt_bigcode")
-
-
-@dataclass(frozen=True)
-class ExpertLayout:
-    """How a family stacks its experts.
-
-    transposed    (E, in, out) instead of (E, out, in)
-    interleaved   rows of gate and up alternate
-    flat          (E * F, H): the experts' rows one after another, down transposed
-    """
-
-    transposed: bool = False
-    interleaved: bool = False
-    flat: bool = False
-
-
-_EXPERT_LAYOUTS = {
-    "gpt_oss": ExpertLayout(transposed=True, interleaved=True),
-    "llama4": ExpertLayout(transposed=True),
-    "dbrx": ExpertLayout(flat=True),
-}
-
-# What the inventory lists as one tensor and the family stores in pieces.
-_PIECES: dict[str, dict[str, tuple[str, ...]]] = {
-    "olmo_hybrid": {
-        "attention.linear.qkv": tuple(f"linear_attn.{p}_proj.weight" for p in "qkv"),
-        "attention.linear.conv": tuple(f"linear_attn.{p}_conv1d.weight" for p in "qkv"),
-    },
-}
-
 
 class Weights:
-    """A checkpoint's tensors on a device, as seen by one rank of tensor parallelism."""
+    """A checkpoint's tensors on a device, as seen by one rank of tensor parallelism.
+
+    cut  the state holds the rank's slices as `file_tensors` cuts them; else whole tensors
+    """
 
     def __init__(
         self,
@@ -72,12 +49,15 @@ class Weights:
         device: torch.device,
         dtype: torch.dtype,
         tp: tuple[int, int],
+        *,
+        cut: bool,
     ) -> None:
         self.spec = spec
         self.state = _as_named(spec, state)
         self.device = device
         self.dtype = dtype
         self.rank, self.size = tp
+        self.holds_slices = cut and self.size > 1
         self.family = spec.naming.partition("@")[0]
         self.formats = _formats(spec)
 
@@ -96,16 +76,44 @@ class Weights:
             return raw.to(self.device, self.dtype)
         return raw.to(self.device)
 
-    def cut(self, tensor: Tensor, shard: Shard | None, logical: Sequence[int]) -> Tensor:
-        """This rank's slice of a tensor of the logical shape; one that was cut before stays."""
-        if shard is None or self.size == 1 or tensor.shape[shard.dim] != logical[shard.dim]:
+    def own(self, tensor: Tensor, shard: Shard | None) -> Tensor:
+        """This rank's slice of a tensor of the state."""
+        return tensor if self.holds_slices else self.cut(tensor, shard)
+
+    def cut(self, tensor: Tensor, shard: Shard | None) -> Tensor:
+        """This rank's slice of a whole tensor."""
+        if shard is None or self.size == 1:
             return tensor
         units = local_units(shard.units, self.size, replicate=shard.replicate)
         width = tensor.shape[shard.dim] // shard.units
         first = (
-            self.rank * shard.units // self.size if shard.units < self.size else (self.rank * units)
+            self.rank * shard.units // self.size if shard.units < self.size else self.rank * units
         )
         return tensor.narrow(shard.dim, first * width, units * width)
+
+    def rows(self, table: Tensor, rows: int) -> Tensor:
+        """This rank's part of a vocabulary of `rows`."""
+        if rows % self.size:
+            # Engines pad it.
+            raise UnsupportedError(f"a vocabulary of {rows} does not divide into {self.size} ranks")
+        return self.own(table, Shard(0, rows))
+
+    def look_up(self, table: Tensor, tokens: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows of a vocabulary that ranks share: each finds its own, and their sum is all."""
+        if self.size == 1:
+            return table[tokens]
+        local = tokens - self.rank * table.shape[0]
+        inside = (local >= 0) & (local < table.shape[0])
+        return reduce(table[local.clamp(0, table.shape[0] - 1)] * inside[..., None])
+
+    def gather(self, x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """The parts of all ranks side by side in the last dimension, out of this rank's."""
+        if self.size == 1:
+            return x
+        width = x.shape[-1]
+        wide = x.new_zeros(*x.shape[:-1], width * self.size)
+        wide[..., self.rank * width : (self.rank + 1) * width] = x
+        return reduce(wide)
 
 
 # What wraps a language model in some files and not in others.
@@ -127,15 +135,6 @@ def _as_named(spec: ModelSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tens
     return state
 
 
-def local_units(units: int, size: int, *, replicate: bool = False) -> int:
-    """Units of one rank; with more ranks than units every rank repeats one, where it may."""
-    if units % size == 0:
-        return units // size
-    if replicate and size % units == 0:
-        return 1
-    raise UnsupportedError(f"{units} heads or rows do not divide into {size} ranks")
-
-
 class LayerWeights:
     """One layer's matrices by role."""
 
@@ -143,6 +142,7 @@ class LayerWeights:
         self.all = weights
         self.index = index
         self.block = weights.spec.layout[index]
+        self.mixers = weights.spec.block(self.block).mixers
         self.tensors = {t.role: t for t in weights.spec.block_tensors[self.block]}
 
     def has(self, role: str) -> bool:
@@ -150,24 +150,39 @@ class LayerWeights:
         return role in self.tensors
 
     def get(self, role: str) -> Tensor:
-        """The rank's slice of a tensor of the inventory, in its logical shape."""
+        """The rank's slice of a tensor of the inventory."""
         wanted = self.tensors[role]
         raw = self._split(role, self.stored(role))
         if len(wanted.shape) == 1:
             raw = raw.flatten()  # some files keep dimensions of one: A_log of Kimi
-        return self.all.cut(raw, wanted.shard, wanted.shape)
+        return self._own(role, raw)
+
+    def _own(self, role: str, raw: Tensor) -> Tensor:
+        return raw if self._is_slice(role) else self.all.cut(raw, self.tensors[role].shard)
+
+    def _is_slice(self, role: str) -> bool:
+        """Whether the state holds the rank's slice: of some formats even it holds all."""
+        return self.all.holds_slices and is_cut(self.all.formats.get((role, self.index)))
+
+    def _rows(self, tensor: SpecTensor) -> int:
+        """Rows that the state holds of a tensor of the inventory."""
+        shard = tensor.shard
+        if shard is None or shard.dim != 0 or not self._is_slice(tensor.role):
+            return tensor.shape[0]
+        section = Section(tensor.shape[0], shard.units, shard.replicate)
+        return section.rows_of_rank(self.all.size)
 
     def maybe(self, role: str) -> Tensor | None:
         """`get`, or None when the layer has no such tensor."""
         return self.get(role) if self.has(role) else None
 
     def stored(self, role: str) -> Tensor:
-        """The whole tensor of the files that holds a role, unpacked and on the device."""
+        """The tensor of the state that holds a role, unpacked and on the device."""
         naming = self.all.spec.naming
         name = self._fill(tensor_name(naming, role))
         module = self._fill(module_name(naming, role))
         raw = self._unpacked(role, name, module)
-        if self.all.family in _TRANSPOSED and raw.dim() == 2 and self.tensors[role].matmul:
+        if self.all.family in TRANSPOSED and raw.dim() == 2 and self.tensors[role].matmul:
             return raw.T
         return raw
 
@@ -193,33 +208,68 @@ class LayerWeights:
         if weight_format is None:
             return self.all.put(self._find(name))
         parts = parts_of(self.all.state, module)
+        return self._dequantized(role, parts, weight_format)
+
+    def _dequantized(
+        self, role: str, parts: dict[str, Tensor], weight_format: WeightFormat
+    ) -> Tensor:
+        if self._is_slice(role):
+            self._check_slice(role, weight_format)
+            if "g_idx" in parts:
+                parts["g_idx"] = parts["g_idx"] - self._first_group(role, weight_format)
         return self.all.put(dequantize(parts, weight_format, self.all.device))
 
-    def sections(self, role: str, parts: Sequence[tuple[int, int, bool]]) -> list[Tensor]:
-        """A joined tensor in parts of (rows, units, replicate), each cut for the rank.
+    def _check_slice(self, role: str, weight_format: WeightFormat) -> None:
+        """Refuses parts of words, tiles and groups, whose other part another rank holds."""
+        sections = sections_of(self.all.family, self.mixers, role)
+        for tensor in self._members(role):
+            shard = tensor.shard
+            if shard is None:
+                continue
+            whole = tensor.shape[min(shard.dim, 1)]
+            own = [Section(whole, shard.units, shard.replicate)]
+            least = least_cut(weight_format, tensor)
+            for section in sections or own:
+                if section.rows_of_rank(self.all.size) % least:
+                    raise UnsupportedError(
+                        f"{tensor.role}: ranks of {self.all.size} would share a group of {least} "
+                        "quantized weights",
+                        "choose a smaller tensor parallel size",
+                    )
 
-        For tensors whose parts split apart from each other: q, k and v of a convolution.
-        """
+    def _first_group(self, role: str, weight_format: WeightFormat) -> int:
+        """Number of the group in which the rank's inputs begin: the files count from the first."""
+        shard = self.tensors[role].shard
+        size = getattr(weight_format, "group_size", -1)
+        if shard is None or shard.dim == 0 or size == -1:
+            return 0
+        if getattr(weight_format, "act_order", False):
+            raise UnsupportedError(
+                f"{role}: inputs of a rank belong to groups of all ranks with act_order"
+            )
+        inputs = self.tensors[role].shape[1]
+        return self.all.rank * (inputs // self.all.size) // size
+
+    def sections(self, role: str) -> list[Tensor]:
+        """A joined tensor in the parts that ranks cut each by itself, each the rank's own."""
         raw = self._whole(role)
-        rows = [part[0] for part in parts]
-        if raw.shape[0] != sum(rows):
-            # Cut before: what is there is the rank's own.
-            size = self.all.size
-            rows = [
-                part[0] // part[1] * local_units(part[1], size, replicate=part[2]) for part in parts
-            ]
-            return list(raw.split(rows))
+        parts = sections_of(self.all.family, self.mixers, role)
+        if self._is_slice(role):
+            return list(raw.split([part.rows_of_rank(self.all.size) for part in parts]))
         return [
-            self.all.cut(piece, Shard(0, units, replicate), piece.shape)
-            for piece, (_, units, replicate) in zip(raw.split(rows), parts, strict=True)
+            self.all.cut(piece, Shard(0, part.units, part.replicate))
+            for piece, part in zip(raw.split([part.rows for part in parts]), parts, strict=True)
         ]
 
     def _whole(self, role: str) -> Tensor:
-        """A tensor that most families join and one may store in pieces."""
-        pieces = _PIECES.get(self.all.family, {}).get(role)
-        if pieces is None:
+        """A tensor that most families join and one may store apart."""
+        apart = stored_apart(self.all.family, role)
+        if not apart:
             return self.stored(role)
-        return torch.cat([self.named(piece) for piece in pieces])
+        prefix = self._fill(names_of(self.all.spec.naming).layers)
+        return torch.cat(
+            [self._unpacked(role, f"{prefix}{one}.weight", prefix + one) for one in apart]
+        )
 
     # --- Joined projections ---------------------------------------------------------------------
 
@@ -230,29 +280,21 @@ class LayerWeights:
 
     def _split(self, role: str, raw: Tensor) -> Tensor:
         members = self._members(role)
-        if len(members) == 1 or raw.shape[0] == self.tensors[role].shape[0]:
+        if len(members) == 1:
             return raw
-        family = self.all.family
-        if role.startswith("attention.") and family in (*_PER_HEAD, *_PER_GROUP):
+        key = members[1].shard
+        if key is not None and is_per_group(self.all.family, role, key.units):
             return self._from_heads(role, raw, members)
-        # A file of one rank holds as many rows of each part less.
-        total = sum(t.shape[0] for t in members)
-        first = 0
-        for member in members:
-            rows = member.shape[0] * raw.shape[0] // total
-            if member.role == role:
-                return raw[first : first + rows]
-            first += rows
-        raise AssertionError(role)
+        rows = [self._rows(member) for member in members]
+        return raw.split(rows)[[member.role for member in members].index(role)]
 
     def _from_heads(self, role: str, raw: Tensor, members: Sequence[SpecTensor]) -> Tensor:
         """q, k or v out of rows that stand group by group: queries, one key, one value."""
         query, key = members[0], members[1]
         assert key.shard is not None
-        groups = key.shard.units
-        size = key.shape[0] // groups
+        size = key.shape[0] // key.shard.units
         per_group = query.shape[0] // key.shape[0]
-        rows = raw.unflatten(0, (groups, per_group + 2, size))
+        rows = raw.unflatten(0, (-1, per_group + 2, size))
         part = role.removesuffix(".bias").rpartition(".")[2]
         chosen = {
             "q": rows[:, :per_group],
@@ -268,14 +310,13 @@ class LayerWeights:
         role = f"routed_experts.{part}"
         naming = self.all.spec.naming
         module = self._fill(module_name(naming, role))
-        wanted = self.tensors[role]
         if "{expert}" in module:
             module = module.replace("{expert}", str(index))
             name = self._fill(tensor_name(naming, role)).replace("{expert}", str(index))
             raw = self._unpacked(role, name, module)
         else:
             raw = self._stacked_expert(role, part, index, module)
-        return self.all.cut(raw, wanted.shard, wanted.shape)
+        return self._own(role, raw)
 
     def experts(self, part: str) -> Tensor:
         """(E, out, in) of all routed experts, or (E, out) of their biases."""
@@ -284,13 +325,13 @@ class LayerWeights:
 
     def _stacked_expert(self, role: str, part: str, index: int, module: str) -> Tensor:
         wanted = self.tensors[role]
-        layout = _EXPERT_LAYOUTS.get(self.all.family, ExpertLayout())
+        layout = expert_layout(self.all.family)
         weight_format = self.all.formats.get((role, self.index))
         if part.endswith(".bias"):
             raw = self.all.put(self._first_of(module + ".bias", module + "_bias")[index])
         elif weight_format is not None:
             parts = {key: value[index] for key, value in parts_of(self.all.state, module).items()}
-            raw = self.all.put(dequantize(parts, weight_format, self.all.device))
+            raw = self._dequantized(role, parts, weight_format)
         else:
             whole = self._first_of(module, module + ".weight")
             if layout.flat:
@@ -300,7 +341,7 @@ class LayerWeights:
             raw = self.all.put(whole[index])
             if layout.transposed:
                 raw = raw.T
-        if part.startswith("down") or raw.shape[0] == wanted.shape[0]:
+        if len(self._members(role)) == 1:
             return raw
         side = 0 if part.startswith("gate") else 1
         return raw[side::2] if layout.interleaved else raw.chunk(2, dim=0)[side]
