@@ -94,22 +94,36 @@ def load(
     target = torch.device(device)
     begin = time.perf_counter()
     jobs = plan_load(files, tensors, rank, size)
+    state = load_jobs(jobs, target, readers=readers, progress=progress)
+    companions = _companions(files, jobs)
+    requested = sum(job.size_bytes for job in jobs)
+    return Loaded(state, requested, requested, time.perf_counter() - begin, companions)
+
+
+def load_jobs(
+    jobs: Sequence[Job],
+    device: torch.device,
+    *,
+    readers: int = DEFAULT_READERS,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Tensors on the device, by name, made in the order of the jobs. Raises InvalidInputError."""
+    import torch
+
     state = {
-        job.name: torch.empty(job.shape, dtype=torch_dtype(job.code), device=target) for job in jobs
+        job.name: torch.empty(job.shape, dtype=torch_dtype(job.code), device=device) for job in jobs
     }
     pieces: deque[_Piece] = deque()
     for job in jobs:
         pieces.extend(job.pieces(state[job.name].reshape(-1).view(torch.uint8)))
     # The memory may have been used by work that still runs on the device.
-    _wait(target)
+    _wait(device)
     with ExitStack() as stack:
         sources = {
             path: stack.enter_context(_Source(path)) for path in {job.place.path for job in jobs}
         }
-        _run(pieces, sources, target, max(1, readers), progress)
-        companions = _companions(files, jobs, sources)
-    requested = sum(job.size_bytes for job in jobs)
-    return Loaded(state, requested, requested, time.perf_counter() - begin, companions)
+        _run(pieces, sources, device, max(1, readers), progress)
+    return state
 
 
 def torch_dtype(code: str) -> torch.dtype:
@@ -255,9 +269,7 @@ def _without_ones(shape: Sequence[int]) -> list[int]:
     return [length for length in shape if length != 1]
 
 
-def _companions(
-    files: CheckpointFiles, jobs: Sequence[Job], sources: dict[Path, _Source]
-) -> dict[str, Tensor]:
+def _companions(files: CheckpointFiles, jobs: Sequence[Job]) -> dict[str, Tensor]:
     import torch
 
     out: dict[str, Tensor] = {}
@@ -272,10 +284,6 @@ def _companions(
         if place.tensor.dtype != "U8" or place.tensor.size_bytes > _MAX_COMPANION_BYTES:
             raise InvalidInputError(f"{place.path}: {name} is no quantization state")
         out[owner + mark + kind] = tensor = torch.empty(place.tensor.size_bytes, dtype=torch.uint8)
-        source = sources.get(place.path)
-        if source is not None:
-            source.read(place.offset, tensor)
-            continue
         with _Source(place.path) as source:
             source.read(place.offset, tensor)
     return out

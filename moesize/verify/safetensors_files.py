@@ -104,8 +104,8 @@ def read_header(path: Path) -> Header:
     Raises InvalidInputError.
     """
     refuse_pickle(path.name)
-    size = _size_of(path)
-    with _opened(path) as stream:
+    size = regular_size(path)
+    with opened(path) as stream:
         first = stream.read(_LENGTH_BYTES)
         if len(first) < _LENGTH_BYTES:
             raise InvalidInputError(
@@ -137,7 +137,8 @@ def refuse_pickle(name: str) -> None:
         raise InvalidInputError(f"{name}: pickled weights are never read", _CONVERT)
 
 
-def _size_of(path: Path) -> int:
+def regular_size(path: Path) -> int:
+    """Size of a regular file. Raises InvalidInputError."""
     try:
         found = path.stat()
     except FileNotFoundError as error:
@@ -150,7 +151,8 @@ def _size_of(path: Path) -> int:
     return found.st_size
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """The file's bytes as a stream. Raises InvalidInputError."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -183,14 +185,14 @@ def _metadata(data: Any, path: Path) -> dict[str, str]:
 def _tensor(name: str, entry: Any, path: Path) -> StoredTensor:
     """One entry of a header. Raises InvalidInputError."""
     if not _is_plain_name(name):
-        raise InvalidInputError(f"{path}: {_short(name)} is no name of a tensor")
-    where = f"{path}: tensor {_short(name)}"
+        raise InvalidInputError(f"{path}: {short(name)} is no name of a tensor")
+    where = f"{path}: tensor {short(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidInputError(f"{where} has not just a dtype, a shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InvalidInputError(
-            f"{where} has the unknown dtype {_short(dtype)}", f"known: {', '.join(DTYPES)}"
+            f"{where} has the unknown dtype {short(dtype)}", f"known: {', '.join(DTYPES)}"
         )
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
         raise InvalidInputError(f"{where} has no shape of whole numbers")
@@ -220,7 +222,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_ELEMENTS
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A stranger's value in an error: ASCII and not long."""
     shown = ascii(value) if isinstance(value, str) else type(value).__name__
     return shown if len(shown) <= 80 else shown[:76] + "...'"
@@ -233,12 +235,12 @@ def _check_layout(tensors: Mapping[str, StoredTensor], path: Path, data_bytes: i
     for name, tensor in in_order:
         if tensor.start < at:
             raise InvalidInputError(
-                f"{path}: tensors {_short(before)} and {_short(name)} overlap at byte "
+                f"{path}: tensors {short(before)} and {short(name)} overlap at byte "
                 f"{tensor.start:,} of the data"
             )
         if tensor.start > at:
             raise InvalidInputError(
-                f"{path}: {tensor.start - at:,} bytes before tensor {_short(name)} belong to no "
+                f"{path}: {tensor.start - at:,} bytes before tensor {short(name)} belong to no "
                 "tensor, which the format forbids"
             )
         at, before = tensor.end, name
@@ -280,7 +282,7 @@ class CheckpointFiles:
         """Where a tensor stands. Raises InvalidInputError."""
         path = self.holders.get(name)
         if path is None:
-            raise InvalidInputError(f"the checkpoint has no tensor {_short(name)}")
+            raise InvalidInputError(f"the checkpoint has no tensor {short(name)}")
         header = self.headers[path]
         tensor = header.tensors[name]
         return Place(path, tensor, header.data_start + tensor.start)
@@ -338,7 +340,7 @@ def open_checkpoint(path: Path, needed: Iterable[str] | None = None) -> Checkpoi
     shards = [name for name in names if name.endswith(".safetensors")]
     if not shards:
         raise _nothing_to_read(folder, names)
-    return _opened_files({_inside(folder, name): read_header(folder / name) for name in shards})
+    return _opened_files({inside(folder, name): read_header(folder / name) for name in shards})
 
 
 def _nothing_to_read(folder: Path, names: list[str]) -> Exception:
@@ -361,7 +363,7 @@ def _opened_files(headers: Mapping[Path, Header]) -> CheckpointFiles:
         for name in header.tensors:
             if name in holders:
                 raise InvalidInputError(
-                    f"tensor {_short(name)} is in {holders[name].name} and in {path.name}",
+                    f"tensor {short(name)} is in {holders[name].name} and in {path.name}",
                     f"a folder without {INDEX_NAME} holds one checkpoint only",
                 )
             holders[name] = path
@@ -376,19 +378,19 @@ def read_index(path: Path) -> dict[str, str]:
         raise InvalidInputError(f"{path}: has no weight_map")
     for name, file in weight_map.items():
         if not _is_plain_name(name):
-            raise InvalidInputError(f"{path}: {_short(name)} is no name of a tensor")
+            raise InvalidInputError(f"{path}: {short(name)} is no name of a tensor")
         if not isinstance(file, str) or not _is_plain_name(file) or file.startswith("."):
             raise InvalidInputError(
-                f"{path}: {_short(name)} is said to be in {_short(file)}, which is no file's name"
+                f"{path}: {short(name)} is said to be in {short(file)}, which is no file's name"
             )
         refuse_pickle(file)
         if not file.endswith(".safetensors"):
-            raise InvalidInputError(f"{path}: {_short(file)} is no safetensors file")
+            raise InvalidInputError(f"{path}: {short(file)} is no safetensors file")
     return weight_map
 
 
 def _by_index(folder: Path, index: Path, needed: Iterable[str] | None) -> CheckpointFiles:
-    weight_map = read_index(_inside(folder, index.name))
+    weight_map = read_index(inside(folder, index.name))
     if needed is not None:
         wanted = frozenset(align_names(needed, weight_map).values())
         files = {file for name, file in weight_map.items() if name in wanted}
@@ -400,7 +402,7 @@ def _by_index(folder: Path, index: Path, needed: Iterable[str] | None) -> Checkp
             f"{folder}: {len(missing)} of {len(shards)} shards are missing: {listed(missing)}",
             "fetch them; a link whose target is gone counts as missing",
         )
-    headers = {_inside(folder, name): read_header(folder / name) for name in shards}
+    headers = {inside(folder, name): read_header(folder / name) for name in shards}
     held_by = {name: path for path, header in headers.items() for name in header.tensors}
     holders: dict[str, Path] = {}
     for name, file in weight_map.items():
@@ -408,14 +410,14 @@ def _by_index(folder: Path, index: Path, needed: Iterable[str] | None) -> Checkp
         if name not in headers[path].tensors:
             found = f"it is in {held_by[name].name}" if name in held_by else "it is in none of them"
             raise InvalidInputError(
-                f"{index}: says that {_short(name)} is in {file}; {found}",
+                f"{index}: says that {short(name)} is in {file}; {found}",
                 "index and shards are of different revisions?",
             )
         holders[name] = path
     return CheckpointFiles(headers, holders)
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The path of a file of a folder; a link must not lead out of it.
 
     A folder of a stranger could otherwise make any file of this machine be read. The hub's own
@@ -442,4 +444,4 @@ def listed(names: list[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return name if name.isprintable() and name.isascii() and len(name) <= 200 else _short(name)
+    return name if name.isprintable() and name.isascii() and len(name) <= 200 else short(name)

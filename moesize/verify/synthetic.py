@@ -17,7 +17,7 @@ import struct
 import time
 import zlib
 from array import array
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import log2, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -296,12 +296,8 @@ def write_synthetic(
         for number in range(1, len(shards) + 1)
     ]
     total = sum(tensor.size_bytes for shard in shards for tensor in shard)
-    created = not folder.exists()
     begin = time.perf_counter()
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, total)
+    with new_files(folder, total, "*.safetensors", INDEX_NAME) as written:
         pools = _Pools(seed)
         for name, shard in zip(names, shards, strict=True):
             _write_file(folder / name, shard, pools, written, progress)
@@ -311,17 +307,32 @@ def write_synthetic(
         }
         written.append(folder / INDEX_NAME)
         written[-1].write_text(json.dumps(index), encoding="utf-8")
+    return Synthetic(folder, tuple(names), total, time.perf_counter() - begin)
+
+
+@contextmanager
+def new_files(folder: Path, total: int, *weights: str) -> Iterator[list[Path]]:
+    """Files of so many bytes go into a folder, all or nothing: what is listed is removed on errors.
+
+    weights  patterns of names that must not be there already
+    Raises EnvironmentProblem when the disk is full, InvalidInputError for a folder with weights.
+    """
+    created = not folder.exists()
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, total, weights)
+        yield written
     except BaseException as error:
         # Ctrl-C too: a part of a checkpoint is worth nothing and may take hundreds of GB.
         _remove(written, folder if created else None)
         if isinstance(error, OSError):
             raise _disk_problem(folder, error) from error
         raise
-    return Synthetic(folder, tuple(names), total, time.perf_counter() - begin)
 
 
-def _check_room(folder: Path, total: int) -> None:
-    if any(folder.glob("*.safetensors")) or (folder / INDEX_NAME).exists():
+def _check_room(folder: Path, total: int, weights: Sequence[str]) -> None:
+    if any(True for pattern in weights for _ in folder.glob(pattern)):
         raise InvalidInputError(f"{folder}: holds weights already", "name an empty folder")
     free = shutil.disk_usage(folder).free
     if free < total + _SPARE_BYTES:
