@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import Barrier, Thread
-from typing import Any
 
 import torch
 
@@ -33,7 +32,7 @@ class Meeting:
 
 def logits_of_ranks(
     spec: ModelSpec,
-    config: dict[str, Any],
+    numerics: Numerics,
     states: Sequence[Mapping[str, torch.Tensor]],
     ids: torch.Tensor,
     *,
@@ -47,7 +46,6 @@ def logits_of_ranks(
 
     def run(rank: int) -> None:
         try:
-            numerics = Numerics.from_config(config, spec)
             reduce = meeting.reduce(rank)
             model = ForwardModel(
                 spec, numerics, states[rank], tp=(rank, size), cut=cut, reduce=reduce
