@@ -413,7 +413,7 @@ def test_a_header_of_gigabytes_of_nothing(value: bytes, tmp_path: Path) -> None:
     assert peak_kib() - before < 100_000
 
 
-@settings(max_examples=150, deadline=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=1000, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=300), prefix=st.sampled_from([b"", file_bytes()[:24]]))
 def test_random_bytes(data: bytes, prefix: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
@@ -422,7 +422,7 @@ def test_random_bytes(data: bytes, prefix: bytes, tmp_path: Path) -> None:
         open_gguf(path)
 
 
-@settings(max_examples=300, deadline=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=1000, suppress_health_check=list(HealthCheck))
 @given(
     place=st.integers(0, 10_000), patch=st.binary(min_size=1, max_size=8), cut=st.integers(0, 20)
 )
@@ -447,8 +447,8 @@ def test_a_good_file_with_bytes_changed(place: int, patch: bytes, cut: int, tmp_
 CASES = [
     (name, layers, quant)
     for name, layers in (
-        ("smollm2-135m", (0, 1, 29)),
-        ("qwen3-30b-a3b", (0, 7)),
+        ("smollm2-135m", (0, 29)),
+        ("qwen3-30b-a3b", (7,)),
         ("deepseek-v2-lite", (0, 1)),
     )
     for quant in ("Q4_K_M", "Q8_0", "MXFP4_MOE")
@@ -456,7 +456,7 @@ CASES = [
 ]
 
 
-def ledger_bytes(stored: Sequence[StoredEntry], layers: Sequence[int], num_layers: int) -> int:
+def ledger_bytes(stored: Sequence[StoredEntry], layers: Sequence[int]) -> int:
     """What the inventory counts for these layers and what stands outside of them."""
     total = 0
     for item in stored:
@@ -470,10 +470,10 @@ def ledger_bytes(stored: Sequence[StoredEntry], layers: Sequence[int], num_layer
 def test_written_read_and_loaded_bytes_are_those_of_the_ledger(
     name: str, layers: tuple[int, ...], quant: str, tmp_path: Path
 ) -> None:
-    spec, scheme = small(name, experts=4), find_scheme(quant)
+    spec, scheme = small(name, experts=2), find_scheme(quant)
     arrived: list[int] = []
     made = write_synthetic_gguf(spec, scheme, layers, tmp_path / "c", 0, arrived.append)
-    expected = ledger_bytes(gguf_entries(spec, scheme), layers, spec.num_layers)
+    expected = ledger_bytes(gguf_entries(spec, scheme), layers)
     assert made.size_bytes == sum(arrived) == expected
     path = tmp_path / "c" / made.shards[0]
     found = open_gguf(path)
@@ -493,9 +493,7 @@ def test_written_read_and_loaded_bytes_are_those_of_the_ledger(
     assert terms["load_peak"].ok
     assert terms["after_free"].ok
     loaded = load_gguf(found, layers=layers[:1])
-    assert loaded.requested_bytes == ledger_bytes(
-        gguf_entries(spec, scheme), layers[:1], spec.num_layers
-    )
+    assert loaded.requested_bytes == ledger_bytes(gguf_entries(spec, scheme), layers[:1])
     assert all(tensor.dtype == torch.uint8 for tensor in loaded.state.values())
 
 
