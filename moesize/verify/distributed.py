@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, MoesizeError
 from moesize.core.units import MIB
-from moesize.verify.report import Term, term_from_dict
+from moesize.verify.report import Failure, Term, term_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,16 +61,16 @@ class Group:
         """On rank 0 the report of all; on the others their own."""
         own = {
             "terms": [term.to_dict() for term in report.terms],
-            "failed": report.failure is not None,
-            "notes": list(report.notes),
-            "flops_ok": all(row.ok for row in report.flops),
+            "failure": None if report.failure is None else report.failure._asdict(),
         }
         rows = self._all(own)
-        notes = [f"rank {rank}: out of memory" for rank, row in enumerate(rows) if row["failed"]]
+        failed = {rank: row["failure"] for rank, row in enumerate(rows) if row["failure"]}
+        notes = [f"rank {rank}: out of memory" for rank in failed]
+        failure = Failure(**next(iter(failed.values()))) if failed else None
         terms = tuple(term_from_dict(term) for row in rows for term in row["terms"])
         if self.rank != 0:
             return report
-        return replace(report, terms=terms, notes=(*report.notes, *notes))
+        return replace(report, terms=terms, failure=failure, notes=(*report.notes, *notes))
 
     def terms(self, meter: Meter) -> list[Term]:
         """What the communicator takes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, NamedTuple
 
 from moesize._version import __version__
@@ -187,17 +187,6 @@ class VerifyReport:
         judged = [term.ok for term in self.terms if term.ok is not None]
         judged += [row.ok for row in self.flops]
         return bool(judged) and all(judged) and self.failure is None
-
-    def with_others(self, others: tuple[VerifyReport, ...]) -> VerifyReport:
-        """One report with the terms of all ranks."""
-        everyone = (self, *others)
-        failures = [report.failure for report in everyone if report.failure is not None]
-        return replace(
-            self,
-            terms=tuple(term for report in everyone for term in report.terms),
-            failure=failures[0] if failures else None,
-            notes=tuple(dict.fromkeys(note for report in everyone for note in report.notes)),
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `moesize.verify/1`."""

@@ -20,7 +20,7 @@ SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-step
 def start(folder: Path, rank: int, port: int, *more: str, **changes: str) -> subprocess.Popen[str]:
     """One rank, with the variables that torchrun sets."""
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     arguments = ("verify", str(folder), *SMALL, "--layers", "all", "--format", "json", *more)
     return subprocess.Popen(
         [sys.executable, "-m", "moesize", *arguments],
@@ -44,7 +44,7 @@ def test_two_ranks_make_one_report(tmp_path: Path) -> None:
     scratch.mkdir()
     port = free_port()
     both = [start(folder, rank, port, TMPDIR=str(scratch)) for rank in (0, 1)]
-    (out, err), (other, _) = (process.communicate(timeout=120) for process in both)
+    (out, err), (other, _) = (process.communicate(timeout=240) for process in both)
     assert other == ""
     document = json.loads(out)
     assert document["settings"]["ranks"] == 2
@@ -63,13 +63,13 @@ def test_a_rank_that_dies_ends_the_other(tmp_path: Path) -> None:
     scratch.mkdir()
     port = free_port()
     first, second = (start(folder, rank, port, TMPDIR=str(scratch)) for rank in (0, 1))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not list(scratch.glob("moesize-verify-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
         assert first.poll() is None, first.communicate()
     second.send_signal(signal.SIGKILL)
     second.communicate()
-    out, err = first.communicate(timeout=90)
+    out, err = first.communicate(timeout=240)
     assert first.returncode == 3, err
     assert json.loads(out)["error"]["kind"] == "environment"
     assert "rank 0 lost another rank" in err
