@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import struct
@@ -51,6 +52,15 @@ def tmp_path() -> Iterator[Path]:
     """In the place of pytest's: see `scratch`."""
     with scratch() as folder:
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> Iterator[None]:
+    """Each phase that is measured collects garbage: not that of everything imported here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def text(value: str | bytes) -> bytes:
