@@ -45,6 +45,8 @@ def failure_line(report: VerifyReport) -> str:
 
 def setting_line(report: VerifyReport) -> str:
     """What was run."""
+    if not report.sequences:  # block formats are loaded, not computed with
+        return f"{report.shards} shards, loaded as they are, torch {report.device.torch}"
     return (
         f"{report.sequences:,} sequences x {report.tokens:,} tokens and {report.decode_steps:,} "
         f"steps, {report.dtype}, {report.shards} shards, {report.engine} {report.device.torch}"

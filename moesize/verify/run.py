@@ -23,6 +23,7 @@ from moesize.core.units import GIB, MIB, format_gib, parse_bytes
 from moesize.verify import distributed, predict
 from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
 from moesize.verify.forward import Numerics
+from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
@@ -79,6 +80,23 @@ def verify(
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
     work = _workload(tokens, sequences, decode_steps, seed)
+    if wants_gguf(shards, quant):
+        return verify_gguf(
+            model,
+            shards,
+            device=device,
+            layers=layers,
+            quant=quant,
+            tp_rank=tp_rank,
+            engine=engine,
+            seed=seed,
+            limit_bytes=_size(limit_memory),
+            tolerance=tolerance,
+            save=save,
+            keep_shards=keep_shards,
+            command=command,
+            progress=progress,
+        )
     source = _source(model, shards, quant)
     settings = _Settings(
         layers, tp_rank, dtype, _size(limit_memory), tolerance, save, keep_shards, command
