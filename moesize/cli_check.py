@@ -341,9 +341,9 @@ class _Run:
             )
             emit(print, text)
             if self.given["output"] is None and os.environ.get("GITHUB_ACTIONS") == "true":
-                from moesize.renderers.check.github import annotations
+                from moesize.renderers.check.github import annotation_lines
 
-                for line in annotations(report, verbose=self.verbose):
+                for line in annotation_lines(report, verbose=self.verbose):
                     emit(print, line)
         else:
             text = _render(report, self.format, verbose=self.verbose, quiet=quiet)

@@ -24,10 +24,10 @@ def render_github(report: CheckReport, *, verbose: bool = False) -> str:
 
     GitHub shows ten errors and ten warnings of a step, the first ones: hence the order.
     """
-    return "\n".join([*annotations(report, verbose=verbose), summary_line(report)])
+    return "\n".join([*annotation_lines(report, verbose=verbose), summary_line(report)])
 
 
-def annotations(report: CheckReport, *, verbose: bool = False) -> list[str]:
+def annotation_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
     """The commands alone, for a run that has said the rest to people."""
     shown = by_severity(shown_findings(report, verbose=verbose))
     return [_annotation(finding) for _, finding in shown]
