@@ -341,8 +341,10 @@ class _Run:
             )
             emit(print, text)
             if self.given["output"] is None and os.environ.get("GITHUB_ACTIONS") == "true":
-                notes = _render(report, "github", verbose=self.verbose)
-                emit(print, notes, end="\n" if notes else "")
+                from moesize.renderers.check.github import annotation_lines
+
+                for line in annotation_lines(report, verbose=self.verbose):
+                    emit(print, line)
         else:
             text = _render(report, self.format, verbose=self.verbose, quiet=quiet)
             emit(print, text, end="\n" if text else "")

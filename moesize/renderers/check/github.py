@@ -24,8 +24,13 @@ def render_github(report: CheckReport, *, verbose: bool = False) -> str:
 
     GitHub shows ten errors and ten warnings of a step, the first ones: hence the order.
     """
+    return "\n".join([*annotation_lines(report, verbose=verbose), summary_line(report)])
+
+
+def annotation_lines(report: CheckReport, *, verbose: bool = False) -> list[str]:
+    """The commands alone, for a run that has said the rest to people."""
     shown = by_severity(shown_findings(report, verbose=verbose))
-    return "\n".join([*(_annotation(finding) for _, finding in shown), summary_line(report)])
+    return [_annotation(finding) for _, finding in shown]
 
 
 def _annotation(finding: Finding) -> str:
