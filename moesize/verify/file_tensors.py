@@ -392,10 +392,12 @@ def _quantized(
         along = next((axis for axis, (logical, _) in axes.items() if logical == 0), 0)
         yield _Member(
             module + suffix, part.dtype, shape, section, tensor.role, along, dim, piece,
-            once=0 not in {logical for logical, _ in axes.values()},
+            once=part.name not in _FLAT and 0 not in {logical for logical, _ in axes.values()},
         )  # fmt: skip
 
 
+# Parts that follow the flat matrix, and grow with what is joined though they have no such axis.
+_FLAT = ("weight", "absmax", "nested_absmax")
 # Stored axis -> (logical dimension, logical elements that one index holds).
 _Axes = dict[int, tuple[int, int | Fraction]]
 

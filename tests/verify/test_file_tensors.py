@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_packed_words_are_cut_where_their_numbers_are() -> None:
     assert Piece(128, 1024, 1024).cut(1, 4) == (32, 64)
     # One scale for 128 inputs: a rank of 256 has two of eight.
     assert Piece(8, 1024, 1024).cut(3, 4) == (6, 8)
+    # Three bits: 32 numbers in three words. The last of five groups holds 64 of 128 inputs.
+    assert Piece(384, 4096, 4096, per=Fraction(32, 3)).cut(1, 2) == (192, 384)
+    assert Piece(5, 576, 576, per=Fraction(128)).cut(2, 3) == (3, 5)
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v2-lite", "qwen3-30b-a3b"])
@@ -132,6 +136,31 @@ def test_members_that_follow_each_other_are_cut_each_on_its_own() -> None:
     found = next(tensor for tensor in tensors if "gate_up_proj" in tensor.name)
     half = found.shape[0] // 4
     assert found.ranges(1, 2) == [(half, 2 * half), (3 * half, 4 * half)]
+
+
+def test_parts_of_a_recurrent_projection_are_cut_each_on_its_own() -> None:
+    """vLLM 0.32.0 mamba_mixer2.py: gate, x, B, C, steps; gdn_linear_attn.py: q, k, v."""
+    tensors = {
+        tensor.name.rpartition("layers.0.")[2]: tensor
+        for name in ("nemotron-nano-9b-v2", "granite-4.0-h-small", "qwen3-next-80b-a3b")
+        for tensor in _first_layer(name)
+    }
+    # 128 heads of 80, eight groups of 128: rank 1 of 8 has one of them.
+    runs = tensors["mixer.in_proj.weight"].ranges(1, 8)
+    assert runs is not None
+    assert [end - first for first, end in runs] == [1280, 1280, 128, 128, 16]
+    assert [first for first, _ in runs] == [1280, 11520, 20608, 21632, 22544]
+    # A single group of 128: all of B and C on every rank.
+    runs = tensors["mamba.conv1d.weight"].ranges(1, 8)
+    assert runs == [(1024, 2048), (8192, 8320), (8320, 8448)]
+    # 16 key heads and 32 value heads of 128.
+    runs = tensors["linear_attn.conv1d.weight"].ranges(1, 2)
+    assert runs == [(1024, 2048), (3072, 4096), (6144, 8192)]
+
+
+def _first_layer(name: str) -> list[FileTensor]:
+    spec = load_spec(ROOT / "model_specs" / f"{name}.yaml")
+    return list(file_tensors(spec, published(spec), layers=(0,), outside=False))
 
 
 # What the library's classes save and the file tensors leave out.

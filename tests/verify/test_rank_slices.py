@@ -5,6 +5,7 @@ Every family; both ranks meet in every sum, so that a wrong row of one shows in 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,8 +40,8 @@ def slices(spec: ModelSpec, state: State, size: int) -> list[State]:
         save_file({k: v.contiguous() for k, v in state.items()}, Path(folder) / "model.safetensors")
         files = open_checkpoint(Path(folder))
         for rank in range(size):
-            own = load(files, tensors, rank=rank, size=size).state
-            out.append({**constants(state), **own})
+            loaded = load(files, tensors, rank=rank, size=size)
+            out.append({**constants(state), **loaded.companions, **loaded.state})
     return out
 
 
@@ -219,10 +220,32 @@ def packed_int4(weight: torch.Tensor) -> tuple[State, torch.Tensor]:
     }, weight
 
 
+def nf4(weight: torch.Tensor) -> tuple[State, torch.Tensor]:
+    """bitsandbytes: blocks of 64 of the flat matrix, which every rank holds whole."""
+    facts = {"blocksize": 64, "shape": list(weight.shape)}
+    return {
+        ".weight": torch.randint(0, 256, (weight.numel() // 2, 1), dtype=torch.uint8),
+        ".weight.absmax": torch.rand(weight.numel() // 64) * 0.3,
+        ".weight.quant_map": torch.linspace(-1, 1, 16),
+        ".weight.quant_state.bitsandbytes__nf4": torch.tensor(
+            list(json.dumps(facts).encode()), dtype=torch.uint8
+        ),
+    }, weight
+
+
 PACKED: dict[str, tuple[Packer, dict[str, Any]]] = {
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": True}),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"}),
     "fp8-block": (fp8_block, {"quant_method": "fp8", "weight_block_size": [16, 16]}),
+    "nf4": (
+        nf4,
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False,
+        },
+    ),
     "pack": (
         packed_int4,
         {
@@ -257,6 +280,29 @@ def test_packed_matrices(name: str, kind: str) -> None:
     packed, _ = packed_state(state, pack, lambda one: is_projection(one) and "moe.gate." not in one)
     spec = spec_from_config({**config, "quantization_config": quantization}, file="config.json")
     check(spec, config, packed, 2)
+
+
+def test_packed_experts_in_one_tensor() -> None:
+    """gpt-oss: rows of gate and up alternate, inputs of down in blocks of 32."""
+    family = next(family for family in tiny.FAMILIES if family.id == "gpt_oss")
+    family = tiny.Family("gpt_oss", {**family.config, "intermediate_size": 64})
+    _, config, state = made(family)
+    for name in [n for n in state if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inputs, outputs = state.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        state[name + "_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        state[name + "_scales"] = torch.randint(122, 126, shape, dtype=torch.uint8)
+    quantization = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    }
+    spec = spec_from_config({**config, "quantization_config": quantization}, file="config.json")
+    check(spec, config, state, 2)
 
 
 def test_groups_that_two_ranks_would_share_are_refused() -> None:
