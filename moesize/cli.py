@@ -676,7 +676,7 @@ def verify(model: str, output: str, **options: Any) -> int:
     """Load real shards of MODEL on a real device, run its layers, and compare every term of
     memory with its prediction.
 
-    Needs torch: pip install 'moesize[verify]'. What does not fit is measured by layers.
+    Needs torch: pip install '.[verify]' in the checkout. What does not fit is measured by layers.
 
     \b
     moesize verify mixtral-8x7b --layers 0-3

@@ -62,7 +62,7 @@ def _loaded() -> Callable[..., VerifyReport]:
             raise
         raise EnvironmentProblem(
             f"{error.name} is not installed, which measuring needs",
-            "pip install 'moesize[verify]', with the torch build for your device",
+            "pip install '.[verify]' in the checkout, with the torch build for your device",
         ) from error
     return verify
 

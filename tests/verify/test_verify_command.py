@@ -226,7 +226,7 @@ def test_without_torch_it_says_so() -> None:
     result = run(command=("-c", code))
     assert result.code == 3
     assert "torch is not installed" in result.err
-    assert "moesize[verify]" in result.err
+    assert ".[verify]" in result.err
 
 
 def test_the_transformers_engine_runs_the_librarys_class(tmp_path: Path) -> None:
