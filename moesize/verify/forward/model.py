@@ -6,6 +6,7 @@ tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
@@ -168,7 +169,9 @@ class ForwardModel:
         """The sum over ranks, where torch.distributed reaches them; else the rank's own part."""
         there = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.weights.size > 1 and there:
+            held = _holders(x)
             torch.distributed.all_reduce(x)
+            _wait_for_release(x, held)
         return x
 
     def _table(self) -> Tensor:
@@ -215,6 +218,24 @@ class ForwardModel:
         weight = self.weights.outside("norms.final", "final")
         bias = self.weights.outside("norms.final.bias", "final")
         return normalize(x, num.norm, weight, bias, num.eps)
+
+
+# A worker of gloo lets go of what it summed a moment after it has said that it is done.
+_MOST_WAITS = 10_000
+
+
+def _holders(x: Tensor) -> int:
+    """How many hold the memory of a tensor; 0 where torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return 0 if count is None or x.device.type != "cpu" else int(count(x.untyped_storage()._cdata))
+
+
+def _wait_for_release(x: Tensor, held: int) -> None:
+    """Until nobody but those from before holds a tensor: its memory is measured when it goes."""
+    for _ in range(_MOST_WAITS):
+        if _holders(x) <= held:
+            return
+        time.sleep(1e-5)
 
 
 class _Layer:
