@@ -116,7 +116,7 @@ def judge_context(bench: Bench, case: Case) -> bool:
 
 
 def judge_dtype(bench: Bench, case: Case, device: Device) -> None:
-    """MS304: bfloat16 before Ampere, an FP8 cache where no kernel reads it."""
+    """MS304: bfloat16 before Ampere."""
     from moesize.gpus import GpuMatch
 
     assert isinstance(device.match, GpuMatch)
@@ -151,16 +151,6 @@ def judge_dtype(bench: Bench, case: Case, device: Device) -> None:
             also=[(device.at, device.title)],
             fix=Fix(text="add --dtype half"),
             key=(spec.id, "bfloat16"),
-        )
-    cache = (case.request.kv_dtype or "").lower()
-    if cache.startswith(("fp8", "e4m3", "e5m2")) and capability < (7, 5):
-        bench.add(
-            "MS304",
-            f"{spec.name} (compute capability {spec.compute_capability}) has no kernels for an FP8 "
-            "cache",
-            case.flags.place("request:kv_dtype"),
-            also=[(device.at, device.title)],
-            key=(spec.id, cache),
         )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Stated, not calibrated: MS109 counts it apart and says so.
 PROCESS_BYTES = 2 * GIB
 # From here on nothing is said about /dev/shm: vLLM's message queue between ranks alone is 10 chunks
-# of 16 to 24 MiB each way (vLLM 0.6 to 0.33, distributed/device_communicators/shm_broadcast.py).
+# of 10 or 24 MiB each way (vLLM 0.6.6 to 0.33.0, device_communicators/shm_broadcast.py).
 SHM_BYTES = 512 * MIB
 _DEFAULT_SHM = 64 * MIB
 # Loading faster than this per machine is rare: a network disk gives a fraction of it, a hub less.

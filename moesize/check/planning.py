@@ -27,7 +27,7 @@ STAND_INS = {
     "nim": ("vllm", "NIM chooses precision and engine by itself: judged as vLLM would run it"),
     "aphrodite": ("vllm", "Aphrodite is judged by the rules of vLLM, from which it was made"),
 }
-# Engines that use every GPU that they see unless told otherwise. TGI: launcher find_num_shards;
+# Engines that use every GPU that they see unless told otherwise. TGI: its launcher (from memory);
 # llama.cpp: --split-mode layer; NIM: profiles by the number of GPUs.
 _USE_ALL = ("tgi", "llama.cpp", "ik_llama.cpp", "ollama", "nim", "transformers")
 # Engines that use one GPU unless a flag says how many.
@@ -212,8 +212,8 @@ def make_case(
 def _older_defaults(engine: str, request: Request, by_later_rules: bool) -> Request:
     """What releases before the oldest known one took by themselves.
 
-    SGLang up to 0.4.5, srt/server_args.py: --enable-dp-attention made the data-parallel size that
-    of tensor parallelism; later ones ask for it.
+    SGLang before 0.4.6, server_args.py (from memory): --enable-dp-attention made the data-parallel
+    size that of tensor parallelism; later ones ask for it.
     """
     if (
         by_later_rules
@@ -227,8 +227,8 @@ def _older_defaults(engine: str, request: Request, by_later_rules: bool) -> Requ
 
 _AUTO = ("auto", "-1")
 # Engines that start with a cache below one request of the default length: they serve, and refuse,
-# what is longer. SGLang 0.5.23 managers/scheduler.py (max_req_len); TGI launcher: max_total_tokens
-# by what is allocatable; TensorRT-LLM _torch/pyexecutor: max_seq_len lowered with a warning.
+# what is longer. SGLang: max_req_len of its scheduler; TGI: max_total_tokens by what is allocatable;
+# TensorRT-LLM: max_seq_len lowered with a warning. From memory, except TGI's, which its docs state.
 _LOWER_BY_THEMSELVES = ("sglang", "tgi", "tensorrt-llm")
 
 

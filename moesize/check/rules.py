@@ -290,7 +290,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "the GPU lacks the number format asked for",
         'The engine stops: "Bfloat16 is only supported on GPUs with compute capability of at least '
-        '8.0"; an FP8 cache needs 8.9 in some kernels.',
+        '8.0".',
         "--dtype=bfloat16 on a T4",
         "--dtype=half",
         fixable=True,
