@@ -227,8 +227,9 @@ def _older_defaults(engine: str, request: Request, by_later_rules: bool) -> Requ
 
 _AUTO = ("auto", "-1")
 # Engines that start with a cache below one request of the default length: they serve, and refuse,
-# what is longer. SGLang: max_req_len of its scheduler; TGI: max_total_tokens by what is allocatable;
-# TensorRT-LLM: max_seq_len lowered with a warning. From memory, except TGI's, which its docs state.
+# what is longer. SGLang: max_req_len of its scheduler; TGI: max_total_tokens by what is
+# allocatable; TensorRT-LLM: max_seq_len lowered with a warning. From memory, except TGI's, which
+# its docs state.
 _LOWER_BY_THEMSELVES = ("sglang", "tgi", "tensorrt-llm")
 
 
