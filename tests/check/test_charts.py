@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from check_stubs import stubs  # noqa: F401  (a fixture)
 
 import moesize
 from moesize.check import helm
@@ -35,7 +34,7 @@ flags:
 
 
 @pytest.fixture
-def chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stubs: None) -> Path:  # noqa: F811
+def chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stubs: None) -> Path:
     """A chart of two templates in a repository, with the stub format."""
     (tmp_path / ".git").mkdir()
     folder = tmp_path / "mine"

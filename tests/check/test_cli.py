@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from check_stubs import stubs  # noqa: F401  (a fixture)
 from running import ROOT, Result, call, environment, run
 
 from moesize import cli_check
@@ -27,14 +26,11 @@ LONGER = "server: vllm\nflags: [--ctx=4]\n"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stubs: None) -> Path:  # noqa: F811
+def here(repository: Path, monkeypatch: pytest.MonkeyPatch, stubs: None) -> Path:
     """An empty repository to stand in, with the stub format and judge."""
-    root = tmp_path / "repository"
-    (root / ".git").mkdir(parents=True)
-    monkeypatch.chdir(root)
     for name in ("GITHUB_ACTIONS", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    return root
+    return repository
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from check_stubs import stubs  # noqa: F401  (a fixture)
 
 import moesize
 from moesize.check import assess, run
@@ -15,18 +14,9 @@ from moesize.check.findings import CheckReport
 from moesize.check.server import Reading
 from moesize.core.errors import InvalidInputError, UnknownNameError
 
-pytestmark = pytest.mark.usefixtures("stubs")
+pytestmark = pytest.mark.usefixtures("stubs", "repository")
 HUGE = "server: vllm\nflags: [--huge]\n"
 FINE = "server: vllm\nflags: [--ok]\n"
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository to stand in."""
-    root = tmp_path / "repository"
-    (root / ".git").mkdir(parents=True)
-    monkeypatch.chdir(root)
-    return root
 
 
 def write(name: str, text: str) -> None:

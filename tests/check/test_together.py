@@ -9,6 +9,7 @@ import pytest
 import moesize
 from moesize.check.findings import CheckReport
 
+pytestmark = pytest.mark.usefixtures("repository")
 # 46.7 B parameters (https://huggingface.co/mistralai/Mixtral-8x7B-v0.1) at 16 bits are 93.4 GB: on
 # four 80 GB GPUs they fit, on one they do not.
 BASE = """\
@@ -45,15 +46,6 @@ spec:
             - --model=mistralai/Mixtral-8x7B-Instruct-v0.1
           resources: {limits: {nvidia.com/gpu: 1}}
 """
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository to stand in."""
-    root = tmp_path / "repository"
-    (root / ".git").mkdir(parents=True)
-    monkeypatch.chdir(root)
-    return root
 
 
 def write(name: str, text: str) -> None:
@@ -128,7 +120,7 @@ def test_a_model_in_the_configuration() -> None:
     assert server.model_id == "mixtral-8x7b"
 
 
-def test_a_cluster_of_many_files_stays_in_bounds(here: Path) -> None:
+def test_a_cluster_of_many_files_stays_in_bounds(repository: Path) -> None:
     import tracemalloc
 
     for number in range(100):
