@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
 from moesize.core.units import parse_count
+from moesize.verify.report import SaidByFirst
 
 if TYPE_CHECKING:
     from moesize.verify.report import VerifyReport
@@ -37,20 +38,30 @@ def execute(
     ranks = _ranks(tp_rank)
     verify = _loaded()
     _stop_on_signals()
-    quiet = int(os.environ.get("RANK", "0") or 0) > 0
-    with _bars(quiet=quiet) as progress:
-        report = verify(
-            model,
-            shards="synthetic" if synthetic else shards,
-            tokens=parse_count(tokens),
-            sequences=parse_count(sequences),
-            tp_rank=ranks,
-            command=" ".join(["moesize", *sys.argv[1:]])[:1000] if len(sys.argv) > 1 else "",
-            progress=progress,
-            **options,
-        )
-    if not quiet:
-        _print(report, output)
+    quiet = os.environ.get("RANK", "0").strip("0") != ""
+    try:
+        with _bars(quiet=quiet) as progress:
+            report = verify(
+                model,
+                shards="synthetic" if synthetic else shards,
+                tokens=parse_count(tokens),
+                sequences=parse_count(sequences),
+                tp_rank=ranks,
+                command=" ".join(["moesize", *sys.argv[1:]])[:1000] if len(sys.argv) > 1 else "",
+                progress=progress,
+                **options,
+            )
+    except SaidByFirst as end:
+        return end.problem.exit_code
+    except _Stopped:
+        raise EnvironmentProblem(
+            "stopped by SIGTERM", "torchrun sends it when another rank has failed: see its output"
+        ) from None
+    if quiet:
+        # Rank 0 has this rank's figures, and its exit code is that of the run: torchrun would stop
+        # it in the middle of the report if another rank said first that figures differ.
+        return 0
+    _print(report, output)
     return 0 if report.agrees else 1
 
 
@@ -79,12 +90,16 @@ def _ranks(text: str | None) -> tuple[int, int] | None:
     return int(rank), int(size)
 
 
+class _Stopped(SystemExit):
+    """By a signal, in the midst of things."""
+
+
 def _stop_on_signals() -> None:
     """torchrun ends its processes with SIGTERM: folders have to go then as well."""
 
     def stop(number: int, frame: object) -> None:
         del frame
-        raise SystemExit(128 + number)
+        raise _Stopped(128 + number)
 
     if os.environ.get("WORLD_SIZE"):
         signal.signal(signal.SIGTERM, stop)

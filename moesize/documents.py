@@ -549,6 +549,7 @@ class VerifyFailure(TypedDict):
     asked_bytes: int | None
     live: dict[str, int]
     message: str
+    rank: int
 
 
 class VerifyDocument(TypedDict):

@@ -25,6 +25,8 @@ def title(report: VerifyReport) -> str:
     """What was measured where."""
     layers = f"{len(report.layers)} of {report.num_layers} layers"
     rank = f", rank {report.rank} of {report.ranks}" if report.ranks > 1 else ""
+    if any(term.rank != report.rank for term in report.terms):
+        rank = f", {report.ranks} ranks"
     return (
         f"{report.model} ({report.quantization}, {layers}{rank}) on {report.device.name}, "
         f"{report.device.kind}"
@@ -40,7 +42,8 @@ def failure_line(report: VerifyReport) -> str:
         "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
     )
     live = ", ".join(f"{name} {format_bytes(size)}" for name, size in failure.live.items())
-    return f"memory ran out in {failure.phase}{asked}; live: {live}"
+    where = f" on rank {failure.rank}" if report.ranks > 1 else ""
+    return f"memory ran out{where} in {failure.phase}{asked}; live: {live}"
 
 
 def setting_line(report: VerifyReport) -> str:

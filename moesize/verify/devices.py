@@ -124,8 +124,10 @@ def find_meter(device: str = "auto") -> Meter:
 
 def _local_rank() -> int:
     """Under torchrun every process of a node has a device of its own."""
-    text = os.environ.get("LOCAL_RANK", "0")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    text = os.environ.get("LOCAL_RANK") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise InvalidInputError(f"LOCAL_RANK is {text[:40]!r}, which is no number")
+    return int(text)
 
 
 def _accelerator() -> str:
@@ -454,6 +456,14 @@ def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | 
     after = max(0, total - meter.free_bytes() - meter.reading().reserved)
     del matrix, product
     return ContextCost(first, max(0, after - first))
+
+
+def free_before(device: str) -> int | None:
+    """Free memory of the card that `find_meter(device)` will name, before it is touched."""
+    kind, _, index = device.strip().lower().partition(":")
+    if kind not in ("auto", "cuda") or (index and not (index.isascii() and index.isdigit())):
+        return None
+    return nvml_free_bytes(int(index) if index else _local_rank())
 
 
 def nvml_free_bytes(index: int = 0) -> int | None:

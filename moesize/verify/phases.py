@@ -21,6 +21,7 @@ from moesize.verify.predict import CACHE_KINDS, Routings, Subject, flop_tokens
 from moesize.verify.report import Failure, PhaseRecord
 
 if TYPE_CHECKING:
+    from moesize.verify.distributed import Group
     from moesize.verify.forward import ForwardModel
     from moesize.verify.forward.caches import CacheKind
     from moesize.verify.safetensors_files import CheckpointFiles
@@ -42,6 +43,7 @@ class Measured(NamedTuple):
     passes, routings by kind of cache
     flops            counted, of a prompt and of a step
     left             still live after everything was let go
+    stopped          memory ran out on another rank: what comes after is missing
     """
 
     context: ContextCost | None = None
@@ -60,6 +62,7 @@ class Measured(NamedTuple):
     peak: int | None = None
     phases: tuple[PhaseRecord, ...] = ()
     failure: Failure | None = None
+    stopped: bool = False
 
 
 def measure(
@@ -71,10 +74,14 @@ def measure(
     context: ContextCost | None = None,
     progress: Progress | None = None,
     with_flops: bool = True,
+    group: Group | None = None,
 ) -> Measured:
-    """Run everything. Raises MoesizeError for shards that are not what they should be."""
+    """Run everything. Raises MoesizeError for shards that are not what they should be.
+
+    group  the ranks that sum their parts; without one the sums are left out
+    """
     say = progress or silent
-    session = _Session(subject, meter, work, say)
+    session = _Session(subject, meter, work, say, group)
     with meter.watch():
         start = meter.reading()
         try:
@@ -85,12 +92,12 @@ def measure(
                 session.count()
         except Exception as error:
             asked = out_of_memory(error)
-            if asked is None:
+            if asked is None and not (group is not None and group.out_of_memory_elsewhere):
                 raise
             # The traceback of the error would keep every tensor of the pass alive.
             message = str(error).splitlines()[0][:300]
             error.__traceback__ = None
-            session.failed(asked or None, message)
+            session.failed(asked, message)
         session.let_go(start.allocated)
     return session.found._replace(context=context)
 
@@ -112,8 +119,11 @@ def out_of_memory(error: BaseException) -> int | None:
 class _Session:
     """State of one run: what is held, and what was found so far."""
 
-    def __init__(self, subject: Subject, meter: Meter, work: Workload, say: Progress) -> None:
+    def __init__(
+        self, subject: Subject, meter: Meter, work: Workload, say: Progress, group: Group | None
+    ) -> None:
         self.subject, self.meter, self.work, self.say = subject, meter, work, say
+        self.group = group
         self.watch = Stopwatch(meter, lambda name: say(name, 0, 0))
         self.found = Measured()
         self.state: dict[str, torch.Tensor] = {}
@@ -153,9 +163,13 @@ class _Session:
             load_gb_per_s=loaded.gb_per_s,
         )
 
+    def _model(self, kind: CacheKind, work: Workload) -> ForwardModel:
+        reduce = None if self.group is None else self.group.sum
+        return self.subject.model(self.state, self.meter.device, kind, work, reduce)
+
     def passes(self, kind: CacheKind) -> None:
         """A prompt and decode steps with one kind of cache."""
-        self.model = self.subject.model(self.state, self.meter.device, kind, self.work)
+        self.model = self._model(kind, self.work)
         recorder = RoutingRecorder()
         with recorder:
             peaks = run_passes(
@@ -175,7 +189,7 @@ class _Session:
         """FLOPs of one sequence; scores are taken row by row, so that none is thrown away."""
         tokens = flop_tokens(self.subject)
         work = Workload(tokens=tokens, sequences=1, decode_steps=1, query_block=1)
-        self.model = self.subject.model(self.state, self.meter.device, "static", work)
+        self.model = self._model("static", work)
         rows = self.subject.spec.embedding.vocab_size
         generator = torch.Generator().manual_seed(self.work.seed)
         ids = torch.randint(rows, (1, tokens + 1), generator=generator).to(self.meter.device)
@@ -188,13 +202,19 @@ class _Session:
         self.found = self.found._replace(flops=(prompt, step))
 
     def failed(self, asked: int | None, message: str) -> None:
-        """Memory ran out."""
+        """Memory ran out: here (0 bytes asked for: it does not say), or with None elsewhere."""
+        if asked is None:
+            self.found = self.found._replace(stopped=True)
+            return
         weights = sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())
         cache = self.model.cache_bytes if self.model is not None else 0
         live = self.meter.reading().allocated
         parts = {"weights": weights, "kv_cache": cache, "other": max(0, live - weights - cache)}
-        failure = Failure(self.watch.current, asked, parts, message)
+        rank = self.subject.selection.rank
+        failure = Failure(self.watch.current, asked or None, parts, message, rank)
         self.found = self.found._replace(failure=failure)
+        if self.group is not None:
+            self.group.out_of_memory()
 
     def let_go(self, begin: int) -> None:
         """Free everything and see what stays."""

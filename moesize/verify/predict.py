@@ -37,7 +37,7 @@ from moesize.verify.selection import Held, Selection, held_by_rank
 from moesize.verify.synthetic import plan_synthetic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.mixers import Mixer
@@ -77,8 +77,9 @@ class Subject:
         device: torch.device,
         cache: CacheKind,
         work: Workload,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> ForwardModel:
-        """The forward pass over a state."""
+        """The forward pass over a state; `reduce` sums over ranks, in place."""
         own = self.selection
         model = ForwardModel(
             self.spec,
@@ -89,6 +90,7 @@ class Subject:
             dtype=self.torch_dtype,
             tp=(own.rank, own.size),
             options=RunOptions(cache=cache, max_tokens=work.longest, query_block=work.query_block),
+            reduce=reduce,
         )
         # The formats of the files, which --quant may have made others than the published ones.
         model.weights.formats = formats_of(self.stored)

@@ -6,6 +6,7 @@ from dataclasses import field
 from typing import Any, NamedTuple
 
 from moesize._version import __version__
+from moesize.core.errors import MoesizeError
 from moesize.core.records import dataclass
 
 SCHEMA = "moesize.verify/1"
@@ -111,6 +112,15 @@ class Failure(NamedTuple):
     asked_bytes: int | None
     live: dict[str, int]
     message: str
+    rank: int = 0
+
+
+class SaidByFirst(MoesizeError):  # noqa: N818  (news of an error)
+    """The end of a run of several ranks on one of them, when rank 0 is there to say why."""
+
+    def __init__(self, problem: MoesizeError) -> None:
+        super().__init__(problem.message, problem.hint)
+        self.problem = problem
 
 
 class Extrapolation(NamedTuple):

@@ -21,7 +21,7 @@ from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
 from moesize.core.units import GIB, MIB, format_gib, parse_bytes
 from moesize.verify import distributed, predict
-from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
+from moesize.verify.devices import ContextCost, Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
@@ -45,6 +45,7 @@ _MARGIN_SHARE = 0.02
 # Of a machine's own memory more is left alone: it runs other things.
 _HOST_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
+_PREFIX = "moesize-verify-"
 
 
 def verify(
@@ -104,17 +105,29 @@ def verify(
     if engine != "torch":
         from moesize.verify.other_engines import verify_with
 
+        if distributed.world_size() > 1:
+            raise UnsupportedError(
+                f"--engine {engine} is measured in one process", "without torchrun"
+            )
         return verify_with(engine, source, work, settings, device=device, progress=progress)
-    free = nvml_free_bytes() if device.partition(":")[0] in ("auto", "cuda") else None
-    meter = find_meter(device)
-    with distributed.session(meter) as group:
+    with distributed.session() as group:
         if group is not None:
+            if tp_rank is not None:
+                raise InvalidInputError(
+                    "--tp-rank names the rank of a single process, and torchrun's are here"
+                )
             settings = settings._replace(tp_rank=(group.rank, group.size))
+            progress = group.checking(progress or silent)
+        free = free_before(device)
+        meter = find_meter(device)
+        context = context_cost(meter, free)
+        if group is not None:
+            group.connect(meter)
         # Cycles are collected at each phase; what was there before need not be looked through.
         gc.collect()
         gc.freeze()
         try:
-            return _Run(source, work, settings, meter, group, free, progress).report()
+            return _Run(source, work, settings, meter, group, context, progress).report()
         finally:
             gc.unfreeze()
 
@@ -236,7 +249,7 @@ class _Run:
         settings: _Settings,
         meter: Meter,
         group: distributed.Group | None,
-        free_before: int | None,
+        context: ContextCost | None,
         progress: Progress | None,
     ) -> None:
         self.source, self.work, self.settings = source, work, settings
@@ -247,7 +260,7 @@ class _Run:
         self.numerics = self._numerics()
         if settings.limit_bytes is not None:
             meter.limit(settings.limit_bytes)
-        self.context = context_cost(meter, free_before)
+        self.context = context
         self.revision = source.revision
 
     def report(self) -> VerifyReport:
@@ -265,12 +278,13 @@ class _Run:
                 found = measure(
                     part, files, self.meter, self.work,
                     context=self.context if last else None, progress=self.progress,
-                    with_flops=last and not why,
+                    with_flops=last and not why, group=self.group,
                 )  # fmt: skip
                 runs.append((part, found))
-                if last and found.failure is None:
+                if last and found.failure is None and not found.stopped:
                     speed = self._speed(found, files)
-            if number == 0 and found.failure is not None:
+            ended = self.group is not None and self.group.ended
+            if number == 0 and (found.failure is not None or ended):
                 break
         part, found = runs[-1]
         terms = terms_of(
@@ -367,7 +381,9 @@ class _Run:
         routed = routings is not None and any(
             r.loads for r in (*routings.static, *routings.growing)
         )
-        if expected is None or routings is None or not routed or found.failure is not None:
+        if expected is None or routings is None or not routed or found.stopped:
+            return expected
+        if found.failure is not None:
             return expected
         return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
 
@@ -426,9 +442,9 @@ class _Run:
         """A folder of random shards, gone afterwards unless it is to be kept."""
         group = self.group
         writes = group is None or group.local_rank == 0
-        folder = self._new_folder() if writes else Path()
+        folder = self._new_folder() if writes else None
         try:
-            if writes:
+            if folder is not None:
                 total = predict.weights(self._subject(replace_rank(subject.selection)))
                 say = self.progress or silent
                 write_synthetic(
@@ -437,17 +453,21 @@ class _Run:
                     progress=lambda done: say("write shards", done, total.requested_bytes),
                 )  # fmt: skip
             if group is not None:
-                folder = group.shared_path(folder)
+                folder = group.shared_path(folder or Path())
+            assert folder is not None
             yield folder
             if group is not None:
-                group.barrier("shards")
+                group.barrier("shards read")
         finally:
-            if writes and self.settings.keep_shards is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None and self.settings.keep_shards is None:
+                # Its writer may have been killed.
+                killed = group is not None and group.ended and _is_temporary(folder)
+                if writes or killed:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _new_folder(self) -> Path:
         if self.settings.keep_shards is None:
-            return Path(tempfile.mkdtemp(prefix="moesize-verify-"))
+            return Path(tempfile.mkdtemp(prefix=_PREFIX))
         number = len(self.notes)
         kept = Path(self.settings.keep_shards).expanduser()
         folder = (
@@ -538,6 +558,11 @@ class _Run:
         from moesize.verify.receipts import save
 
         return replace(report, saved_to=str(save(report)))
+
+
+def _is_temporary(folder: Path) -> bool:
+    """Whether it lies where this process would have made it."""
+    return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(_PREFIX)
 
 
 def replace_rank(selection: Selection) -> Selection:

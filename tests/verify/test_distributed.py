@@ -1,35 +1,81 @@
-"""Two real processes over gloo: one report of both, and one that dies."""
+"""Real processes over gloo: one report of all; a rank that dies, refuses or runs out of memory."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from running import ROOT, environment
+import pytest
+from running import ROOT, call, environment
 
+from moesize.core.errors import InvalidInputError, UnsupportedError
+from moesize.verify import distributed
+from moesize.verify.report import Flops
 from verify.configs import write_config
 
 SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-steps", "2")
+# Python and torch start in seconds; waiting for a rank that is gone would take half an hour.
+SOON_S = 20
 
 
-def start(folder: Path, rank: int, port: int, *more: str, **changes: str) -> subprocess.Popen[str]:
-    """One rank, with the variables that torchrun sets."""
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    arguments = ("verify", str(folder), *SMALL, "--layers", "all", "--format", "json", *more)
-    return subprocess.Popen(
-        [sys.executable, "-m", "moesize", *arguments],
-        cwd=ROOT,
-        env=environment(**{**ranks, **address, **changes}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Ranks:
+    """Two ranks with the variables that torchrun sets, and one temporary folder."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.scratch = tmp_path / "scratch"
+        self.scratch.mkdir()
+        self.port = free_port()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, rank: int, folder: Path, *more: str, fault: str = "none", **changes: str
+    ) -> Any:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        own = {"TMPDIR": str(self.scratch), "OMP_NUM_THREADS": "1"}
+        options = (*SMALL, "--format", "json", *more)
+        if "--layers" not in options:
+            options = (*options, "--layers", "all")
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/verify/faulty_rank.py"), fault,
+             "verify", str(folder), *options],
+            cwd=ROOT,
+            env=environment(**{**ranks, **address, **own, **changes}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def leaves_nothing(self) -> bool:
+        return list(self.scratch.glob("moesize-verify-*")) == []
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Any:
+    both = Ranks(tmp_path)
+    yield both
+    both.end()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_config("dense GQA", tmp_path / "model")
 
 
 def free_port() -> int:
@@ -38,51 +84,236 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_ranks_make_one_report(tmp_path: Path) -> None:
-    folder = write_config("dense GQA", tmp_path / "model")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    port = free_port()
-    both = [start(folder, rank, port, TMPDIR=str(scratch)) for rank in (0, 1)]
-    (out, err), (other, _) = (process.communicate(timeout=240) for process in both)
-    assert other == ""
-    document = json.loads(out)
-    assert document["settings"]["ranks"] == 2
-    by_rank = {
-        rank: {t["name"]: t for t in document["terms"] if t["rank"] == rank} for rank in (0, 1)
-    }
-    for terms in by_rank.values():
-        for name in ("weights", "kv_cache.static", "kv_cache.growing"):
-            assert terms[name]["measured_bytes"] == terms[name]["predicted_bytes"] > 0, name
-        # Gloo's worker may hold what it summed a moment longer: one activation more at the peak.
-        peak = terms["prefill_peak"]
-        assert 1 <= peak["measured_bytes"] / peak["predicted_bytes"] < 1.2
-    assert list(scratch.glob("moesize-verify-*")) == [], err
-
-
-def test_a_rank_that_dies_ends_the_other(tmp_path: Path) -> None:
-    folder = write_config("dense GQA", tmp_path / "model", num_hidden_layers=40)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    port = free_port()
-    first, second = (start(folder, rank, port, TMPDIR=str(scratch)) for rank in (0, 1))
-    deadline = time.monotonic() + 180
-    while not list(scratch.glob("moesize-verify-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-        assert first.poll() is None, first.communicate()
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    out, err = first.communicate(timeout=240)
-    assert first.returncode == 3, err
-    assert json.loads(out)["error"]["kind"] == "environment"
-    assert "rank 0 lost another rank" in err
+def ended(process: subprocess.Popen[str], code: int, since: float | None = None) -> tuple[str, str]:
+    """Output of a rank that ends soon, with an exit code and without a traceback."""
+    out, err = process.communicate(timeout=180)
+    if since is not None:
+        assert time.monotonic() - since < SOON_S
+    assert process.returncode == code, err
     assert "Traceback" not in err
-    assert list(scratch.glob("moesize-verify-*")) == []
+    return out, err
 
 
-def test_half_of_torchruns_variables_are_not_enough(tmp_path: Path) -> None:
-    folder = write_config("dense GQA", tmp_path / "model")
-    process = start(folder, 0, 1, MASTER_ADDR="")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "torchrun" in err
+def error_of(out: str) -> str:
+    return str(json.loads(out)["error"]["message"])
+
+
+# --- Reports --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["dense GQA", "gpt-oss MXFP4"])
+def test_two_ranks_make_one_report(family: str, ranks: Ranks, tmp_path: Path) -> None:
+    """Every term of both ranks to the byte, as for one process."""
+    folder = write_config(family, tmp_path / "model")
+    first, second = (ranks.start(rank, folder) for rank in (0, 1))
+    out, err = ended(first, 0)
+    assert ended(second, 0) == ("", err) == ("", "")
+    document = json.loads(out)
+    assert document["agrees"] is True
+    assert document["settings"]["ranks"] == 2
+    by_rank = [
+        {t["name"]: t["error"] for t in document["terms"] if t["rank"] == rank} for rank in (0, 1)
+    ]
+    assert by_rank[0] == by_rank[1]
+    assert set(by_rank[0].values()) == {0}
+    assert {"weights", "prefill_peak", "decode_peak", "decode_peak.growing"} <= set(by_rank[0])
+    assert ranks.leaves_nothing()
+
+
+def test_what_one_rank_counts_otherwise_is_shown() -> None:
+    good, bad = Flops("prefill", 100, 100, 0, 0.005), Flops("prefill", 100, 90, 0, 0.005)
+    step = Flops("decode", 7, 7, 0, 0.005)
+    assert distributed.worst_flops([[good, step], [bad, step]]) == (bad, step)
+    assert distributed.worst_flops([[], []]) == ()
+
+
+# --- A rank that is gone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", ["killed before the communicator", "killed in load", "killed in prefill"]
+)
+def test_a_rank_that_dies_ends_the_other(fault: str, ranks: Ranks, folder: Path) -> None:
+    first = ranks.start(0, folder)
+    second = ranks.start(1, folder, fault=fault)
+    second.communicate(timeout=180)
+    assert second.returncode == -signal.SIGKILL
+    out, err = ended(first, 3, time.monotonic())
+    assert "rank 1 is gone" in error_of(out)
+    assert err.count("error:") == 1
+    assert ranks.leaves_nothing()
+
+
+def test_rank_0_may_die_as_well(ranks: Ranks, folder: Path) -> None:
+    """It keeps the store and has written the shards: the other says so, and cleans up."""
+    first = ranks.start(0, folder, fault="killed in prefill")
+    second = ranks.start(1, folder)
+    first.communicate(timeout=180)
+    out, _ = ended(second, 3, time.monotonic())
+    assert "rank 0 is gone" in error_of(out)
+    assert ranks.leaves_nothing()
+
+
+def test_a_rank_that_never_starts(ranks: Ranks, folder: Path) -> None:
+    out, _ = ended(ranks.start(0, folder, MOESIZE_VERIFY_TIMEOUT="6"), 3)
+    assert "did not meet the others in 6 s" in error_of(out)
+
+
+def test_ctrl_c_while_others_are_awaited(ranks: Ranks, folder: Path) -> None:
+    first = ranks.start(0, folder)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", ranks.port)) == 0:
+                break
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    ended(first, 130, time.monotonic())
+
+
+# --- A rank that refuses, or runs out of memory ---------------------------------------------------
+
+
+def test_too_little_memory_on_one_rank(ranks: Ranks, folder: Path) -> None:
+    first = ranks.start(0, folder)
+    second = ranks.start(1, folder, "--limit-memory", "64KiB")
+    out, err = ended(first, 3)
+    assert error_of(out).startswith("rank 1: ")
+    assert "are predicted" in error_of(out)
+    # Said once: rank 0 has said it.
+    assert ended(second, 3) == ("", "")
+    assert err.count("error:") == 1
+    assert ranks.leaves_nothing()
+
+
+def test_a_bad_shard_on_one_rank(ranks: Ranks, tmp_path: Path) -> None:
+    config = write_config("dense GQA", tmp_path / "config")
+    good = tmp_path / "good"
+    made = call("verify", str(config), *SMALL, "--keep-shards", str(good), "--layers", "all")
+    assert made.code == 0, made.err
+    shutil.copy(config / "config.json", good)
+    bad = tmp_path / "bad"
+    shutil.copytree(good, bad)
+    for shard in bad.glob("*.safetensors"):
+        os.truncate(shard, shard.stat().st_size - 100)
+    first, second = ranks.start(0, good), ranks.start(1, bad)
+    out, _ = ended(first, 2)
+    assert error_of(out).startswith("rank 1: ")
+    assert ".safetensors" in error_of(out)
+    ended(second, 2)
+
+
+def test_memory_that_runs_out_on_one_rank_is_a_result(ranks: Ranks, folder: Path) -> None:
+    """In the midst of a prompt, while the other waits for its part of a sum."""
+    alone = call("verify", str(folder), *SMALL, "--layers", "all", "--tp-rank", "1/2",
+                 "--format", "json").json()  # fmt: skip
+    weights = next(t for t in alone["terms"] if t["name"] == "weights")["measured_bytes"]
+    first = ranks.start(0, folder)
+    second = ranks.start(
+        1, folder, "--limit-memory", str(weights + 30_000), fault="no check before the run"
+    )
+    out, err = ended(first, 1)
+    assert ended(second, 0) == ("", "")
+    document = json.loads(out)
+    failure = document["failure"]
+    assert (failure["rank"], failure["phase"]) == (1, "static prefill")
+    assert failure["asked_bytes"] > 0
+    assert failure["live"]["weights"] == weights
+    assert document["agrees"] is False
+    assert "rank 1: out of memory in static prefill" in document["notes"]
+    measured = {(t["name"], t["rank"]): t["measured_bytes"] for t in document["terms"]}
+    for rank in (0, 1):
+        assert measured["weights", rank] == weights
+        assert measured["after_free", rank] == 0
+        assert measured["prefill_peak", rank] is None
+    assert "Traceback" not in err
+    assert ranks.leaves_nothing()
+
+
+# --- torchrun -------------------------------------------------------------------------------------
+
+
+def torchrun(scratch: Path, *arguments: str, fault: str = "none") -> subprocess.Popen[str]:
+    script = str(ROOT / "tests/verify/faulty_rank.py")
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *arguments[:-1], script, fault, "verify",
+         arguments[-1], *SMALL, "--layers", "all", "--format", "json"],
+        cwd=ROOT,
+        env=environment(TMPDIR=str(scratch), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_two_hosts_of_torchrun(ranks: Ranks, folder: Path) -> None:
+    """Two agents on one machine: each first rank writes the shards of its host."""
+    where = f"127.0.0.1:{ranks.port}"
+    agents = [
+        torchrun(
+            ranks.scratch, "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node),
+            "--master-addr", "127.0.0.1", "--master-port", where.partition(":")[2], str(folder),
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    ranks.processes += agents
+    (out, err), (other, _) = (agent.communicate(timeout=240) for agent in agents)
+    assert [agent.returncode for agent in agents] == [0, 0], err
+    assert json.loads(out)["agrees"] is True
+    assert other == ""
+    assert ranks.leaves_nothing()
+
+
+def test_ctrl_c_on_torchrun_leaves_nothing(ranks: Ranks, folder: Path) -> None:
+    agent = torchrun(
+        ranks.scratch, "--standalone", "--nproc-per-node", "2", str(folder), fault="slow in prefill"
+    )
+    ranks.processes.append(agent)
+    deadline = time.monotonic() + 120
+    while ranks.leaves_nothing() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        assert agent.poll() is None
+    time.sleep(2)
+    agent.send_signal(signal.SIGINT)
+    _, err = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    assert ranks.leaves_nothing(), err
+
+
+# --- Variables ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
+        ({"WORLD_SIZE": "9" * 40}, "no number"),
+        ({"RANK": "2"}, "RANK is 2, not 0..1"),
+        ({"RANK": "x"}, "RANK is 'x'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+    ],
+)
+def test_variables_that_make_no_sense(
+    changes: dict[str, str], word: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**good, "MASTER_PORT": "1", **changes}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInputError, match=word.replace(".", r"\.")):
+        distributed.world_size()
+    if changes.keys() & {"RANK", "WORLD_SIZE"}:
+        # The terminal reads RANK as well.
+        result = call("verify", str(folder), *SMALL)
+        assert (result.code, word in result.err) == (2, True), result.err
+
+
+def test_backends() -> None:
+    assert [distributed.backend_of(kind) for kind in ("cuda", "xpu", "cpu")] == [
+        "nccl", "xccl", "gloo",
+    ]  # fmt: skip
+    with pytest.raises(UnsupportedError, match="no backend between mps devices"):
+        distributed.backend_of("mps")

@@ -6,7 +6,6 @@ tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
@@ -67,11 +66,10 @@ class ForwardModel:
 
     state      tensors by the names of the checkpoint (`moesize.core.naming`), on any device
     layers     indices to run, in this order; None = all
-    tp         (rank, size): this rank's slices only. Sums over ranks where torch.distributed is
-               initialised; otherwise the rank's share is computed alone and the sum is left out
+    tp         (rank, size): this rank's slices only
     cut        the state holds the rank's slices, as `loading` reads them; False: whole tensors, of
                which the rank takes its slices
-    reduce     how parts are summed over ranks, when not by torch.distributed
+    reduce     how parts are summed over ranks; without it the sums are left out
     on_phase   called with `embedding`, `layer 3`, `final norm`, `logits` as each begins
     """
 
@@ -103,7 +101,7 @@ class ForwardModel:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
         self.weights = Weights(spec, state, self.device, dtype, tp, cut=cut)
         self.on_phase = on_phase or (lambda name: None)
-        self.reduce = reduce or self._all_reduce
+        self.reduce = reduce or (lambda x: x)
         self._blocks = {index: _Layer(self, index) for index in self.layers}
         self.reset()
 
@@ -165,15 +163,6 @@ class ForwardModel:
         self.on_phase("final norm")
         return self._final_norm(x)
 
-    def _all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over ranks, where torch.distributed reaches them; else the rank's own part."""
-        there = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.weights.size > 1 and there:
-            held = _holders(x)
-            torch.distributed.all_reduce(x)
-            _wait_for_release(x, held)
-        return x
-
     def _table(self) -> Tensor:
         table = self.weights.outside("embedding.tokens", "embedding")
         if table is None:
@@ -218,24 +207,6 @@ class ForwardModel:
         weight = self.weights.outside("norms.final", "final")
         bias = self.weights.outside("norms.final.bias", "final")
         return normalize(x, num.norm, weight, bias, num.eps)
-
-
-# A worker of gloo lets go of what it summed a moment after it has said that it is done.
-_MOST_WAITS = 10_000
-
-
-def _holders(x: Tensor) -> int:
-    """How many hold the memory of a tensor; 0 where torch does not tell."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    return 0 if count is None or x.device.type != "cpu" else int(count(x.untyped_storage()._cdata))
-
-
-def _wait_for_release(x: Tensor, held: int) -> None:
-    """Until nobody but those from before holds a tensor: its memory is measured when it goes."""
-    for _ in range(_MOST_WAITS):
-        if _holders(x) <= held:
-            return
-        time.sleep(1e-5)
 
 
 class _Layer:
