@@ -29,7 +29,8 @@ def at_layer(act: Callable[..., None], layer: str = "layer 1") -> None:
     own = ForwardModel.prefill
 
     def prefill(self: ForwardModel, tokens: Any) -> Any:
-        self.on_phase = lambda name: act() if name == layer else None
+        if self.device.type != "meta":  # the dry run comes before anything is loaded
+            self.on_phase = lambda name: act() if name == layer else None
         return own(self, tokens)
 
     ForwardModel.prefill = prefill  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ from verify.configs import write_config
 
 SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-steps", "2")
 # Python and torch start in seconds; waiting for a rank that is gone would take half an hour.
-SOON_S = 20
+SOON_S = 30
 
 
 class Ranks:
