@@ -120,6 +120,29 @@ def test_two_ranks_make_one_report(family: str, ranks: Ranks, tmp_path: Path) ->
     assert ranks.leaves_nothing()
 
 
+def test_sums_over_gloo_give_the_logits_of_one_process(ranks: Ranks) -> None:
+    for rank in (0, 1):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.port)}
+        paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+        ranks.processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "verify.gloo_logits"],
+                cwd=ROOT,
+                env=environment(**variables, **address, OMP_NUM_THREADS="1", PYTHONPATH=paths),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in ranks.processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found = json.loads(out.splitlines()[-1])
+        assert len(found) == 7
+        assert max(found.values()) < 1e-4, found
+
+
 def test_what_one_rank_counts_otherwise_is_shown() -> None:
     good, bad = Flops("prefill", 100, 100, 0, 0.005), Flops("prefill", 100, 90, 0, 0.005)
     step = Flops("decode", 7, 7, 0, 0.005)

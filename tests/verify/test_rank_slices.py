@@ -282,10 +282,10 @@ def test_packed_matrices(name: str, kind: str) -> None:
     check(spec, config, packed, 2)
 
 
-def test_packed_experts_in_one_tensor() -> None:
+def mxfp4_gpt_oss(**changes: Any) -> tuple[ModelSpec, dict[str, Any], State]:
     """gpt-oss: rows of gate and up alternate, inputs of down in blocks of 32."""
     family = next(family for family in tiny.FAMILIES if family.id == "gpt_oss")
-    family = tiny.Family("gpt_oss", {**family.config, "intermediate_size": 64})
+    family = tiny.Family("gpt_oss", {**family.config, "intermediate_size": 64, **changes})
     _, config, state = made(family)
     for name in [n for n in state if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
         experts, inputs, outputs = state.pop(name).shape
@@ -302,7 +302,11 @@ def test_packed_experts_in_one_tensor() -> None:
         ],
     }
     spec = spec_from_config({**config, "quantization_config": quantization}, file="config.json")
-    check(spec, config, state, 2)
+    return spec, config, state
+
+
+def test_packed_experts_in_one_tensor() -> None:
+    check(*mxfp4_gpt_oss(), 2)
 
 
 def test_groups_that_two_ranks_would_share_are_refused() -> None:

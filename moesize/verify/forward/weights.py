@@ -234,7 +234,8 @@ class LayerWeights:
                     raise UnsupportedError(
                         f"{tensor.role}: ranks of {self.all.size} would share a group of {least} "
                         "quantized weights",
-                        "choose a smaller tensor parallel size",
+                        "engines fill such parts up with zeros, which is not measured here; choose "
+                        "a smaller tensor parallel size",
                     )
 
     def _first_group(self, role: str, weight_format: WeightFormat) -> int:
