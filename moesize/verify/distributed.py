@@ -168,7 +168,8 @@ class Group:
         sums, self._sums = self._sums, None
         if sums is None:
             return
-        _abort(sums)
+        if self.ended:
+            _abort(sums)
         try:
             dist.destroy_process_group(sums)
         except (RuntimeError, ValueError, AssertionError):
