@@ -103,11 +103,17 @@ class EndedEarly(Exception):  # noqa: N818  (news, no bug)
 
 
 class Group:
-    """The ranks of one run; `communicator_bytes`: what the driver lost to their communicator."""
+    """The ranks of one run.
+
+    ranks_of_host       how many share the memory of this host
+    communicator_bytes  what the driver lost to their communicator; None on a CPU
+    """
 
     def __init__(self, rank: int, size: int, store: Store) -> None:
         self.rank, self.size = rank, size
         self.local_rank = _number("LOCAL_RANK", 0)
+        # Torchrun says how many share a host; without it, all may.
+        self.ranks_of_host = max(1, _number("LOCAL_WORLD_SIZE", size))
         self.communicator_bytes: int | None = None
         self.end: End | None = None
         self._store = store
@@ -180,7 +186,7 @@ class Group:
     def barrier(self, where: str) -> None:
         """Wait for all; not when memory ran out on one. Raises EndedEarly, EnvironmentProblem."""
         try:
-            self._all(where, None)
+            self.all_of(where, None)
         except EndedEarly as news:
             if news.end.why != "memory":
                 raise
@@ -189,7 +195,7 @@ class Group:
         """The folder that the first rank of this host has made. Raises EnvironmentProblem."""
         # Two agents of torchrun on one machine are two hosts.
         mine = [socket.gethostname(), os.environ.get("GROUP_RANK", ""), self.local_rank, str(path)]
-        for host, agent, local_rank, text in self._all("shards", mine):
+        for host, agent, local_rank, text in self.all_of("shards", mine):
             if [host, agent] == mine[:2] and local_rank == 0:
                 if Path(text).is_dir():
                     return Path(text)
@@ -240,7 +246,7 @@ class Group:
                 raise
         return self._wait_for(what, (rank,), _GATHER_S)
 
-    def _all(self, what: str, value: Any) -> list[Any]:
+    def all_of(self, what: str, value: Any) -> list[Any]:
         """Everybody's value; JSON, so that nothing is ever unpickled but a text."""
         self._meetings += 1
         key = f"{self._meetings} {what}"

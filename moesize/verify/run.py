@@ -265,7 +265,7 @@ class _Run:
 
     def report(self) -> VerifyReport:
         """Choose layers, measure, compare; under torchrun the gathered report of all ranks."""
-        large, small = self._choose()
+        large, small = self._agreed(*self._choose())
         subject = self._subject(large)
         expected, why = self._expected(subject)
         self._refuse_when_too_large(subject, expected)
@@ -337,13 +337,31 @@ class _Run:
             spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
             fixed_bytes=scratch, layer_cost=self._layer_cost,
         )  # fmt: skip
-        if choice.whole:
-            return choice.large, None
-        self.notes.append(
-            f"{len(choice.large.layers)} of {spec.num_layers} layers fit; figures of the whole "
-            "model are extrapolated from two runs"
-        )
-        return choice.large, choice.small
+        return choice.large, None if choice.whole else choice.small
+
+    def _agreed(
+        self, large: Selection, small: Selection | None
+    ) -> tuple[Selection, Selection | None]:
+        """The fewest layers that a rank has chosen: all run the same. Raises InvalidInputError."""
+        if self.group is not None:
+            asked: list[Any] = [spec_hash(self.source.spec), self.source.scheme, self.dtype]
+            asked += [self.source.shards, asdict(self.work), str(self.settings.layers)]
+            chosen = [large.layers, None if small is None else small.layers]
+            rows = self.group.all_of("layers", [asked, chosen])
+            if any(row[0] != rows[0][0] for row in rows):
+                raise InvalidInputError(
+                    "ranks were started for different models or with different options",
+                    "start all of them with one command of torchrun",
+                )
+            most, fewer = min((row[1] for row in rows), key=lambda row: len(row[0]))
+            large = replace(large, layers=tuple(most))
+            small = None if fewer is None else replace(large, layers=tuple(fewer))
+        if small is not None:
+            self.notes.append(
+                f"{len(large.layers)} of {self.source.spec.num_layers} layers fit; figures of the "
+                "whole model are extrapolated from two runs"
+            )
+        return large, small
 
     def _layer_cost(self, layer: int) -> int:
         """Cache of one layer, fixed and growing side by side at the most."""
@@ -389,6 +407,8 @@ class _Run:
 
     def _free(self) -> int:
         free = self.meter.free_bytes()
+        if self.group is not None and self.meter.kind == "cpu":
+            free //= self.group.ranks_of_host
         limit = self.settings.limit_bytes
         return free if limit is None else min(free, limit)
 

@@ -197,6 +197,33 @@ def test_ctrl_c_while_others_are_awaited(ranks: Ranks, folder: Path) -> None:
 # --- A rank that refuses, or runs out of memory ---------------------------------------------------
 
 
+def test_ranks_run_the_layers_that_fit_all_of_them(ranks: Ranks, tmp_path: Path) -> None:
+    """One rank may use less: both load what fits it, twice, and extrapolate."""
+    folder = write_config("dense GQA", tmp_path / "model", num_hidden_layers=8)
+    # No less than the 64 tokens on which FLOPs are counted.
+    long = ("--tokens", "80")
+    one = call("verify", str(folder), *SMALL, *long, "--tp-rank", "1/2", "--format", "json")
+    alone = one.json()
+    known = {t["name"]: t["measured_bytes"] for t in alone["terms"]}
+    assert len(alone["layers"]) == 8
+    first = ranks.start(0, folder, *long, "--layers", "auto")
+    limit = ("--limit-memory", str(known["peak"] * 7 // 10))
+    second = ranks.start(1, folder, *long, "--layers", "auto", *limit)
+    out, _ = ended(first, 0)
+    ended(second, 0)
+    document = json.loads(out)
+    assert 2 <= len(document["layers"]) < 8
+    found = {item["name"]: item["extrapolated_bytes"] for item in document["extrapolated"]}
+    assert found["weights"] == known["weights"]
+
+
+def test_ranks_with_different_options_are_refused(ranks: Ranks, folder: Path) -> None:
+    first, second = ranks.start(0, folder), ranks.start(1, folder, "--decode-steps", "3")
+    out, _ = ended(first, 2)
+    assert "different options" in error_of(out)
+    ended(second, 2)
+
+
 def test_too_little_memory_on_one_rank(ranks: Ranks, folder: Path) -> None:
     first = ranks.start(0, folder)
     second = ranks.start(1, folder, "--limit-memory", "64KiB")
