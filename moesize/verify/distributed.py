@@ -156,13 +156,18 @@ class Group:
         # Gloo's worker thread holds the tensor that it was given a moment longer than the sum takes
         # (pytorch ProcessGroupGloo.cpp runLoop): memory that would be measured. It is given a view.
         view = x.detach()
-        given = weakref.ref(view)
+        given, problem = weakref.ref(view), None
         try:
             dist.all_reduce(view, group=self._sums)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise EndedEarly(self._news(error)) from None
+            # Its frames hold the group, whose connections have to close for the others' sake.
+            problem = error.with_traceback(None)
+        if problem is not None:
+            end = self._news(problem)
+            self._leave_sums()
+            raise EndedEarly(end)
         del view
         deadline = time.monotonic() + _RELEASE_S
         while given() is not None and time.monotonic() < deadline:
@@ -289,6 +294,8 @@ class Group:
     def check(self) -> None:
         """Raises EndedEarly when another rank's part has ended."""
         if self.end is not None and self.end.rank != self.rank:
+            # Others may wait for this rank's part of a sum.
+            self._leave_sums()
             raise EndedEarly(self.end)
 
     @property
