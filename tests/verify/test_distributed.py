@@ -17,7 +17,9 @@ import pytest
 from running import ROOT, call, environment
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
+from moesize.core.units import GIB, MIB
 from moesize.verify import distributed
+from moesize.verify.devices import CpuMeter, find_meter
 from moesize.verify.report import Flops
 from verify.configs import write_config
 
@@ -194,6 +196,47 @@ def test_ctrl_c_while_others_are_awaited(ranks: Ranks, folder: Path) -> None:
     ended(first, 130, time.monotonic())
 
 
+_SUMS = """
+import sys, time, torch
+from moesize.core.errors import InvalidInputError
+from moesize.verify import distributed
+from moesize.verify.devices import CpuMeter
+try:
+    with distributed.session() as group:
+        group.connect(CpuMeter())
+        assert group.sum(torch.ones(8)).tolist() == [4.0] * 8
+        if group.rank == 2:
+            raise InvalidInputError("rank 2 has had enough")
+        group.sum(torch.ones(8))
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_the_news_goes_round_the_ring(ranks: Ranks) -> None:
+    """Of four ranks only two have a connection of the sum to the one that leaves it."""
+    for rank in range(4):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.port)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SUMS],
+            cwd=ROOT,
+            env=environment(**variables, **address, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        ranks.processes.append(process)
+    said = [process.communicate(timeout=120)[1].splitlines()[-1] for process in ranks.processes]
+    news = "rank 2: rank 2 has had enough"
+    assert said == [
+        f"InvalidInputError: {news}",
+        f"SaidByFirst: {news}",
+        "SaidByFirst: rank 2 has had enough",
+        f"SaidByFirst: {news}",
+    ]
+
+
 # --- A rank that refuses, or runs out of memory ---------------------------------------------------
 
 
@@ -361,9 +404,51 @@ def test_variables_that_make_no_sense(
         assert (result.code, word in result.err) == (2, True), result.err
 
 
+def test_a_local_rank_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "one")
+    with pytest.raises(InvalidInputError, match="LOCAL_RANK is 'one'"):
+        find_meter("cpu")
+
+
 def test_backends() -> None:
     assert [distributed.backend_of(kind) for kind in ("cuda", "xpu", "cpu")] == [
         "nccl", "xccl", "gloo",
     ]  # fmt: skip
     with pytest.raises(UnsupportedError, match="no backend between mps devices"):
         distributed.backend_of("mps")
+
+
+# --- The communicator -----------------------------------------------------------------------------
+
+
+def lone_group(taken: int | None, size: int) -> distributed.Group:
+    """A group that has not met."""
+    group = object.__new__(distributed.Group)
+    group.rank, group.size, group.communicator_bytes = 1, size, taken
+    return group
+
+
+def test_the_communicator_is_held_against_the_band_of_the_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0 to 0.8 GiB for two ranks (data/engines/vllm.json); unknown for RCCL and oneCCL."""
+    monkeypatch.setattr(distributed.torch.version, "cuda", "13.0")
+    few, many = 300 * MIB, 3 * GIB
+    for taken, size, ok in ((few, 2, True), (many, 2, False), (2 * GIB, 8, True), (0, 2, True)):
+        (term,) = lone_group(taken, size).terms(StandIn("cuda"))
+        assert (term.name, term.rank) == ("communicator", 1)
+        assert (term.measured_bytes, term.ok) == (taken, ok)
+    (unknown,) = lone_group(few, 2).terms(StandIn("xpu"))
+    assert unknown.ok is None
+    monkeypatch.setattr(distributed.torch.version, "cuda", None)
+    (rocm,) = lone_group(few, 2).terms(StandIn("cuda"))
+    assert rocm.ok is None
+    assert lone_group(None, 2).terms(StandIn("cpu")) == []
+
+
+class StandIn(CpuMeter):
+    """A meter of another kind, which is all that is asked of it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
