@@ -13,6 +13,8 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
-from moesize.core.units import format_bytes
+from moesize.core.units import MIB, format_bytes
 from moesize.verify.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
@@ -425,10 +427,15 @@ def _cgroup_used() -> int:
 
 
 class ContextCost(NamedTuple):
-    """Driver memory that torch does not count: free before anything, and what went since."""
+    """Driver memory that torch does not count: free before anything, and what went since.
+
+    known  free memory before this process was asked for; else the whole device's was taken, and
+           what other processes hold is counted too
+    """
 
     first_call_bytes: int
     first_product_bytes: int
+    known: bool = True
 
     @property
     def total_bytes(self) -> int:
@@ -439,8 +446,8 @@ class ContextCost(NamedTuple):
 def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | None:
     """What the first call and the first matrix product take of the device; None on a CPU.
 
-    free_before  the driver's free memory before this process touched the device (NVML): torch
-                 itself cannot ask without making a context
+    free_before  the driver's free memory before this process touched the device (`free_before`):
+                 torch itself cannot ask without making a context
     """
     if meter.kind in ("cpu", "mps"):
         return None
@@ -453,23 +460,53 @@ def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | 
     meter.synchronize()
     after = max(0, total - meter.free_bytes() - meter.reading().reserved)
     del matrix, product
-    return ContextCost(first, max(0, after - first))
+    return ContextCost(first, max(0, after - first), free_before is not None)
 
 
-def nvml_free_bytes(index: int = 0) -> int | None:
-    """Free memory of a card by NVML, before CUDA is touched; None without NVML."""
+def free_before(device: str) -> int | None:
+    """Free memory of the card that `device` means, asked of the driver before CUDA is touched.
+
+    By NVML (extra `nvidia-ml-py`), else by nvidia-smi, which says whole MiB; None without both.
+    """
+    kind, _, number = device.strip().lower().partition(":")
+    if kind not in ("auto", "cuda") or (number and not _is_number(number)):
+        return None
+    index = int(number) if number else _local_rank()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    name = visible[index].strip() if index < len(visible) else ""
+    name = name or str(index)
+    found = _nvml_free(name)
+    return _smi_free(name) if found is None else found
+
+
+def _nvml_free(name: str) -> int | None:
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        name = visible[index].strip() if index < len(visible) else ""
-        if name.startswith("GPU-"):
-            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        if _is_number(name):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
         else:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name) if name.isdigit() else index)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except (pynvml.NVMLError, ValueError):
         return None
+
+
+def _smi_free(name: str) -> int | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits", f"--id={name}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = answer.stdout.strip()
+    return int(said) * MIB if _is_number(said) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

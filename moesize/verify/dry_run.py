@@ -8,6 +8,7 @@ many experts are visited, how many tokens each of them gets, and small integers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from moesize.core.units import ceil_div
 from moesize.verify.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from moesize.core.model_spec import ModelSpec
 
@@ -72,11 +73,21 @@ class RoutingRecorder(LiveBytes):  # type: ignore[no-untyped-call]
 _UNIQUE = (_ATEN._unique2.default, _ATEN.unique_dim.default, _ATEN._unique.default)
 
 
-class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
-    """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU."""
+# Bytes of blocks that an operation holds while it runs, beside its results.
+Scratch = Callable[[Any, tuple[Any, ...]], tuple[int, ...]]
 
-    def __init__(self, listener: Callable[[int, int], None] | None = None) -> None:
+
+class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
+    """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU.
+
+    scratch  what the device's kernels take beside results
+    """
+
+    def __init__(
+        self, listener: Callable[[int, int], None] | None = None, scratch: Scratch | None = None
+    ) -> None:
         super().__init__("meta", listener)
+        self._scratch = scratch
         self._loads: Iterator[tuple[int, ...]] = iter(())
         self._rows: Iterator[int] = iter(())
         self._known: dict[int, list[int]] = {}
@@ -88,6 +99,19 @@ class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
     def know(self, tensor: torch.Tensor, values: Sequence[int]) -> None:
         """The numbers of a small tensor, for code that reads them."""
         self._known[tensor.untyped_storage()._cdata] = list(values)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._scratch is not None:
+            # No storage has a key below zero.
+            blocks = [(size, -1 - at) for at, size in enumerate(self._scratch(func, args)) if size]
+            for size, key in blocks:
+                self._count(size, key)
+            for size, key in blocks:
+                self._count(-size, key)
+        return out
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for leaf in tree_leaves(args):

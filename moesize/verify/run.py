@@ -21,7 +21,7 @@ from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
 from moesize.core.units import GIB, MIB, format_gib, parse_bytes
 from moesize.verify import distributed, predict
-from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
+from moesize.verify.devices import Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
@@ -105,7 +105,7 @@ def verify(
         from moesize.verify.other_engines import verify_with
 
         return verify_with(engine, source, work, settings, device=device, progress=progress)
-    free = nvml_free_bytes() if device.partition(":")[0] in ("auto", "cuda") else None
+    free = free_before(device)
     meter = find_meter(device)
     with distributed.session(meter) as group:
         if group is not None:
@@ -236,7 +236,7 @@ class _Run:
         settings: _Settings,
         meter: Meter,
         group: distributed.Group | None,
-        free_before: int | None,
+        free: int | None,
         progress: Progress | None,
     ) -> None:
         self.source, self.work, self.settings = source, work, settings
@@ -247,7 +247,7 @@ class _Run:
         self.numerics = self._numerics()
         if settings.limit_bytes is not None:
             meter.limit(settings.limit_bytes)
-        self.context = context_cost(meter, free_before)
+        self.context = context_cost(meter, free)
         self.revision = source.revision
 
     def report(self) -> VerifyReport:
@@ -353,9 +353,7 @@ class _Run:
         try:
             predict.check_head(subject)
             routings = predict.even(subject, self.work)
-            return predict.dry_peaks(
-                subject, self.work, routings, blocks=self.meter.counts_blocks
-            ), ""
+            return self._dry(subject, routings), ""
         except NotImplementedError as problem:
             return None, f"not predicted: {problem}"
 
@@ -369,7 +367,13 @@ class _Run:
         )
         if expected is None or routings is None or not routed or found.failure is not None:
             return expected
-        return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
+        return self._dry(subject, routings)
+
+    def _dry(self, subject: Subject, routings: predict.Routings) -> DryPeaks:
+        meter = self.meter
+        return predict.dry_peaks(
+            subject, self.work, routings, blocks=meter.counts_blocks, device=meter.kind
+        )
 
     def _free(self) -> int:
         free = self.meter.free_bytes()

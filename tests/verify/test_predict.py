@@ -56,7 +56,7 @@ def test_weights_of_a_rank_of_mixtral() -> None:
 
 def test_segments_of_weights() -> None:
     held = subject("mixtral-8x7b", (0,))
-    reserved = predict.weights_reserved(held)
+    reserved = predict.weights_in_allocator(held).reserved
     allocated = predict.weights(held).allocated_bytes
     assert allocated <= reserved < allocated + 40 * MIB
 
