@@ -25,6 +25,7 @@ import torch
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
 from moesize.core.units import MIB, format_bytes
 from moesize.verify.live_bytes import LiveBytes
+from moesize.verify.owners import History, Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,9 @@ class Meter(Protocol):
 
     def reset_peak(self) -> None:
         """Count peaks from here on."""
+
+    def owners(self) -> dict[str, int] | None:
+        """Bytes of tensors by owner (`moesize.verify.owners`) at the peak; None: not known."""
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""
@@ -151,6 +155,7 @@ class TorchMeter:
         self.counts_blocks = True
         self.api = api
         self.device = torch.device(kind, index)
+        self.history = History(getattr(api, "memory", None), index)
         self.name = str(api.get_device_name(index))
         self.driver = _driver_version(api)
 
@@ -179,7 +184,12 @@ class TorchMeter:
 
     def reset_peak(self) -> None:
         """reset_peak_memory_stats."""
+        self.history.reset_peak()
         self.api.reset_peak_memory_stats(self.device)
+
+    def owners(self) -> dict[str, int] | None:
+        """Out of the allocator's history, since `watch` began."""
+        return self.history.peak()
 
     def synchronize(self) -> None:
         """Wait for all streams."""
@@ -187,8 +197,12 @@ class TorchMeter:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """The allocator counts by itself."""
-        yield
+        """The allocator counts by itself; its history says for whom."""
+        self.history.start()
+        try:
+            yield
+        finally:
+            self.history.stop()
 
     def limit(self, size_bytes: int) -> None:
         """set_per_process_memory_fraction; the context of the driver is not part of it."""
@@ -262,7 +276,8 @@ class MpsMeter:
         self.device = torch.device("mps")
         self.name = platform.processor() or platform.machine()
         self.driver = platform.mac_ver()[0]
-        self._live = LiveBytes("mps")
+        self._owners = Listener()
+        self._live = LiveBytes("mps", self._owners)
 
     def total_bytes(self) -> int:
         """What Metal recommends as the most."""
@@ -285,6 +300,11 @@ class MpsMeter:
     def reset_peak(self) -> None:
         """Of live tensors."""
         self._live.reset_peak()
+        self._owners.owners.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Who asked for them."""
+        return self._owners.owners.peak
 
     def synchronize(self) -> None:
         """Wait."""
@@ -328,7 +348,8 @@ class CpuMeter:
         self.device = torch.device("cpu")
         self.name = _processor()
         self.driver = platform.system()
-        self.live = _Limited("cpu")
+        self._owners = Listener()
+        self.live = _Limited("cpu", self._owners)
 
     def total_bytes(self) -> int:
         """Physical memory, or the bound of the container where that is less."""
@@ -349,6 +370,11 @@ class CpuMeter:
     def reset_peak(self) -> None:
         """Count from here on."""
         self.live.reset_peak()
+        self._owners.owners.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Who asked for the storages that were live at the peak."""
+        return self._owners.owners.peak
 
     def synchronize(self) -> None:
         """Nothing runs beside."""

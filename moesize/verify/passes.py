@@ -58,6 +58,9 @@ class Probe(Protocol):
     def reset_peak(self) -> None:
         """Count peaks from here on."""
 
+    def owners(self) -> dict[str, int] | None:
+        """Bytes by owner at the peak."""
+
     def synchronize(self) -> None:
         """Wait until all is done."""
 
@@ -69,6 +72,7 @@ class PassPeaks(NamedTuple):
     cache             requested: what the sequences leave behind after the last step
     logits, sampling  requested: the most beyond what was live before
     total             blocks, the most of all, everything included
+    phases            what was live in each
     """
 
     prefill: int
@@ -77,6 +81,7 @@ class PassPeaks(NamedTuple):
     logits: int
     sampling: int
     total: int
+    phases: tuple[PhaseRecord, ...] = ()
 
 
 class Stopwatch:
@@ -117,7 +122,9 @@ class Stopwatch:
         peak = most.allocated
         self.most = max(self.most, peak)
         self.requested_peak = most.requested - self._requested
-        record = PhaseRecord(self.current, begin, peak, live, time.perf_counter() - since)
+        owners = self.probe.owners() or {}
+        held = {name: size for name, size in sorted(owners.items()) if size}
+        record = PhaseRecord(self.current, begin, peak, live, time.perf_counter() - since, held)
         self.records.append(record)
         return record
 
@@ -133,6 +140,7 @@ def run_passes(
         generator = torch.Generator(device="cpu").manual_seed(work.seed)
     shape = (work.sequences, work.longest)
     ids = torch.randint(rows, shape, generator=generator).to(device)
+    first = len(watch.records)
     begin = watch.begin(f"{name} prefill")
     before = watch.probe.reading().requested
     hidden = model.prefill(ids[:, : work.tokens])
@@ -153,7 +161,8 @@ def run_passes(
     logits = sampling = 0
     if sample:
         logits, sampling = _sampled(model, last, watch, name)
-    return PassPeaks(prefill, decode, cache, logits, sampling, watch.most)
+    phases = tuple(watch.records[first:])
+    return PassPeaks(prefill, decode, cache, logits, sampling, watch.most, phases)
 
 
 def _block_of(tensor: Tensor, probe: Probe) -> int:

@@ -202,10 +202,12 @@ class _Session:
 
     def failed(self, asked: int | None, message: str) -> None:
         """Memory ran out."""
-        weights = sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())
-        cache = self.model.cache_bytes if self.model is not None else 0
-        live = self.meter.reading().allocated
-        parts = {"weights": weights, "kv_cache": cache, "other": max(0, live - weights - cache)}
+        parts = {name: size for name, size in (self.meter.owners() or {}).items() if size}
+        if not parts:
+            weights = sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())
+            cache = self.model.cache_bytes if self.model is not None else 0
+            live = self.meter.reading().allocated
+            parts = {"weights": weights, "kv_cache": cache, "other": max(0, live - weights - cache)}
         failure = Failure(self.watch.current, asked, parts, message)
         self.found = self.found._replace(failure=failure)
 

@@ -32,6 +32,7 @@ from moesize.verify.forward.caches import BLOCK_TOKENS, CacheKind
 from moesize.verify.forward.flops import unseen
 from moesize.verify.forward.model import RunOptions
 from moesize.verify.loading import torch_dtype
+from moesize.verify.owners import Listener
 from moesize.verify.passes import PassPeaks, Stopwatch, Workload, run_passes
 from moesize.verify.rank_spec import rank_mixer, rank_spec
 from moesize.verify.selection import Held, Selection, held_by_rank
@@ -175,7 +176,8 @@ class DryProbe:
         self.device = torch.device("meta")
         self.counts_blocks = blocks
         self.allocator = CachingAllocator() if blocks else None
-        self.run = DryRun(self.allocator, scratch if kind == "cuda" else None)
+        self.listener = Listener(self.allocator)
+        self.run = DryRun(self.listener, scratch if kind == "cuda" else None)
 
     def reading(self) -> Reading:
         """What would be live."""
@@ -194,8 +196,13 @@ class DryProbe:
     def reset_peak(self) -> None:
         """Count from here on."""
         self.run.reset_peak()
+        self.listener.owners.reset_peak()
         if self.allocator is not None:
             self.allocator.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Bytes by owner at the peak."""
+        return self.listener.owners.peak
 
     def synchronize(self) -> None:
         """Nothing runs."""

@@ -31,7 +31,7 @@ from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
 from moesize.verify.selection import Selection, choose_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
-from moesize.verify.terms import extrapolate, flops_of, terms_of
+from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -273,14 +273,15 @@ class _Run:
             if number == 0 and found.failure is not None:
                 break
         part, found = runs[-1]
+        routed = self._as_routed(part, found, expected)
         terms = terms_of(
-            part, self.meter, self.work, found, self._as_routed(part, found, expected),
-            even=expected, context=self._constant(), tolerance=self.settings.tolerance,
-            no_peaks=why,
+            part, self.meter, self.work, found, routed, even=expected,
+            context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
         report = self._report(part, found, terms, speed)
+        report = replace(report, attribution=attribution(found, routed))
         if len(runs) == 2:
             report = self._extrapolated(report, *runs[0])
         if self.group is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moesize.core.units import MIB, format_bytes
 from moesize.verify import predict
 from moesize.verify.passes import logits_bytes, sampling_bytes
-from moesize.verify.report import Extrapolation, Flops, Term
+from moesize.verify.report import Extrapolation, Flops, Owned, Term
 
 if TYPE_CHECKING:
     from moesize.core.engine import Constant
@@ -210,6 +210,31 @@ def _peak_terms(
         term("peak", peaks and peaks.total, found.peak, "weights, cache and the highest pass"),
     ]  # fmt: skip
     return list(out)
+
+
+def attribution(found: Measured, peaks: DryPeaks | None) -> tuple[Owned, ...]:
+    """Whose bytes two peaks are: that of the prompt, and the highest of all passes."""
+    measured = {
+        record.name: record
+        for passes in (found.static, found.growing)
+        if passes is not None
+        for record in passes.phases
+        if record.owners
+    }
+    if not measured:
+        return ()
+    dry = () if peaks is None else (peaks.static, peaks.growing)
+    expected = {record.name: record.owners for passes in dry for record in passes.phases}
+    highest = max(measured.values(), key=lambda record: record.peak_bytes).name
+    out = []
+    for phase in dict.fromkeys(("static prefill", highest)):
+        if phase not in measured:
+            continue
+        here, there = measured[phase].owners, expected.get(phase)
+        for owner in sorted({*here, *(there or {})}, key=lambda name: -here.get(name, 0)):
+            predicted = None if there is None else there.get(owner, 0)
+            out.append(Owned(phase, owner, predicted, here.get(owner, 0)))
+    return tuple(out)
 
 
 def flops_of(

@@ -47,6 +47,12 @@ def test_every_family_in_blocks(
     # The sort's: 48 bytes for each of 4 * 8,192 scores.
     assert terms["sampling_peak"].predicted_bytes == 48 * 4 * 8192
     assert terms["after_free"].measured_bytes == 0
+    # Whose bytes the peaks are, out of the allocator's history: as on shapes alone, to the byte.
+    assert {item.phase for item in found.attribution} >= {"static prefill"}
+    for item in found.attribution:
+        assert item.measured_bytes == item.predicted_bytes, item
+    held = {item.owner: item.measured_bytes for item in found.attribution[:20]}
+    assert held["weights"] >= terms["weights"].measured_bytes
 
 
 def test_what_a_sort_of_cuda_holds() -> None:
