@@ -44,6 +44,8 @@ _MARGIN_BYTES = 256 * MIB
 _MARGIN_SHARE = 0.02
 # Of a machine's own memory more is left alone: it runs other things.
 _HOST_SHARE = 0.10
+# Of a disk as well: logs of others are written to it.
+_DISK_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
 
 
@@ -322,7 +324,7 @@ class _Run:
         scratch = self._scratch()
         choice = choose_layers(
             spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
-            fixed_bytes=scratch, layer_cost=self._layer_cost,
+            fixed_bytes=scratch, layer_cost=self._layer_cost, disk_bytes=self._disk(),
         )  # fmt: skip
         if choice.whole:
             return choice.large, None
@@ -331,6 +333,15 @@ class _Run:
             "model are extrapolated from two runs"
         )
         return choice.large, choice.small
+
+    def _disk(self) -> int | None:
+        """What synthetic shards may take of the disk they are written to."""
+        if self.source.shards != "synthetic":
+            return None
+        kept = self.settings.keep_shards
+        place = Path(tempfile.gettempdir()) if kept is None else Path(kept).expanduser().absolute()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        return round((1 - _DISK_SHARE) * shutil.disk_usage(there).free)
 
     def _layer_cost(self, layer: int) -> int:
         """Cache of one layer, fixed and growing side by side at the most."""
