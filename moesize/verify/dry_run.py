@@ -9,6 +9,7 @@ many experts are visited, how many tokens each of them gets, and small integers 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -47,6 +48,22 @@ def even_routing(spec: ModelSpec, layers: Sequence[int], tokens: int) -> Routing
             visited = min(moe.num_experts, choices)
             loads.append((ceil_div(choices, visited),) * visited)
     return Routing(tuple(loads))
+
+
+def decisive(loads: Sequence[int]) -> tuple[int, ...]:
+    """The experts that a peak can come from: fewer visits, the same peak.
+
+    What is live while an expert runs grows with its own tokens and, through what the loop still
+    holds, with those of the expert before it. Only visits that no other exceeds in both count; each
+    is kept behind its predecessor, and a visit of one token keeps them apart.
+    """
+    pairs = sorted(set(pairwise((0, *loads))), key=lambda pair: (-pair[1], -pair[0]))
+    kept, most_before = [], -1
+    for before, tokens in pairs:
+        if before > most_before:
+            most_before = before
+            kept += [1, before, tokens] if before else [tokens]
+    return tuple(kept) if len(kept) < len(loads) else tuple(loads)
 
 
 class RoutingRecorder(LiveBytes):  # type: ignore[no-untyped-call]
@@ -120,7 +137,7 @@ class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
                 self.see(leaf)
         on_meta = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
         if on_meta and func in _UNIQUE:
-            loads = next(self._loads, ())
+            loads = decisive(next(self._loads, ()))
             self._rows = iter(loads)
             found = torch.arange(len(loads))
             return found, args[0].new_empty(0), args[0].new_empty(0)

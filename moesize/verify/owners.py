@@ -116,7 +116,7 @@ class Listener:
 
 
 # An event takes some hundred bytes of the host's memory; a pass of more is not attributed.
-_MOST_EVENTS = 200_000
+_MOST_EVENTS = 400_000
 
 
 class History:
