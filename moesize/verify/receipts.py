@@ -75,8 +75,12 @@ def save(report: VerifyReport) -> Path:
 
 
 def check_writable() -> None:
-    """Before a run that takes long. Raises EnvironmentProblem where `save` would."""
-    _write(".probe", "").unlink(missing_ok=True)
+    """Before a run that takes long. Raises EnvironmentProblem where `save` would.
+
+    Of several ranks the first one keeps the record, and the others may have no such folder.
+    """
+    if os.environ.get("RANK", "0") in ("", "0"):
+        _write(".probe", "").unlink(missing_ok=True)
 
 
 def _write(name: str, text: str) -> Path:

@@ -365,3 +365,45 @@ def test_a_file_that_is_no_record_is_refused(build_docs: Any, tmp_path: Path) ->
 def test_the_project_s_own_records_can_be_shown(build_docs: Any) -> None:
     folder = ROOT / "measurements"
     assert len(build_docs.records_of(folder)) <= len(read_folder(folder))
+
+
+# --- From a run to a plan -------------------------------------------------------------------------
+
+
+def test_a_run_is_quoted_and_its_context_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for an H100 whose context takes 500 MiB."""
+    from moesize.verify import run as verify_run
+    from verify.configs import write_config
+    from verify.stand_in import CONTEXT_BYTES, StandIn
+
+    meter = StandIn()
+    monkeypatch.setattr(verify_run, "find_meter", lambda device: meter)
+    monkeypatch.setattr(verify_run, "free_before", lambda device: meter.total)
+    folder = write_config("dense GQA", tmp_path / "model")
+    report = verify_run.verify(
+        str(folder), device="cuda", tokens=24, sequences=2, decode_steps=2, layers="all", save=True,
+        command=f"moesize verify {folder}",
+    )  # fmt: skip
+    (kept,) = read_folder(Path(report.saved_to).parent)
+    assert str(tmp_path) not in Path(report.saved_to).read_text()
+    plan = ("plan", str(folder), "--gpu", "h100", "--engine", "transformers", "--format", "json")
+    answer = call(*plan).json()
+    said = {note["code"]: note["message"] for note in answer["warnings"]}
+    weights = {term.name: term for term in report.terms}["weights"].predicted_bytes
+    taken = kept.measured("weights.blocks")
+    assert weights is not None
+    assert taken is not None
+    assert taken > weights  # small tensors in blocks of 512 bytes
+    assert f"weights {(weights - taken) / taken:+.2%}, KV cache +0.00% (" in said["measured"]
+    assert said["calibration"] == "as measured on this GPU (verify --save): cuda_context"
+    (item,) = (i for i in answer["gpus"][0]["items"] if i["name"] == "runtime.cuda_context")
+    assert item["bytes"] == CONTEXT_BYTES
+    (folder / "config.json").write_text(
+        (folder / "config.json")
+        .read_text()
+        .replace('"num_hidden_layers": ', '"num_hidden_layers": 1')
+    )
+    codes = {note["code"] for note in call(*plan).json()["warnings"]}
+    assert "measured" not in codes

@@ -132,6 +132,9 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(EnvironmentProblem) as caught:
             keeping()
         assert "cannot be kept" in caught.value.message
+    monkeypatch.setenv("RANK", "1")  # which keeps none
+    receipts.check_writable()
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MOESIZE_RECEIPTS", str(tmp_path / "new"))
     receipts.check_writable()
     assert list((tmp_path / "new").iterdir()) == []
