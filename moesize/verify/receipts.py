@@ -135,12 +135,33 @@ _ABOUT = ("id", "title", "hub_id", "aliases", "source", "notes")
 
 
 def spec_hash(spec: ModelSpec) -> str:
-    """SHA-256 of what a spec says about shapes and formats."""
-    import hashlib
-    from dataclasses import asdict
+    """SHA-256 of what a spec says about shapes and formats.
 
-    facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
+    What is as it is by default says nothing: a field that a later release adds does not change the
+    hash of the models that do without it.
+    """
+    import hashlib
+
+    facts = {name: value for name, value in _said(spec).items() if name not in _ABOUT}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """Dataclasses as objects without their defaults, but with the word that tells their kind."""
+    from dataclasses import MISSING, fields, is_dataclass
+
+    if isinstance(value, tuple | list):
+        return [_said(inner) for inner in value]
+    if not is_dataclass(value):
+        return value
+    out = {}
+    for field in fields(value):
+        inner = getattr(value, field.name)
+        made = field.default_factory
+        default = field.default if made is MISSING else made()
+        if field.name == "kind" or inner != default:
+            out[field.name] = _said(inner)
+    return out
 
 
 # --- What a record holds --------------------------------------------------------------------------

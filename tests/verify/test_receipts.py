@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,43 @@ def test_another_spec_of_that_name_is_not_quoted() -> None:
     assert notes(*PLAN) == []
     # Words about a model are no part of it.
     assert spec_hash(replace(MIXTRAL, title="Another title")) == spec_hash(MIXTRAL)
+
+
+def test_a_new_field_of_specs_leaves_hashes_as_they_are() -> None:
+    """Records of an older release are still of the same models."""
+
+    @dataclass(frozen=True)
+    class Mixer:
+        heads: int
+        kind: str = "gqa"
+
+    @dataclass(frozen=True)
+    class NewMixer(Mixer):
+        sinks: bool = False
+        extra: tuple[int, ...] = ()
+
+    @dataclass(frozen=True)
+    class Other(NewMixer):
+        kind: str = "mla"
+
+    @dataclass(frozen=True)
+    class Spec:
+        mixers: tuple[Mixer, ...]
+        id: str = "one"
+
+    def hashed(mixer: Mixer, **about: str) -> str:
+        spec: Any = Spec((mixer,), **about)
+        return spec_hash(spec)
+
+    assert hashed(Mixer(8)) == hashed(NewMixer(8)) == hashed(Mixer(8), id="two")
+    different = (Mixer(8), Mixer(4), NewMixer(8, sinks=True), Other(8))
+    assert len({hashed(mixer) for mixer in different}) == 4
+
+
+def test_models_of_the_catalogue_have_hashes_of_their_own() -> None:
+    """Two may share one only where they differ in words alone."""
+    names = ("mixtral-8x7b", "mixtral-8x22b", "deepseek-v3", "qwen3-30b-a3b", "gpt-oss-120b")
+    assert len({spec_hash(resolve_model(name)[0]) for name in names}) == len(names)
 
 
 def test_a_spec_is_hashed_only_where_there_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
