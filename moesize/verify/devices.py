@@ -457,11 +457,13 @@ class ContextCost(NamedTuple):
 
     known  free memory before this process was asked for; else the whole device's was taken, and
            what other processes hold is counted too
+    workspace_bytes  what libraries (cuBLAS) keep in the allocator since the first product
     """
 
     first_call_bytes: int
     first_product_bytes: int
     known: bool = True
+    workspace_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -479,14 +481,15 @@ def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | 
         return None
     total = meter.total_bytes() if free_before is None else free_before
     meter.synchronize()
-    held = meter.reading().reserved
-    first = max(0, total - meter.free_bytes() - held)
+    before = meter.reading()
+    first = max(0, total - meter.free_bytes() - before.reserved)
     matrix = torch.ones(64, 64, device=meter.device, dtype=torch.bfloat16)
     product = matrix @ matrix
     meter.synchronize()
     after = max(0, total - meter.free_bytes() - meter.reading().reserved)
     del matrix, product
-    return ContextCost(first, max(0, after - first), free_before is not None)
+    workspace = max(0, meter.reading().allocated - before.allocated)
+    return ContextCost(first, max(0, after - first), free_before is not None, workspace)
 
 
 def free_before(device: str) -> int | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gc
-import hashlib
-import json
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +25,7 @@ from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
+from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
 from moesize.verify.selection import Selection, choose_layers, parse_layers
@@ -82,6 +81,8 @@ def verify(
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
     work = _workload(tokens, sequences, decode_steps, seed)
+    if save:
+        check_writable()
     if wants_gguf(shards, quant):
         return verify_gguf(
             model,
@@ -495,9 +496,12 @@ class _Run:
         """What is known of the context of this kind of device."""
         if self.meter.kind != "cuda":
             return None
-        from moesize.engines import engine_profile
+        from moesize.engines import calibration_without, engine_profile
+        from moesize.verify.receipts import catalogue_gpu
 
-        return engine_profile("transformers", None).constants.get("cuda_context")
+        with calibration_without("off"):  # no measurement confirms an earlier one of its own card
+            profile = engine_profile("transformers", None, catalogue_gpu(self.meter.name))
+        return profile.constants.get("cuda_context")
 
     def _report(
         self, part: Subject, found: Measured, terms: Any, speed: Speed | None
@@ -567,13 +571,3 @@ def _dtype(name: str, spec: ModelSpec) -> str:
     if found not in DTYPES:
         raise InvalidInputError(f"--dtype {name[:40]!r} is unknown", f"one of {', '.join(DTYPES)}")
     return found
-
-
-# Words about a model that no figure depends on.
-_ABOUT = ("id", "title", "hub_id", "aliases", "source", "notes")
-
-
-def spec_hash(spec: ModelSpec) -> str:
-    """SHA-256 of what a spec says about shapes and formats."""
-    facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -141,7 +141,9 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
         Term(
             name="context", predicted_bytes=best, measured_bytes=cost.total_bytes, tolerance=0.0,
             why=f"{why}; {first} and {product}", low_bytes=low, high_bytes=high, rank=rank,
-        )
+        ),
+        _beside("context.first_product", cost.first_product_bytes, "of it the product", rank),
+        _beside("workspace", cost.workspace_bytes, "in the allocator since the product", rank),
     ]  # fmt: skip
 
 

@@ -189,6 +189,27 @@ def test_free_memory_is_asked_of_the_driver_before_cuda_is_touched(
     assert devices.free_before("cuda:x") is None
 
 
+def test_a_workspace_is_no_part_of_the_context() -> None:
+    """cuBLAS's comes with the first product, out of the allocator; 100 MiB of kernels beside it."""
+    api = FakeCuda()
+    meter = TorchMeter("cuda", 0, api)
+    meter.device = torch.device("cpu")
+    calls = []
+
+    def synchronize(device: torch.device) -> None:
+        calls.append(device)
+        if len(calls) == 2:
+            api.give(32 * MIB, -1)
+            api.context += 100 * MIB
+
+    api.synchronize = synchronize  # type: ignore[method-assign]
+    api.give(5 * MIB, -2)  # the caller's
+    cost = context_cost(meter, 80 * GIB)
+    assert cost is not None
+    assert cost[:2] == (500 * MIB, 100 * MIB)
+    assert cost.workspace_bytes == 32 * MIB
+
+
 def test_a_context_beside_other_processes_is_compared_with_nothing() -> None:
     api = FakeCuda()
     meter = TorchMeter("cuda", 0, api)
