@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import gc
-import hashlib
-import json
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -27,11 +25,12 @@ from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
+from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
 from moesize.verify.selection import Selection, choose_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
-from moesize.verify.terms import extrapolate, flops_of, terms_of
+from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,6 +43,8 @@ _MARGIN_BYTES = 256 * MIB
 _MARGIN_SHARE = 0.02
 # Of a machine's own memory more is left alone: it runs other things.
 _HOST_SHARE = 0.10
+# Of a disk as well: logs of others are written to it.
+_DISK_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
 _PREFIX = "moesize-verify-"
 
@@ -81,6 +82,8 @@ def verify(
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
     work = _workload(tokens, sequences, decode_steps, seed)
+    if save:
+        check_writable()
     if wants_gguf(shards, quant):
         return verify_gguf(
             model,
@@ -287,14 +290,15 @@ class _Run:
             if number == 0 and (found.failure is not None or ended):
                 break
         part, found = runs[-1]
+        routed = self._as_routed(part, found, expected)
         terms = terms_of(
-            part, self.meter, self.work, found, self._as_routed(part, found, expected),
-            even=expected, context=self._constant(), tolerance=self.settings.tolerance,
-            no_peaks=why,
+            part, self.meter, self.work, found, routed, even=expected,
+            context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
         report = self._report(part, found, terms, speed)
+        report = replace(report, attribution=attribution(found, routed))
         if len(runs) == 2:
             report = self._extrapolated(report, *runs[0])
         if self.group is not None:
@@ -335,7 +339,7 @@ class _Run:
         scratch = self._scratch()
         choice = choose_layers(
             spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
-            fixed_bytes=scratch, layer_cost=self._layer_cost,
+            fixed_bytes=scratch, layer_cost=self._layer_cost, disk_bytes=self._disk(),
         )  # fmt: skip
         return choice.large, None if choice.whole else choice.small
 
@@ -363,6 +367,15 @@ class _Run:
             )
         return large, small
 
+    def _disk(self) -> int | None:
+        """What synthetic shards may take of the disk they are written to."""
+        if self.source.shards != "synthetic":
+            return None
+        kept = self.settings.keep_shards
+        place = Path(tempfile.gettempdir()) if kept is None else Path(kept).expanduser().absolute()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        return round((1 - _DISK_SHARE) * shutil.disk_usage(there).free)
+
     def _layer_cost(self, layer: int) -> int:
         """Cache of one layer, fixed and growing side by side at the most."""
         one = self._subject(Selection((layer,), True, self.rank, self.size))
@@ -385,9 +398,7 @@ class _Run:
         try:
             predict.check_head(subject)
             routings = predict.even(subject, self.work)
-            return predict.dry_peaks(
-                subject, self.work, routings, blocks=self.meter.counts_blocks
-            ), ""
+            return self._dry(subject, routings), ""
         except NotImplementedError as problem:
             return None, f"not predicted: {problem}"
 
@@ -403,7 +414,13 @@ class _Run:
             return expected
         if found.failure is not None:
             return expected
-        return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
+        return self._dry(subject, routings)
+
+    def _dry(self, subject: Subject, routings: predict.Routings) -> DryPeaks:
+        meter = self.meter
+        return predict.dry_peaks(
+            subject, self.work, routings, blocks=meter.counts_blocks, device=meter.kind
+        )
 
     def _free(self) -> int:
         free = self.meter.free_bytes()
@@ -519,9 +536,12 @@ class _Run:
         """What is known of the context of this kind of device."""
         if self.meter.kind != "cuda":
             return None
-        from moesize.engines import engine_profile
+        from moesize.engines import calibration_without, engine_profile
+        from moesize.verify.receipts import catalogue_gpu
 
-        return engine_profile("transformers", None).constants.get("cuda_context")
+        with calibration_without("off"):  # no measurement confirms an earlier one of its own card
+            profile = engine_profile("transformers", None, catalogue_gpu(self.meter.name))
+        return profile.constants.get("cuda_context")
 
     def _report(
         self, part: Subject, found: Measured, terms: Any, speed: Speed | None
@@ -596,13 +616,3 @@ def _dtype(name: str, spec: ModelSpec) -> str:
     if found not in DTYPES:
         raise InvalidInputError(f"--dtype {name[:40]!r} is unknown", f"one of {', '.join(DTYPES)}")
     return found
-
-
-# Words about a model that no figure depends on.
-_ABOUT = ("id", "title", "hub_id", "aliases", "source", "notes")
-
-
-def spec_hash(spec: ModelSpec) -> str:
-    """SHA-256 of what a spec says about shapes and formats."""
-    facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

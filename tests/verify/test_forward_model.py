@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -223,32 +221,3 @@ def test_every_model_of_the_catalogue_runs_or_says_what_is_missing() -> None:
         "embeddings of another width than the layers are not projected": 1,
         "gemma3n": 2,
     }
-
-
-def test_two_processes_sum_through_torch_distributed(tmp_path: Path) -> None:
-    """Each process computes its slices; gloo adds them up."""
-    spec, config, state = made("mixtral")
-    ids = torch.randint(3, 96, (1, 6))
-    torch.save((spec, config, state, ids), tmp_path / "made.pt")
-    code = (
-        "import sys, torch; from pathlib import Path\n"
-        "from moesize.verify.forward import ForwardModel, Numerics\n"
-        "folder, rank = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "torch.set_num_threads(1)\n"
-        "torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet',\n"
-        "    rank=rank, world_size=2)\n"
-        "spec, config, state, ids = torch.load(folder / 'made.pt', weights_only=False)\n"
-        "numerics = Numerics.from_config(config, spec)\n"
-        "model = ForwardModel(spec, numerics, state, tp=(rank, 2), cut=False)\n"
-        "torch.save(model.logits(model.prefill(ids)), folder / f'out{rank}.pt')\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path), str(rank)])
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    together = torch.cat([torch.load(tmp_path / f"out{rank}.pt") for rank in range(2)], dim=-1)
-    model = ForwardModel(spec, Numerics.from_config(config, spec), state)
-    whole = model.logits(model.prefill(ids))
-    assert (together - whole).abs().max() < 1e-4 * whole.abs().max()
