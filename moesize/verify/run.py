@@ -259,6 +259,9 @@ class _Run:
         subject = self._subject(large)
         expected, why = self._expected(subject)
         self._refuse_when_too_large(subject, expected)
+        # What torch has loaded for the dry run need not be looked through at every phase either.
+        gc.collect()
+        gc.freeze()
         runs: list[tuple[Subject, Measured]] = []
         speed = None
         for number, selection in enumerate(one for one in (small, large) if one is not None):
