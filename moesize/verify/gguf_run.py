@@ -21,15 +21,15 @@ import torch
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.units import GIB, MIB, format_gib
-from moesize.verify.caching_allocator import CachingAllocator
-from moesize.verify.gguf_files import GgufFile, block_of, open_gguf
-from moesize.verify.gguf_ledger import (
+from moesize.readers.gguf.header import GgufFile, block_of, open_gguf
+from moesize.readers.gguf.tensors import (
     check_against,
     expected_of,
     of_layers,
     refuse_missing,
     scheme_of,
 )
+from moesize.verify.caching_allocator import CachingAllocator
 from moesize.verify.gguf_synthetic import write_synthetic_gguf
 from moesize.verify.loading import DEFAULT_READERS, Job, Loaded, load_jobs
 from moesize.verify.report import Device, Failure, PhaseRecord, Speed, Term, VerifyReport
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from moesize.core.model_spec import ModelSpec
     from moesize.core.quantization import Scheme
+    from moesize.readers.gguf.tensors import ExpectedTensor
     from moesize.verify.devices import Meter
-    from moesize.verify.gguf_ledger import ExpectedTensor
     from moesize.verify.phases import Progress
 
 # Of free memory this is left alone: fragments, buffers, other processes.
@@ -377,7 +377,7 @@ def _fitting(
     spec: ModelSpec, scheme: Scheme, layers: str | Sequence[int], free: int
 ) -> tuple[int, ...]:
     """Layers to write."""
-    from moesize.verify.gguf_ledger import expected_tensors
+    from moesize.readers.gguf.tensors import expected_tensors
 
     sizes: dict[int | None, list[int]] = {}
     for tensor in expected_tensors(spec, scheme):

@@ -15,8 +15,8 @@ from moesize.core.errors import InvalidInputError
 from moesize.core.gguf import TENSOR_ALIGNMENT_BYTES
 from moesize.core.gguf_view import gguf_architecture, gguf_tensors
 from moesize.core.units import MIB, round_up
-from moesize.verify.gguf_files import FILE_TYPES, GGML_NUMBERS, MAGIC, STRING, VERSIONS
-from moesize.verify.gguf_ledger import ExpectedTensor, expected_tensors, of_layers
+from moesize.readers.gguf.header import FILE_TYPES, GGML_NUMBERS, MAGIC, STRING, VERSIONS
+from moesize.readers.gguf.tensors import ExpectedTensor, expected_tensors, of_layers
 from moesize.verify.synthetic import Synthetic, new_files
 
 if TYPE_CHECKING:

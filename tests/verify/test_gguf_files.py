@@ -30,8 +30,7 @@ from moesize.core.errors import (
 from moesize.core.gguf_view import gguf_architecture, gguf_entries, gguf_model_bytes
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import find_scheme
-from moesize.verify.devices import find_meter
-from moesize.verify.gguf_files import (
+from moesize.readers.gguf.header import (
     FILE_TYPES,
     GGML_TYPES,
     MAX_KEYS,
@@ -41,7 +40,8 @@ from moesize.verify.gguf_files import (
     open_gguf,
     read_header,
 )
-from moesize.verify.gguf_ledger import check_against, expected_tensors, scheme_of
+from moesize.readers.gguf.tensors import check_against, expected_tensors, scheme_of
+from moesize.verify.devices import find_meter
 from moesize.verify.gguf_run import load_gguf, verify_gguf, verify_gguf_terms, wants_gguf
 from moesize.verify.gguf_synthetic import write_synthetic_gguf
 from verify.small import scratch, small

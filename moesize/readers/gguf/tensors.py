@@ -16,8 +16,8 @@ from moesize.core.gguf_view import (
     gguf_tensors,
 )
 from moesize.core.quantization import Scheme, find_scheme
-from moesize.verify.gguf_files import GGML_NUMBERS, GGML_TYPES, GgufFile, block_of
-from moesize.verify.safetensors_files import listed, short
+from moesize.files import listed, short
+from moesize.readers.gguf.header import GGML_NUMBERS, GGML_TYPES, GgufFile, block_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -18,7 +18,7 @@ from moesize.core.errors import InvalidInputError
 from moesize.core.gguf import TENSOR_ALIGNMENT_BYTES
 from moesize.core.units import round_up
 from moesize.core.weight_formats import BLOCK_TYPES, BlockType
-from moesize.verify.safetensors_files import inside, listed, opened, regular_size, short
+from moesize.files import inside, listed, opened, regular_size, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
