@@ -136,10 +136,9 @@ def _from_path(path: Path) -> tuple[ModelSpec, str]:
     if suffix in (".yaml", ".yml"):
         return load_spec(path), "spec"
     if suffix == ".gguf":
-        raise UnsupportedError(
-            f"{path}: reading GGUF files is not built yet",
-            "name the model and the type instead, such as --quant Q4_K_M",
-        )
+        from moesize.readers.gguf.read import spec_from_gguf
+
+        return spec_from_gguf(path), "gguf"
     return read_config_file(path), "config"
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry
-from moesize.core.errors import UnsupportedError
+from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf import (
     GgufModel,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from moesize.core.mixers import Mixer
-    from moesize.core.model_spec import ModelSpec
+    from moesize.core.model_spec import CheckpointQuantization, ModelSpec
     from moesize.core.quantization import Scheme
 
 
@@ -328,8 +328,8 @@ class _View:
         )
 
 
-# Published, and never converted.
-_DROPPED = ("other.pooler", "other.inverse_frequencies", "towers")
+# Published, and never converted; Apertus' scalars become metadata (conversion/llama.py).
+_DROPPED = ("other.pooler", "other.inverse_frequencies", "other.alpha_", "towers")
 _QKV = ("attention.q", "attention.k", "attention.v")
 
 
@@ -669,7 +669,8 @@ def gguf_entries(
     cache = spec.__dict__.setdefault("_gguf_entries", {})
     key = (file_type, imatrix, mtp)
     if key not in cache:
-        cache[key] = tuple(_stored(_view(spec, mtp), file_type, imatrix))
+        view = _view(spec, mtp)
+        cache[key] = tuple(_stored(view, view.types(file_type, imatrix)))
     return cache[key]
 
 
@@ -693,6 +694,8 @@ def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ..
                 "use --quant Q4_K_M, Q8_0, ...: `moesize quants` lists all",
             )
         return gguf_entries(spec, scheme)
+    if spec.quantization is not None and spec.quantization.method == "gguf":
+        return _file_entries(spec, spec.quantization)
     method = spec.quantization.method if spec.quantization is not None else ""
     if method and method not in _COPIED:
         raise UnsupportedError(
@@ -701,6 +704,31 @@ def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ..
             "choose the file's type: --quant Q8_0, Q4_K_M, ...; `moesize quants` lists all",
         )
     return gguf_entries(spec, find_scheme(_CONVERTED[spec.dtype]))
+
+
+def _file_entries(spec: ModelSpec, quantization: CheckpointQuantization) -> tuple[StoredEntry, ...]:
+    """The tensors of the GGUF file that the spec was read from, each of the type that it has."""
+    cache: dict[str, tuple[StoredEntry, ...]] = spec.__dict__.setdefault("_file_entries", {})
+    if "" not in cache:
+        view = _view(spec, True)
+        by_name: dict[tuple[str, int | None], str] = {}
+        for item in quantization.tensor_types:
+            by_name.update({(item.name, layer): item.type for layer in item.layers or (None,)})
+        types = tuple(_stored_type(tensor, by_name) for tensor in view.tensors)
+        cache[""] = tuple(_stored(view, types))
+    return cache[""]
+
+
+def _stored_type(tensor: GgufTensor, types: dict[tuple[str, int | None], str]) -> BlockType:
+    name = tensor.name if tensor.block is None else tensor.name.split(".", 2)[2]
+    found = types.get((name, tensor.block), "")
+    if found not in BLOCK_TYPES:
+        raise InvalidInputError(
+            f"quantization.tensor_types of the spec gives {tensor.name} "
+            + (f"the unknown type {found[:40]!r}" if found else "no type"),
+            "import the GGUF file again",
+        )
+    return BLOCK_TYPES[found]
 
 
 def gguf_model_bytes(
@@ -744,8 +772,8 @@ _SENTENCEPIECE_TOKEN_BYTES, _BPE_TOKEN_BYTES = 24, 46
 _TOKEN_BYTES_LOW, _TOKEN_BYTES_HIGH = 18, 66
 
 
-def _stored(view: _View, file_type: str, imatrix: bool) -> Iterator[StoredEntry]:
-    types = iter(view.types(file_type, imatrix))
+def _stored(view: _View, of_tensors: tuple[BlockType, ...]) -> Iterator[StoredEntry]:
+    types = iter(of_tensors)
     for part in view.parts:
         of_part = [next(types) for _ in part.tensors]
         entry = part.entry

@@ -6,6 +6,7 @@ many architectures, which change no size and which core leaves out; they stand h
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 class ExpectedTensor(NamedTuple):
     """A tensor that the file should have.
 
-    role   of the inventory; block: None outside of blocks
-    shape  ne0 first
+    role       of the inventory; block: None outside of blocks
+    shape      ne0 first
+    stored_as  core's name for it, without the block
     """
 
     name: str
@@ -40,6 +42,7 @@ class ExpectedTensor(NamedTuple):
     type: BlockType
     shape: tuple[int, ...]
     size_bytes: int
+    stored_as: str
 
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def expected_tensors(
         for block in entry.layers or (None,):
             for name in _names(architecture, entry.tensor.role, own.name, copies):
                 full = name if block is None else f"blk.{block}.{name}"
-                yield ExpectedTensor(full, entry.tensor.role, block, kind, shape, size)
+                yield ExpectedTensor(full, entry.tensor.role, block, kind, shape, size, own.name)
 
 
 def _type_of(item: StoredEntry, block_type: BlockType) -> BlockType:
@@ -336,14 +339,52 @@ def _paired(
     return pairs
 
 
+def match_shapes(
+    file: GgufFile, expected: Iterable[ExpectedTensor]
+) -> tuple[dict[str, str], list[str]]:
+    """Expected name -> name in the file, whatever the types; and what does not fit, in words.
+
+    What is not found by name is looked for by block and shape, since names of norms differ between
+    converters.
+    """
+    expected = list(expected)
+    pairs = {tensor.name: tensor.name for tensor in expected if tensor.name in file.tensors}
+    spare: dict[tuple[int | None, tuple[int, ...]], list[str]] = {}
+    for name in sorted(file.tensors.keys() - pairs.keys(), reverse=True):
+        spare.setdefault((block_of(name), _without_ones(file.tensors[name].shape)), []).append(name)
+    problems = []
+    for tensor in expected:
+        name = pairs.get(tensor.name)
+        if name is None:
+            left = spare.get((tensor.block, _without_ones(tensor.shape)))
+            if left:
+                pairs[tensor.name] = left.pop()
+            else:
+                problems.append(f"it has no {tensor.name}")
+        elif not _same_shape(tensor, file.tensors[name].shape):
+            problems.append(
+                f"{name} has shape {list(file.tensors[name].shape)}, and "
+                f"{list(tensor.shape)} follows from the metadata"
+            )
+    problems += [f"{_shown(name)} is not known" for left in spare.values() for name in left]
+    return pairs, problems
+
+
 def _differences(tensor: ExpectedTensor, file: GgufFile, name: str) -> list[str]:
     found = file.tensors[name]
     out = []
     if found.type.name != tensor.type.name:
         out.append(f"{found.type.name} for {tensor.type.name}")
-    if _without_ones(found.shape) != _without_ones(tensor.shape):
+    if not _same_shape(tensor, found.shape):
         out.append(f"shape {list(found.shape)} for {list(tensor.shape)}")
     return out
+
+
+def _same_shape(tensor: ExpectedTensor, shape: tuple[int, ...]) -> bool:
+    """A norm over groups may be stored as a row for each group (Mamba-2)."""
+    if tensor.role.startswith("norms."):
+        return prod(shape) == prod(tensor.shape)
+    return _without_ones(shape) == _without_ones(tensor.shape)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
