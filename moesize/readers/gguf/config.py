@@ -1,4 +1,4 @@
-"""GGUF metadata -> the config.json that the file was converted from, as far as tensors depend on it.
+"""GGUF metadata -> the config.json that a file was made from, as far as tensors depend on it.
 
 llama.cpp's converters write what they read of a config under names of their own
 (`conversion/*.py`, `gguf-py/gguf/constants.py:Keys`, ggml-org/llama.cpp at 0c1e57098). The readers

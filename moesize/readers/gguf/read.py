@@ -68,9 +68,9 @@ def spec_of(file: GgufFile) -> ModelSpec:
         ),
         source=Source(
             config=path.name,
-            checked="every tensor of the file's own header",
+            checked="",
             total_elements=elements,
-            total_source="the header of the file",
+            total_source="every tensor of its header",
         ),
     )
 

@@ -354,8 +354,8 @@ def match_shapes(
         spare.setdefault((block_of(name), _without_ones(file.tensors[name].shape)), []).append(name)
     problems = []
     for tensor in expected:
-        name = pairs.get(tensor.name)
-        if name is None:
+        name = pairs.get(tensor.name, "")
+        if not name:
             left = spare.get((tensor.block, _without_ones(tensor.shape)))
             if left:
                 pairs[tensor.name] = left.pop()
