@@ -582,11 +582,21 @@ def _name(spec: ModelSpec, entry: Entry) -> str:
     role = entry.tensor.role
     if entry.section == "stored" and entry.layers:
         role = "other.mtp_" + ("embedding" if role == "embedding.tokens" else "head")
+    if role == "router.bias" and _adds_bias(spec, entry):
+        return "ffn_gate_inp.bias"
     mixers = spec.block(entry.block).mixers if entry.block else ()
     kinds = [mixer.kind for mixer in mixers]
     if role.startswith("attention.linear."):
         kinds = [kind for kind in kinds if kind not in ("gqa", "mla", "compressed")]
     return gguf_name(role, mixer=kinds[0] if kinds else "")
+
+
+def _adds_bias(spec: ModelSpec, entry: Entry) -> bool:
+    """Whether the router's bias is one of its product (gpt-oss), not one of the choice."""
+    return any(
+        isinstance(part, MoeMlp) and part.router_bias == "bias"
+        for part in spec.block(entry.block).feed_forwards
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

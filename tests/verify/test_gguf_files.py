@@ -663,9 +663,9 @@ def test_a_synthetic_run(tmp_path: Path) -> None:
 
 
 def test_what_asks_for_gguf(tmp_path: Path) -> None:
-    assert wants_gguf("model.gguf", "checkpoint")
-    assert wants_gguf(None, "Q4_K_M")
-    assert wants_gguf("synthetic", "q8_0")
+    assert wants_gguf("m", "model.gguf", "checkpoint")
+    assert wants_gguf("m", None, "Q4_K_M")
+    assert wants_gguf("m", "synthetic", "q8_0")
     for shards, quant in (
         (None, "checkpoint"),
         (None, "auto"),
@@ -675,8 +675,8 @@ def test_what_asks_for_gguf(tmp_path: Path) -> None:
         (str(tmp_path), "checkpoint"),
         ("x.safetensors", "auto"),
     ):
-        assert not wants_gguf(shards, quant)
+        assert not wants_gguf("m", shards, quant)
     (tmp_path / "a.gguf").touch()
-    assert wants_gguf(str(tmp_path), "checkpoint")
+    assert wants_gguf("m", str(tmp_path), "checkpoint")
     (tmp_path / "a.safetensors").touch()
-    assert not wants_gguf(str(tmp_path), "checkpoint")
+    assert not wants_gguf("m", str(tmp_path), "checkpoint")

@@ -14,6 +14,7 @@ from moesize.core.gguf_view import (
     file_tensor,
     gguf_architecture,
     gguf_entries,
+    gguf_stored,
     gguf_tensors,
 )
 from moesize.core.quantization import Scheme, find_scheme
@@ -98,7 +99,6 @@ _HIDDEN_OF = {
     ("seed_oss", 2): _SECOND,
 }
 _OTHERS_OF = {
-    ("gpt-oss", "router.bias"): "ffn_gate_inp.bias",
     ("lfm2", "norms.final"): "token_embd_norm.weight",
     ("lfm2moe", "norms.final"): "token_embd_norm.weight",
 }
@@ -126,14 +126,18 @@ def _names(architecture: str, role: str, name: str, copies: int) -> tuple[str, .
 
 
 def expected_tensors(
-    spec: ModelSpec, scheme: Scheme, *, imatrix: bool = False, mtp: bool = True
+    spec: ModelSpec, scheme: Scheme | None, *, imatrix: bool = False, mtp: bool = True
 ) -> Iterator[ExpectedTensor]:
-    """All tensors of the file, blocks in the order of the inventory.
+    """All tensors of the file, blocks in the order of the inventory; scheme None: as published.
 
     Raises UnsupportedError for families that llama.cpp lacks and schemes that are not its own.
     """
     architecture = gguf_architecture(spec)
-    for item in gguf_entries(spec, scheme, imatrix=imatrix, mtp=mtp):
+    if scheme is None:
+        entries = gguf_stored(spec, None)
+    else:
+        entries = gguf_entries(spec, scheme, imatrix=imatrix, mtp=mtp)
+    for item in entries:
         entry = item.entry
         own = file_tensor(spec, item)
         shape, copies = own.shape, own.copies
@@ -271,14 +275,19 @@ def has_mtp(spec: ModelSpec, file: GgufFile) -> bool:
     )
 
 
-def expected_of(spec: ModelSpec, scheme: Scheme, file: GgufFile) -> list[ExpectedTensor]:
-    """What a file should hold, given what it says of itself. Raises InvalidInputError."""
+def expected_of(spec: ModelSpec, scheme: Scheme | None, file: GgufFile) -> list[ExpectedTensor]:
+    """What a file should hold, given what it says of itself. Raises InvalidInputError.
+
+    scheme  None: the spec was read from the file, and has the type of every tensor
+    """
+    if scheme is None:
+        return list(expected_tensors(spec, None))
     mtp = has_mtp(spec, file)
     return list(expected_tensors(spec, scheme, imatrix=file.has_imatrix, mtp=mtp))
 
 
 def check_against(
-    spec: ModelSpec, scheme: Scheme, file: GgufFile, layers: Collection[int] | None = None
+    spec: ModelSpec, scheme: Scheme | None, file: GgufFile, layers: Collection[int] | None = None
 ) -> Comparison:
     """Bytes of a file's tensors against what is counted, by role and layer.
 
