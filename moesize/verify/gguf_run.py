@@ -326,10 +326,12 @@ def verify_gguf(
         free -= max(_MARGIN_BYTES, round(_MARGIN_SHARE * free))
     written = shards in (None, "synthetic")
     notes = [_NO_PASS]
-    written_as = None if own else _asked_scheme(quant)
-    with _opened(
-        spec, shards, written_as, quant, layers, seed, keep_shards, free, progress
-    ) as file:
+    written_as = None
+    if written and not own:
+        written_as = _asked_scheme(quant)
+        if written_as is None:
+            raise InvalidInputError(f"--quant {quant[:40]!r} is no GGUF type", "such as Q4_K_M")
+    with _opened(spec, shards, written_as, layers, seed, keep_shards, free, progress) as file:
         scheme = None if own else scheme_of(file, "" if _is_own(quant) else quant)
         # A kept file of random blocks has some layers only.
         compared = check_against(spec, scheme, file, file.blocks)
@@ -346,8 +348,9 @@ def verify_gguf(
             spec, scheme, file, meter, layers=chosen, tolerance=tolerance, progress=progress
         )
         speed = _speed(found, meter, file)
+    name = scheme.name if scheme is not None else file_type(spec, None) or "gguf"
     return _report(
-        spec, kind, scheme.name if scheme else file_type(spec, None) or "gguf", meter, chosen, found, speed, notes,
+        spec, kind, name, meter, chosen, found, speed, notes,
         shards="synthetic" if written else "folder", seed=seed, save=save, command=command,
     )  # fmt: skip
 
@@ -357,7 +360,6 @@ def _opened(
     spec: ModelSpec,
     shards: str | None,
     scheme: Scheme | None,
-    quant: str,
     layers: str | Sequence[int],
     seed: int,
     keep_shards: str | None,
@@ -368,8 +370,6 @@ def _opened(
     if shards not in (None, "synthetic"):
         yield open_gguf(Path(str(shards)).expanduser())
         return
-    if scheme is None and not (is_gguf_file(spec) and _is_own(quant)):
-        raise InvalidInputError(f"--quant {quant[:40]!r} is no GGUF type", "such as Q4_K_M")
     chosen = _fitting(spec, scheme, layers, free)
     kept = None if keep_shards is None else Path(keep_shards).expanduser()
     folder = Path(tempfile.mkdtemp(prefix="moesize-verify-")) if kept is None else kept
