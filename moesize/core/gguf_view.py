@@ -6,9 +6,10 @@ which tensors are added (rotary factors) and left out (towers, which have a file
 mmproj). `moesize.core.gguf` then gives every tensor its type.
 
 Left out: files of other converters and dates (one tensor for each expert before 2024, tied
-embeddings at the default type before March 2024, other types for a fused attn_qkv in 2024, MLA with
-an undivided kv_b before spring 2025); FP8 and MXFP4 that the converter copies from DeepSeek-V4 and
-Kimi-K3; DBRX's router, which stays F16 instead of F32 (0.006 %).
+embeddings at the default type before March 2024, other types for a fused attn_qkv in 2024; MLA with
+an undivided kv_b, of before spring 2025, unless the spec was read from such a file); FP8 and MXFP4
+that the converter copies from DeepSeek-V4 and Kimi-K3; DBRX's router, which stays F16 instead of
+F32 (0.006 %).
 """
 
 from __future__ import annotations
@@ -444,7 +445,7 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
     tensor = entry.tensor
     role = tensor.role
     base, bias = role.removesuffix(".bias"), role[len(role.removesuffix(".bias")) :]
-    if base == "attention.kv_b":
+    if base == "attention.kv_b" and not has_undivided_kv_b(spec):
         for half in _split_kv_b(spec, entry):
             yield replace(entry, tensor=half)
     elif base == "attention.linear.qkvz":
@@ -477,6 +478,19 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
             yield _joined(spec, entry, "routed_experts.gate_up", roles)
     else:
         yield entry
+
+
+def has_undivided_kv_b(spec: ModelSpec) -> bool:
+    """Whether the spec is of a GGUF file of before spring 2025, with MLA's kv_b in one piece.
+
+    llama.cpp runs such a model as one without MLA: it caches keys and values of every head
+    (src/models/deepseek2.cpp, `is_mla`).
+    """
+    own = spec.quantization
+    return own is not None and any(item.name == _UNDIVIDED for item in own.tensor_types)
+
+
+_UNDIVIDED = "attn_kv_b.weight"
 
 
 def _attention_residuals(spec: ModelSpec, entry: Entry) -> int:

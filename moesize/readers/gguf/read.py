@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MAX_TITLE = 80
 _SHOWN = 4
 _UNUSED_KV = "other.unused_kv"
+_KV_B = "blk.0.attn_kv_b.weight"
 
 
 def spec_from_gguf(path: Path) -> ModelSpec:
@@ -54,6 +55,11 @@ def spec_of(file: GgufFile) -> ModelSpec:
     if not _has_unused_kv(spec, file):
         rest = tuple(item for item in spec.stored_extra if item.role != _UNUSED_KV)
         spec = replace(spec, stored_extra=rest)
+    if _KV_B in file.tensors:
+        # How it is stored decides what else is: told before the tensors are listed.
+        kept = TensorTypes(name=_KV_B.split(".", 2)[2], type=file.tensors[_KV_B].type.name)
+        own = CheckpointQuantization(method="gguf", rules=(), tensor_types=(kept,))
+        spec = replace(spec, quantization=own)
     # The plainest scheme there is: names and shapes are the same in all.
     expected = list(expected_tensors(spec, find_scheme("f16")))
     pairs = _paired(file, expected)
