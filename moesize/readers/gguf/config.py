@@ -200,7 +200,7 @@ def _experts(m: Metadata) -> Config:
     total = m.whole("expert_shared_feed_forward_length", 0)
     shared = m.whole("expert_shared_count", 0)
     if not shared and m.has("ffn_up_shexp.weight"):
-        total = total or (m.shape("ffn_up_shexp.weight") or (0, 0))[1]
+        total = total or (*m.shape("ffn_up_shexp.weight"), 0, 0)[1]
         shared = total // width if width and total % width == 0 else 1
     config: Config = {
         **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), count),
@@ -915,7 +915,14 @@ def config_of(file: GgufFile) -> Config:
     family = _FAMILIES.get(file.architecture)
     if family is None:
         raise _unknown(file)
-    return family(metadata)
+    try:
+        return family(metadata)
+    except KeyError as error:  # a fact that `_common` leaves out where nothing states it
+        raise InvalidInputError(
+            f"{metadata.path}: nothing in its metadata states {error.args[0]}, which every "
+            f"{short(file.architecture)} has",
+            "fetch the file again, or convert it again",
+        ) from error
 
 
 def _unknown(file: GgufFile) -> UnsupportedError:
