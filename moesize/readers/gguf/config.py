@@ -81,6 +81,22 @@ class Metadata:
             )
         return found
 
+    @cached_property
+    def held(self) -> frozenset[int]:
+        """Blocks that have tensors."""
+        found = {block_of(name) for name in self.tensors}
+        return frozenset(block for block in found if block is not None)
+
+    def check_blocks(self) -> None:
+        """Raise InvalidInputError for layers without a single tensor."""
+        absent = self.layers - sum(block < self.layers for block in self.held)
+        if absent > 0:
+            raise InvalidInputError(
+                f"{self.path}: has no tensor of {absent:,} of the {self.layers:,} layers that it "
+                "says it has",
+                "is a part of the model missing? fetch all files again",
+            )
+
     @property
     def stated_mtp(self) -> int:
         """MTP blocks among them."""
@@ -100,8 +116,7 @@ class Metadata:
     @cached_property
     def mtp(self) -> int:
         """MTP blocks that the file holds; some converters count them and leave them out."""
-        held = {block_of(name) for name in self.tensors}
-        return self.stated_mtp if self.layers in held else 0
+        return self.stated_mtp if self.layers in self.held else 0
 
     @cached_property
     def _ends(self) -> set[str]:
@@ -915,6 +930,7 @@ def config_of(file: GgufFile) -> Config:
     family = _FAMILIES.get(file.architecture)
     if family is None:
         raise _unknown(file)
+    metadata.check_blocks()
     try:
         return family(metadata)
     except KeyError as error:  # a fact that `_common` leaves out where nothing states it

@@ -43,6 +43,7 @@ MAX_RANK = 4
 MAX_DEPTH = 4
 MAX_ALIGNMENT = 1 << 20
 MAX_PARTS = 4096
+_AGAIN = "fetch the file again; if that changes nothing, convert the model again"
 _MAX_ELEMENTS = 1 << 60
 # The longest text of the metadata that is kept.
 _MAX_KEPT_BYTES = 1024
@@ -175,6 +176,18 @@ def open_gguf(path: Path) -> GgufFile:
 
     Raises InvalidInputError, which names the file and what is missing or wrong.
     """
+    try:
+        return _opened(path)
+    except InvalidInputError as error:
+        raise with_advice(error) from error
+
+
+def with_advice(error: InvalidInputError) -> InvalidInputError:
+    """The error with something to do, where it has nothing better."""
+    return error if error.hint else type(error)(error.message, _AGAIN)
+
+
+def _opened(path: Path) -> GgufFile:
     if path.is_dir():
         path = _only_model(path)
     first = read_header(path)

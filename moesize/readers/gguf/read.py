@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moesize.core.errors import UnsupportedError
+from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.gguf_view import gguf_architecture
 from moesize.core.model_spec import CheckpointQuantization, Source, TensorTypes
 from moesize.core.quantization import find_scheme
 from moesize.core.weight_formats import BLOCK_TYPES
 from moesize.files import listed
 from moesize.readers.gguf.config import config_of
-from moesize.readers.gguf.header import open_gguf
+from moesize.readers.gguf.header import open_gguf, with_advice
 from moesize.readers.gguf.tensors import expected_tensors, match_shapes
 from moesize.readers.hf.read import spec_from_config
 
@@ -40,6 +40,13 @@ def spec_from_gguf(path: Path) -> ModelSpec:
 
 def spec_of(file: GgufFile) -> ModelSpec:
     """The same of an opened file."""
+    try:
+        return _spec_of(file)
+    except InvalidInputError as error:
+        raise with_advice(error) from error
+
+
+def _spec_of(file: GgufFile) -> ModelSpec:
     path = file.paths[0]
     config = config_of(file)
     wrapper = config.pop("wrapper", "")

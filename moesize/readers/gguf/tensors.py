@@ -375,7 +375,8 @@ def match_shapes(
                 f"{name} has shape {list(file.tensors[name].shape)}, and "
                 f"{list(tensor.shape)} follows from the metadata"
             )
-    problems += [f"{_shown(name)} is not known" for left in spare.values() for name in left]
+    extra = sorted(name for left in spare.values() for name in left)
+    problems += [f"{_shown(name)} is not known" for name in extra]
     return pairs, problems
 
 
