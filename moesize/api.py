@@ -294,8 +294,8 @@ def _receipts(spec: ModelSpec, scheme: Scheme | None, device: GpuSpec) -> list[N
     from moesize.verify.receipts import quotes
 
     name = "checkpoint" if scheme is None else scheme.name
-    if scheme is None and spec.quantization is not None:
-        name = spec.quantization.file_type or name
+    if scheme is None and spec.quantization is not None and spec.quantization.file_type:
+        name = find_scheme(spec.quantization.file_type).name
     return [Note(code="measured", message=q.text) for q in quotes(spec.id, name, device.id)[:1]]
 
 

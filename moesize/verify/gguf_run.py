@@ -21,6 +21,7 @@ import torch
 from moesize.api import is_gguf_file
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
+from moesize.core.quantization import find_scheme
 from moesize.core.units import GIB, MIB, format_gib
 from moesize.readers.gguf.header import GgufFile, block_of, open_gguf
 from moesize.readers.gguf.tensors import (
@@ -273,7 +274,6 @@ def _is_own(quant: str) -> bool:
 def _asked_scheme(quant: str) -> Scheme | None:
     """The GGUF scheme that --quant names; None for anything else."""
     from moesize.core.errors import UnknownNameError
-    from moesize.core.quantization import find_scheme
 
     try:
         found = find_scheme(quant)
@@ -348,7 +348,8 @@ def verify_gguf(
             spec, scheme, file, meter, layers=chosen, tolerance=tolerance, progress=progress
         )
         speed = _speed(found, meter, file)
-    name = scheme.name if scheme is not None else file_type(spec, None) or "gguf"
+    said = file_type(spec, scheme)
+    name = find_scheme(said).name if said else "gguf"
     return _report(
         spec, kind, name, meter, chosen, found, speed, notes,
         shards="synthetic" if written else "folder", seed=seed, save=save, command=command,
