@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from moesize.api import is_gguf_file
+from moesize.catalog import is_gguf_path
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.quantization import find_scheme
@@ -262,9 +263,12 @@ def wants_gguf(model: str | ModelSpec, shards: str | None, quant: str) -> bool:
 
 
 def _names_file(model: str | ModelSpec) -> bool:
-    if isinstance(model, str):
-        return model.lower().endswith(".gguf")
-    return is_gguf_file(model)
+    if not isinstance(model, str):
+        return is_gguf_file(model)
+    try:
+        return is_gguf_path(Path(model).expanduser())
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _is_own(quant: str) -> bool:

@@ -240,6 +240,14 @@ def test_commands_take_a_file(qwen: Path) -> None:
     assert call("import", str(qwen)).out.startswith("# A moesize model spec")
 
 
+def test_a_folder_without_a_config(qwen: Path) -> None:
+    """As people keep downloads: the file, and a projector beside it."""
+    (qwen.parent / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    assert resolve_model(str(qwen.parent)) == resolve_model(str(qwen))
+    (qwen.parent / "other.gguf").write_bytes(b"GGUF")
+    failed(call("show", str(qwen.parent)), 2, "2 models", "name one")
+
+
 def test_another_engine_is_asked_for_another_scheme(qwen: Path) -> None:
     for engine in ("vllm", "sglang", "transformers"):
         result = call("plan", str(qwen), "--gpu", "a10g", "--engine", engine)

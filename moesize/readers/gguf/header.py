@@ -179,6 +179,8 @@ def open_gguf(path: Path) -> GgufFile:
     try:
         return _opened(path)
     except InvalidInputError as error:
+        if not path.exists():
+            raise type(error)(error.message, "is the path right?") from error
         raise with_advice(error) from error
 
 
