@@ -86,7 +86,7 @@ def test_every_document_is_documented() -> None:
 
 
 def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `moesize ...` line of the shell blocks, in order, beside a config.json and a GGUF file."""
+    """Every `moesize ...` line of the shell blocks, in order, beside the files that they name."""
     write_with_package(header("qwen3_moe"), tmp_path / "model.gguf")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

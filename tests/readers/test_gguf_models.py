@@ -23,7 +23,7 @@ from gguf_headers import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import Result, call
+from running import ROOT, Result, call
 
 import moesize
 from moesize.catalog import load_spec, resolve_model, spec_folder
@@ -171,6 +171,44 @@ def test_an_undivided_kv_b_caches_every_head(tmp_path: Path) -> None:
     ]
     assert sum(caches) == 39040 << 20
     assert plan["quantization"]["weight_bytes"] == sum(size for *_, size in tensors)
+
+
+LOG = ROOT / "tests" / "fixtures" / "logs" / "llama-server-gpt-oss-20b.log"
+# What the log prints of the file's metadata, and heads of 64 as the published config.json says.
+_OF_LOG = {
+    "block_count": 24, "context_length": 131072, "embedding_length": 2880,
+    "feed_forward_length": 2880, "attention.head_count": 64, "attention.head_count_kv": 8,
+    "attention.key_length": 64, "attention.value_length": 64, "attention.sliding_window": 128,
+    "expert_count": 32, "expert_used_count": 4, "expert_feed_forward_length": 2880,
+}  # fmt: skip
+
+
+def test_the_file_of_a_log(tmp_path: Path) -> None:
+    """459 tensors: 289 f32, 98 q8_0, 72 mxfp4; 11.27 GiB; 1242.03 MiB of them on the GPU."""
+    tensors = []
+    for tensor in expected_tensors(load_spec(spec_folder() / "gpt-oss-20b.yaml"), None):
+        kind = "Q8_0" if tensor.type.name in ("BF16", "Q8_0") else tensor.type.name
+        size = GGML_TYPES[GGML_NUMBERS[kind]].row_bytes(tensor.shape[0])
+        for length in tensor.shape[1:]:
+            size *= length
+        if tensor.name.endswith("ffn_gate_inp.weight"):
+            kind, size = "F32", 4 * tensor.shape[0] * tensor.shape[1]
+        tensors.append((tensor.name, tensor.shape, GGML_NUMBERS[kind], size))
+    metadata: dict[str, Any] = {"general.architecture": (8, None, "gpt-oss")}
+    metadata |= {f"gpt-oss.{key}": (4, None, value) for key, value in _OF_LOG.items()}
+    path = write_sparse(tmp_path / "gpt-oss-20b-mxfp4.gguf", metadata, tensors)
+    spec, _ = resolve_model(str(path))
+    assert count_types(published_entries(spec)) == {"F32": 289, "Q8_0": 98, "MXFP4": 72}
+    assert round(stored_bytes(spec) / 2**30, 2) == 11.27
+    # The log is of a machine whose experts stay on the host; MiB are printed to the hundredth.
+    arguments = ("--model", str(path), "--engine-args", "--cpu-moe", "--format", "json")
+    document = call("audit", str(LOG), *arguments).json()
+    assert document["quantization"] == "checkpoint"
+    # What is mapped on the host is a range of the file, other tensors included.
+    terms = [term for term in document["terms"] if term["rank"] == "CUDA0"]
+    assert {term["name"] for term in terms} == {"model", "kv", "compute"}
+    for term in terms:
+        assert abs(term["predicted"] - term["logged"]) <= 0.005 * 2**20
 
 
 def test_an_imported_file_reads_back(tmp_path: Path) -> None:
