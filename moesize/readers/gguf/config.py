@@ -827,6 +827,30 @@ def _hy_v3(m: Metadata) -> Config:
     }
 
 
+def _internlm2(m: Metadata) -> Config:
+    return {**_common(m), "model_type": "internlm2", "bias": m.has("attn_q.bias")}
+
+
+def _bailing(model_type: str) -> _Family:
+    def read(m: Metadata) -> Config:
+        config = _common(m)
+        shared, total = config["n_shared_experts"], m.shape("ffn_up_shexp.weight")
+        return {
+            **config,
+            "model_type": model_type,
+            "use_bias": m.has("attn_output.bias"),
+            "use_qk_norm": m.has("attn_q_norm.weight"),
+            "moe_router_enable_expert_bias": m.has("exp_probs_b.bias"),
+            "moe_shared_expert_intermediate_size": total[1] // shared
+            if shared and len(total) > 1
+            else None,
+            "first_k_dense_replace": m.whole("leading_dense_block_count", 0),
+            "num_nextn_predict_layers": m.mtp,
+        }
+
+    return read
+
+
 # GGUF's name of an architecture -> its config.
 _FAMILIES: dict[str, _Family] = {
     "llama": _llama,
@@ -836,7 +860,7 @@ _FAMILIES: dict[str, _Family] = {
     "apertus": _as("apertus"),
     "seed_oss": _seed_oss,
     "xverse": _as("xverse"),
-    "internlm2": _as("internlm2"),
+    "internlm2": _internlm2,
     "baichuan": _as("baichuan"),
     "orion": _as("orion"),
     "minicpm": _as("minicpm"),
@@ -890,6 +914,8 @@ _FAMILIES: dict[str, _Family] = {
     "llama4": _llama4,
     "minimax-m2": _minimax_m2,
     "dots1": _as("dots1"),
+    "bailingmoe": _bailing("bailing_moe"),
+    "bailingmoe2": _bailing("bailing_moe_v2"),
     "ernie4_5-moe": _ernie_moe,
     "afmoe": _afmoe,
     "hy_v3": _hy_v3,
