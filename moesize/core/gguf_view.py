@@ -370,8 +370,16 @@ def _make_view(spec: ModelSpec, with_mtp: bool) -> _View:
         num_experts=_num_experts(spec),
     )
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
-    published = spec.quantization.method if spec.quantization is not None else ""
-    return _View(model, parts, tensors, family.keeps_mxfp4 and published == "mxfp4")
+    return _View(model, parts, tensors, family.keeps_mxfp4 and _has_mxfp4(spec))
+
+
+def _has_mxfp4(spec: ModelSpec) -> bool:
+    """Whether the experts are published in MXFP4, or are in the GGUF file of the spec."""
+    own = spec.quantization
+    return own is not None and (
+        own.method == "mxfp4"
+        or any(t.type == "MXFP4" and t.name.endswith("_exps.weight") for t in own.tensor_types)
+    )
 
 
 def _attention(spec: ModelSpec, *, vary: bool) -> Mixer | None:

@@ -200,6 +200,10 @@ def test_the_file_of_a_log(tmp_path: Path) -> None:
     spec, _ = resolve_model(str(path))
     assert count_types(published_entries(spec)) == {"F32": 289, "Q8_0": 98, "MXFP4": 72}
     assert round(stored_bytes(spec) / 2**30, 2) == 11.27
+    # What is MXFP4 stays so: llama-quantize takes nothing apart.
+    other = {"engine": "llama.cpp", "quant": "Q8_0", "gpu": "h200-141gb-sxm"}
+    plans = [moesize.plan(model, **other) for model in (str(path), "gpt-oss-20b")]  # type: ignore[arg-type]
+    assert plans[0].quantization.weight_bytes == plans[1].quantization.weight_bytes
     # The log is of a machine whose experts stay on the host; MiB are printed to the hundredth.
     arguments = ("--model", str(path), "--engine-args", "--cpu-moe", "--format", "json")
     document = call("audit", str(LOG), *arguments).json()

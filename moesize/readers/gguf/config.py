@@ -827,6 +827,27 @@ def _hy_v3(m: Metadata) -> Config:
     }
 
 
+def _deci(m: Metadata) -> Config:
+    """Nemotron NAS: every layer has its own widths, or lacks attention or MLP."""
+    heads, kv_heads = m.of_layers("attention.head_count"), m.of_layers("attention.head_count_kv")
+    widths = m.of_layers("feed_forward_length")
+    if heads is None or kv_heads is None or widths is None:
+        raise InvalidInputError(f"{m.path}: lists no heads and widths of its layers")
+    most = m.whole("attention.head_count")
+    blocks = []
+    for layer in range(m.layers):
+        groups, width = kv_heads[layer], widths[layer]
+        linear = f"blk.{layer}.attn_output.weight" in m.tensors and groups == 0
+        attention: Config = {"no_op": groups == 0 and not linear, "replace_with_linear": linear}
+        if groups > 0:
+            attention["n_heads_in_group"] = most // groups
+        ffn: Config = {"no_op": width == 0}
+        if width:
+            ffn["intermediate_size"] = width
+        blocks.append({"attention": attention, "ffn": ffn})
+    return {**_common(m), "model_type": "nemotron-nas", "block_configs": blocks}
+
+
 def _internlm2(m: Metadata) -> Config:
     return {**_common(m), "model_type": "internlm2", "bias": m.has("attn_q.bias")}
 
@@ -861,6 +882,7 @@ _FAMILIES: dict[str, _Family] = {
     "seed_oss": _seed_oss,
     "xverse": _as("xverse"),
     "internlm2": _internlm2,
+    "deci": _deci,
     "baichuan": _as("baichuan"),
     "orion": _as("orion"),
     "minicpm": _as("minicpm"),
