@@ -848,6 +848,16 @@ def _deci(m: Metadata) -> Config:
     return {**_common(m), "model_type": "nemotron-nas", "block_configs": blocks}
 
 
+def _hunyuan_moe(m: Metadata) -> Config:
+    config = _common(m)
+    return {
+        **config,
+        "model_type": "hunyuan_v1_moe",
+        "moe_topk": config["num_experts_per_tok"],
+        "num_shared_expert": config["n_shared_experts"],
+    }
+
+
 def _internlm2(m: Metadata) -> Config:
     return {**_common(m), "model_type": "internlm2", "bias": m.has("attn_q.bias")}
 
@@ -882,6 +892,7 @@ _FAMILIES: dict[str, _Family] = {
     "seed_oss": _seed_oss,
     "xverse": _as("xverse"),
     "internlm2": _internlm2,
+    "hunyuan-moe": _hunyuan_moe,
     "deci": _deci,
     "baichuan": _as("baichuan"),
     "orion": _as("orion"),
