@@ -19,6 +19,7 @@ import torch
 from gguf_headers import header, write_with_package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import call
 
 from moesize.catalog import load_spec, spec_folder
 from moesize.core.checkpoint import StoredEntry
@@ -695,6 +696,19 @@ def test_a_file_as_model(name: str, tmp_path: Path) -> None:
     assert measured(layers="0,2") == sum(some)
     # Random blocks of the file's own types.
     assert measured(shards="synthetic") == sum(int(tensor.n_bytes) for tensor in tensors)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = write_with_package(header("gpt_oss"), tmp_path / "model.gguf")
+    document = call("verify", str(path), "--device", "cpu", "--format", "json").json()
+    assert document["model_source"] == "gguf"
+    weights = next(term for term in document["terms"] if term["name"] == "weights")
+    assert (weights["error"], weights["ok"]) == (0, True)
+    path.write_bytes(path.read_bytes()[:-100])
+    result = call("verify", str(path), "--device", "cpu")
+    assert result.code == 2
+    assert "model.gguf: truncated" in result.err
+    assert "hint: fetch the file again" in result.err
 
 
 def test_another_scheme_of_a_file(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ _MAX_TITLE = 80
 _SHOWN = 4
 _UNUSED_KV = "other.unused_kv"
 _KV_B = "blk.0.attn_kv_b.weight"
+_UNDIVIDED = (
+    "a file of before April 2025, with attn_kv_b in one piece: llama.cpp caches keys and values of "
+    "every head for it; converted again it keeps the latent alone"
+)
 
 
 def spec_from_gguf(path: Path) -> ModelSpec:
@@ -66,7 +70,7 @@ def _spec_of(file: GgufFile) -> ModelSpec:
         # How it is stored decides what else is: told before the tensors are listed.
         kept = TensorTypes(name=_KV_B.split(".", 2)[2], type=file.tensors[_KV_B].type.name)
         own = CheckpointQuantization(method="gguf", rules=(), tensor_types=(kept,))
-        spec = replace(spec, quantization=own)
+        spec = replace(spec, quantization=own, notes=(*spec.notes, _UNDIVIDED))
     # The plainest scheme there is: names and shapes are the same in all.
     expected = list(expected_tensors(spec, find_scheme("f16")))
     pairs = _paired(file, expected)
