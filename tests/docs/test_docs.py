@@ -148,6 +148,7 @@ def test_contributing_has_a_page_for_each_thing_to_add() -> None:
         "deployment format",
         "rule of `moesize check`",
         "config family",
+        "GGUF architecture",
         "file format",
     ]
 
