@@ -17,11 +17,11 @@ from moesize.core.errors import (
     MoesizeError,
 )
 from moesize.core.units import format_gib
+from moesize.files import listed
 from moesize.verify.safetensors_files import (
     INDEX_NAME,
     CheckpointFiles,
     align_names,
-    listed,
     open_checkpoint,
     read_index,
     refuse_pickle,

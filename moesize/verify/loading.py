@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.units import MIB, ceil_div
-from moesize.verify.safetensors_files import CODES, DTYPES, CheckpointFiles, Place, listed
+from moesize.files import listed
+from moesize.verify.safetensors_files import CODES, DTYPES, CheckpointFiles, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from moesize.api import is_gguf_file
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
@@ -83,7 +84,7 @@ def verify(
     work = _workload(tokens, sequences, decode_steps, seed)
     if save:
         check_writable()
-    if wants_gguf(shards, quant):
+    if wants_gguf(model, shards, quant):
         return verify_gguf(
             model,
             shards,
@@ -180,6 +181,11 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
         spec, kind = model, "spec"
     else:
         spec, kind = resolve_model(model)
+    if is_gguf_file(spec) and quant.strip().lower() in ("checkpoint", "auto"):
+        raise UnsupportedError(
+            f"{spec.title} is the spec of a GGUF file, and its tensors are measured from the file",
+            "name the *.gguf file, or another scheme with --quant",
+        )
     if spec.encoder_layout:
         raise UnsupportedError("encoder models are not measured yet")
     name = "" if isinstance(model, ModelSpec) else model
