@@ -259,6 +259,18 @@ def _is_last(rank: int, places: list[list[_Module]]) -> bool:
     return rank == len(places) - 1
 
 
+def prompt_peak(
+    spec: ModelSpec, rules: TransformersRules, tokens: int, sequences: int
+) -> tuple[int, int, int, str]:
+    """(best, low, high, moment) bytes of the worst moment of a prompt beside weights and cache.
+
+    The item `activations.peak` of a plan, for all layers on one GPU.
+    """
+    forward = _Forward(spec, rules, TransformersSettings())
+    peak, moment = forward.peak(set(spec.layout), tokens, sequences, last=True)
+    return (*_band(rules.constants["forward_activation_factor"], peak), moment)
+
+
 def _modules(
     spec: ModelSpec, stored: tuple[StoredEntry, ...], rules: TransformersRules
 ) -> list[_Module]:

@@ -151,6 +151,7 @@ class VerifyReport:
     layers        indices that were loaded, of `num_layers`
     extrapolated  terms of the whole model, when not all layers were loaded
     failure       None, or how memory ran out
+    engine_version  release of transformers or vLLM; torch's own is the device's
     """
 
     model: str
@@ -180,6 +181,7 @@ class VerifyReport:
     failure: Failure | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     saved_to: str = ""
+    engine_version: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -201,6 +203,7 @@ class VerifyReport:
             "quantization": self.quantization,
             "device": self.device._asdict(),
             "engine": self.engine,
+            "engine_version": self.engine_version or None,
             "shards": self.shards,
             "layers": list(self.layers),
             "num_layers": self.num_layers,
