@@ -112,7 +112,7 @@ def _check_host(job: Job, meter: Meter) -> None:
 def _check_import(version: str) -> None:
     """A library that does not go with this torch says so here. Raises EnvironmentProblem."""
     try:
-        import_module("transformers").AutoModelForCausalLM
+        _ = import_module("transformers").AutoModelForCausalLM
     except Exception as error:
         raise EnvironmentProblem(
             f"transformers {version} cannot be imported: {_first_line(error)}",
@@ -337,7 +337,7 @@ def _terms(job: Job, one: _Run, meter: Meter, rules: TransformersRules) -> tuple
             f"the library's own cache: {work.sequences} sequences of {work.longest:,} tokens",
         ),
         _prompt_term(spec, rules, work),
-        _term("decode_peak", None, 0.0, "not predicted: a step, and the cache copied layer by layer"),
+        _term("decode_peak", None, 0.0, "not predicted: a step, and a copy of each cache"),
         _term("after_free", 0, 0.0, "still live after everything was let go"),
     ]  # fmt: skip
     if meter.counts_blocks:

@@ -283,15 +283,16 @@ def _gave_up(ended: Ended, limit_s: float) -> EnvironmentProblem:
 
 
 def _last_words(output: bytes) -> str:
-    """The first error's message, else the last line; printable and not long."""
+    """The first error that was logged, else the last one of a traceback, else the last line."""
     text = output[-(1 << 20) :].decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line and "See root cause above" not in line]
-    line = (errors or lines[-1:] or ["nothing"])[0]
-    # What stands before an error's name is the logger's frame.
-    if errors:
-        before, _, message = line.partition("Error: ")
-        line = f"{before.split()[-1] if before.split() else ''}Error: {message}"
+    # Warnings are logged with tracebacks too.
+    logged = [line for line in errors if " ERROR " in line]
+    line = (logged[:1] or errors[-1:] or lines[-1:] or ["nothing"])[0]
+    before, found, message = line.partition("Error: ")
+    if found:  # without the logger's frame
+        line = f"{before.rpartition(' ')[2]}{found}{message}"
     return "".join(char for char in line if char.isprintable())[:240]
 
 
