@@ -260,13 +260,15 @@ def _is_last(rank: int, places: list[list[_Module]]) -> bool:
 
 
 def prompt_peak(
-    spec: ModelSpec, rules: TransformersRules, tokens: int, sequences: int
+    spec: ModelSpec, rules: TransformersRules, tokens: int, sequences: int, *, eager: bool
 ) -> tuple[int, int, int, str]:
     """(best, low, high, moment) bytes of the worst moment of a prompt beside weights and cache.
 
-    The item `activations.peak` of a plan, for all layers on one GPU.
+    The item `activations.peak` of a plan, for all layers on one GPU. eager: attention makes the
+    whole matrix of scores, which some classes do whatever is asked for.
     """
-    forward = _Forward(spec, rules, TransformersSettings())
+    settings = TransformersSettings(attn_implementation="eager" if eager else "sdpa")
+    forward = _Forward(spec, rules, settings)
     peak, moment = forward.peak(set(spec.layout), tokens, sequences, last=True)
     return (*_band(rules.constants["forward_activation_factor"], peak), moment)
 

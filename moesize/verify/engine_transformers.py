@@ -24,7 +24,7 @@ import torch
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import EnvironmentProblem, MoesizeError, UnsupportedError
 from moesize.core.hf_transformers import TransformersRules, prompt_peak
-from moesize.core.units import format_gib
+from moesize.core.units import format_bytes, format_gib
 from moesize.core.weight_formats import number_bytes
 from moesize.engines import engine_rules
 from moesize.verify import predict
@@ -48,6 +48,10 @@ _CACHE = 0.001
 # `dtype` took the place of `torch_dtype`.
 _DTYPE_SINCE = (4, 56)
 _SHOWN = 3
+# Share of a class's bytes that synthetic shards may lack.
+_MISSING = 0.001
+# A windowed layer's cache keeps its window as a number; and what else is no key or value.
+_BESIDE_BYTES = 64
 _FLOAT_BYTES = 4
 
 
@@ -93,7 +97,7 @@ def run(job: Job, place: Place, version: str) -> Outcome:
         meter.release()
         meter.synchronize()
         one.found["after_free"] = meter.reading().allocated - start.allocated
-    return Outcome(_terms(job, one, meter, rules), tuple(one.watch.records), failure, one.notes())
+    return Outcome(_terms(job, one, meter, rules), tuple(one.watch.records), failure, one.notes)
 
 
 def _check_host(job: Job, meter: Meter) -> None:
@@ -162,7 +166,8 @@ class _Run:
         self.found: dict[str, int] = {}
         self.model: Any = None
         self.cache: Any = None
-        self._unused: list[str] = []
+        self.attention = "sdpa"
+        self._notes: list[str] = []
 
     def measure(self) -> None:
         """Load, a prompt, steps."""
@@ -170,12 +175,10 @@ class _Run:
         with torch.no_grad():
             self._passes()
 
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What the class did not take of the files."""
-        if not self._unused:
-            return ()
-        names = ", ".join(name[:80] for name in self._unused[:_SHOWN])
-        return (f"{len(self._unused):,} tensors of the files are not in the class: {names}",)
+        """What class and files do not have in common."""
+        return tuple(self._notes)
 
     def _load(self) -> None:
         begin = self.watch.begin("load")
@@ -213,15 +216,29 @@ class _Run:
             folder, config=config, trust_remote_code=False, use_safetensors=True,
             local_files_only=True, output_loading_info=True, **options,
         )  # fmt: skip
-        missing = sorted(map(str, info.get("missing_keys", ())))
-        if missing:
-            # The library would go on with random numbers in their place.
-            raise UnsupportedError(
-                f"the shards lack {len(missing):,} tensors of transformers' class: "
-                + ", ".join(name[:80] for name in missing[:_SHOWN])
+        self._check_missing(model, sorted(map(str, info.get("missing_keys", ()))))
+        unused = sorted(map(str, info.get("unexpected_keys", ())))
+        if unused:
+            self._notes.append(
+                f"{len(unused):,} tensors of the files are not in the class: {_some(unused)}"
             )
-        self._unused = sorted(map(str, info.get("unexpected_keys", ())))
+        self.attention = str(getattr(model.config, "_attn_implementation", "") or "sdpa")
         return model if quantized else model.to(self.meter.device)
+
+    def _check_missing(self, model: Any, names: list[str]) -> None:
+        """The library fills what the files lack with random numbers. Raises UnsupportedError.
+
+        Synthetic shards are random anyway, and a spec leaves out scalars and tables of a class.
+        """
+        if not names:
+            return
+        sizes = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        size = sum(sizes[name].nbytes for name in names if name in sizes)
+        whole = sum(tensor.nbytes for tensor in sizes.values())
+        text = f"{len(names):,} tensors of transformers' class: " + _some(names)
+        if not self.job.synthetic or size > _MISSING * whole:
+            raise UnsupportedError(f"the shards lack {text}")
+        self._notes.append(f"not in the synthetic shards: {text}")
 
     def _passes(self) -> None:
         from inspect import signature
@@ -237,10 +254,12 @@ class _Run:
         start = watch.begin("prefill")
         held = self.meter.reading().requested
         out = model(ids[:, : work.tokens], **options)
-        self.cache = getattr(out, "past_key_values", None)
+        # Mamba's classes have a name of their own for it.
+        name = "cache_params" if hasattr(out, "cache_params") else "past_key_values"
+        self.cache = getattr(out, name, None)
         del out
         if self.cache is None:
-            raise UnsupportedError("the library's class keeps no past_key_values")
+            raise UnsupportedError("the library's class keeps no cache that is known here")
         record = watch.end()
         kept = max(0, record.end_bytes - start)
         self.found["prefill_peak"] = record.peak_bytes - start - kept
@@ -248,11 +267,16 @@ class _Run:
         for step in range(work.decode_steps):
             start = watch.begin(f"decode {step}")
             at = work.tokens + step
-            out = model(ids[:, at : at + 1], past_key_values=self.cache, **options)
+            out = model(ids[:, at : at + 1], **{name: self.cache}, **options)
             del out
             decode = max(decode, watch.end().peak_bytes - start)
         self.found["decode_peak"] = decode
         self.found["kv_cache.growing"] = self.meter.reading().requested - held
+
+
+def _some(names: list[str]) -> str:
+    """The first few, printable."""
+    return ", ".join(name[:80] if name.isprintable() else "?" for name in names[:_SHOWN])
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -326,17 +350,21 @@ def _terms(job: Job, one: _Run, meter: Meter, rules: TransformersRules) -> tuple
     subject, work, found = job.subject, job.work, one.found
     spec = subject.spec
     held = predict.weights(subject)
+    cached = cache_bytes(spec, rules, work)
     rows = [
         _term(
             "weights", held.requested_bytes, _WEIGHTS,
             f"{held.tensors:,} tensors of the files; rotary tables of the class are some KiB more",
         ),
         _load_term(held.allocated_bytes, meter),
-        _term(
-            "kv_cache.growing", cache_bytes(spec, rules, work), _CACHE,
-            f"the library's own cache: {work.sequences} sequences of {work.longest:,} tokens",
+        replace(
+            _term(
+                "kv_cache.growing", cached, _CACHE,
+                f"the library's own cache: {work.sequences} sequences of {work.longest:,} tokens",
+            ),
+            low_bytes=cached, high_bytes=cached + _BESIDE_BYTES * spec.num_layers,
         ),
-        _prompt_term(spec, rules, work),
+        _prompt_term(job, one, meter, rules),
         _term("decode_peak", None, 0.0, "not predicted: a step, and a copy of each cache"),
         _term("after_free", 0, 0.0, "still live after everything was let go"),
     ]  # fmt: skip
@@ -352,13 +380,20 @@ def _terms(job: Job, one: _Run, meter: Meter, rules: TransformersRules) -> tuple
     )
 
 
-def _prompt_term(spec: ModelSpec, rules: TransformersRules, work: Workload) -> Term:
-    """The plan's activations; kernels of recurrent layers are not counted there."""
+def _prompt_term(job: Job, one: _Run, meter: Meter, rules: TransformersRules) -> Term:
+    """The plan's activations, which are those of a GPU; recurrent layers are not counted there."""
+    spec, work = job.subject.spec, job.work
     if any(mixer.state() for block in spec.blocks for mixer in block.mixers):
         return _term("prefill_peak", None, 0.0, "not predicted: kernels of recurrent layers")
-    best, low, high, moment = prompt_peak(spec, rules, work.tokens, work.sequences)
-    term = _term("prefill_peak", best, 0.0, f"beyond weights and cache; {moment}")
-    return replace(term, low_bytes=low, high_bytes=high)
+    best, low, high, moment = prompt_peak(
+        spec, rules, work.tokens, work.sequences, eager=one.attention == "eager"
+    )
+    why = f"beyond weights and cache, attention {one.attention}; {moment}"
+    if meter.kind == "cpu":
+        return _term(
+            "prefill_peak", None, 0.0, f"a GPU's is planned as {format_bytes(best)}; {why}"
+        )
+    return replace(_term("prefill_peak", best, 0.0, why), low_bytes=low, high_bytes=high)
 
 
 def _load_term(held_bytes: int, meter: Meter) -> Term:

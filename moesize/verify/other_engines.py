@@ -56,6 +56,7 @@ class Job(NamedTuple):
     """A model in a folder with config.json and shards, and what is to be run."""
 
     folder: Path
+    synthetic: bool
     subject: Subject
     work: Workload
     limit_bytes: int | None
@@ -95,7 +96,15 @@ def verify_with(
     subject, config = _subject(engine, source, config, work, settings, free)
     say = progress or silent
     with _folder(source, subject, config, work, say) as folder:
-        job = Job(folder, subject, work, settings.limit_bytes, settings.tolerance, say)
+        job = Job(
+            folder,
+            source.shards == "synthetic",
+            subject,
+            work,
+            settings.limit_bytes,
+            settings.tolerance,
+            say,
+        )
         found = runner.run(job, place, version)
     notes = found.notes
     if config != source.config and "auto_map" in (source.config or {}):
