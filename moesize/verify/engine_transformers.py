@@ -16,14 +16,13 @@ import os
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import EnvironmentProblem, MoesizeError, UnsupportedError
-from moesize.core.hf_transformers import TransformersRules, prompt_peak
+from moesize.core.hf_transformers import TransformersRules, prompt_peak, state_sizes
 from moesize.core.units import format_bytes, format_gib
 from moesize.core.weight_formats import number_bytes
 from moesize.engines import engine_rules
@@ -52,7 +51,6 @@ _SHOWN = 3
 _MISSING = 0.001
 # A windowed layer's cache keeps its window as a number; and what else is no key or value.
 _BESIDE_BYTES = 64
-_FLOAT_BYTES = 4
 
 
 class Place(NamedTuple):
@@ -338,12 +336,7 @@ def _layer_cache(mixer: Mixer, spec: ModelSpec, rules: TransformersRules, tokens
             bound = bound or cache.chunk
         rows = min(tokens, bound or tokens)
         total += rows * max(1, cache.heads) * (cache.key_size + cache.value_size) * element
-    for part in mixer.state():
-        if part.name.startswith("conv"):
-            total += (part.shape[0] + 1) * prod(part.shape[1:]) * element
-        else:
-            total += prod(part.shape) * _FLOAT_BYTES
-    return total
+    return total + sum(state_sizes(mixer, element))
 
 
 def _terms(job: Job, one: _Run, meter: Meter, rules: TransformersRules) -> tuple[Term, ...]:

@@ -70,6 +70,18 @@ def test_the_librarys_class_is_measured(
     ]  # fmt: skip
 
 
+def test_windows_hold_on_to_the_whole_prompt(tmp_path: Path) -> None:
+    """The library keeps a view of the last 15 tokens; the tensor behind it has all 200."""
+    folder = write_config("sliding window", tmp_path / "model")
+    long = ("--tokens", "200", "--device", "cpu", "--sequences", "2", "--decode-steps", "1")
+    result = call("verify", str(folder), *long, "--engine", "transformers", "--format", "json")
+    assert result.code == 0, result.out
+    ends = {phase["name"]: phase["end_bytes"] for phase in result.json()["phases"]}
+    row = 2 * 2 * 2 * 32 * 2 * 2  # sequences, layers, heads of 32, keys and values, 2 bytes
+    assert ends["prefill"] - ends["load"] >= 200 * row
+    assert 16 * row <= ends["decode 0"] - ends["load"] < 32 * row
+
+
 def test_stacked_experts_take_more_while_they_are_loaded(tmp_path: Path) -> None:
     """The class holds the experts of a layer as one tensor, the files hold each."""
     folder = write_config("MLA MoE", tmp_path / "model", **MLA)
