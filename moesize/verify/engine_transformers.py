@@ -72,7 +72,7 @@ def run(job: Job, place: Place, version: str) -> Outcome:
     """Load, run, compare. Raises UnsupportedError for what the library does not load."""
     meter = place.meter
     rules = engine_rules("transformers", version)
-    _check_host(job, meter)
+    _check_room(job, place, rules)
     _check_import(version)
     if job.limit_bytes is not None:
         meter.limit(job.limit_bytes)
@@ -98,14 +98,25 @@ def run(job: Job, place: Place, version: str) -> Outcome:
     return Outcome(_terms(job, one, meter, rules), tuple(one.watch.records), failure, one.notes)
 
 
-def _check_host(job: Job, meter: Meter) -> None:
-    """The host holds the model before it is moved to a GPU. Raises EnvironmentProblem."""
-    if meter.kind == "cpu":
-        return
-    needed, free = predict.weights(job.subject).requested_bytes, CpuMeter().free_bytes()
-    if needed > free:
+def _check_room(job: Job, place: Place, rules: TransformersRules) -> None:
+    """Room for weights, cache and a prompt; the host holds the model before it is moved to a GPU.
+
+    Raises EnvironmentProblem.
+    """
+    subject, work = job.subject, job.work
+    held = predict.weights(subject).requested_bytes
+    _, _, prompt, _ = prompt_peak(subject.spec, rules, work.tokens, work.sequences, eager=False)
+    needed = held + cache_bytes(subject.spec, rules, work) + prompt
+    if needed > place.free_bytes:
         raise EnvironmentProblem(
-            f"transformers loads {format_gib(needed)} into the host's memory first, and "
+            f"weights, cache and a prompt take up to {format_gib(needed)}, and "
+            f"{format_gib(place.free_bytes)} are free",
+            "fewer --tokens or --sequences; nothing was loaded",
+        )
+    free = CpuMeter().free_bytes()
+    if place.meter.kind != "cpu" and held > free:
+        raise EnvironmentProblem(
+            f"transformers loads {format_gib(held)} into the host's memory first, and "
             f"{format_gib(free)} are free there",
             "fewer --layers with --synthetic; --engine torch loads onto the GPU",
         )

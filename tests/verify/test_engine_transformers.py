@@ -162,7 +162,7 @@ def test_scalars_that_a_spec_leaves_out_are_named(
     write = other_engines.write_synthetic
 
     def fewer(spec: Any, stored: Any, *rest: Any, **more: Any) -> Any:
-        left = next(item for item in stored if item.entry.tensor.role.endswith("norm"))
+        left = next(item for item in stored if item.entry.tensor.shape == (128,))
         return write(spec, [item for item in stored if item is not left], *rest, **more)
 
     monkeypatch.setattr(other_engines, "write_synthetic", fewer)
@@ -251,6 +251,17 @@ def test_a_record_names_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_is_refused(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     result = verify(write_config("dense GQA", tmp_path / "model"), *arguments)
     assert (result.code, words in result.err) == (3, True), result.err
+
+
+def test_a_prompt_that_does_not_fit_is_not_started(tmp_path: Path) -> None:
+    """A million tokens, 512 times: the cache of a window is small, 2 KiB of an MLP's rows are not.
+
+    2^20 x 512 x (2 x 128 + 3 x 256) numbers are a TiB.
+    """
+    folder = write_config("sliding window", tmp_path / "model")
+    long = ("--tokens", "1048000", "--sequences", "512", "--decode-steps", "1")
+    result = call("verify", str(folder), "--device", "cpu", *long, "--engine", "transformers")
+    assert (result.code, "prompt" in result.err) == (3, True), result.err
 
 
 def test_not_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
