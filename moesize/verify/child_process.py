@@ -28,6 +28,7 @@ _POLL_S = 0.1
 _GRACE_S = 10.0
 # The first thing that a child runs: when nobody holds its standard input, the group ends. It reads
 # the descriptor itself: a lock of sys.stdin would be held in every process that is forked.
+# -P: the folder that it runs in is no place to import from.
 _WATCH = """
 import os, signal, threading
 def _watch():
@@ -60,7 +61,7 @@ def run_python(
     seen  called with each block of what is printed
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", _WATCH + code, *arguments],
+        [sys.executable, "-P", "-c", _WATCH + code, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         cwd=folder, env=dict(environment), start_new_session=True,
     )  # fmt: skip

@@ -107,6 +107,9 @@ class Place(NamedTuple):
 
 def find_place(device: str) -> Place:
     """The GPU of `--device`. Raises EnvironmentProblem where none is."""
+    # Groups of processes are ended as Linux has them, where vLLM's GPU builds run.
+    if not hasattr(os, "waitid"):
+        raise EnvironmentProblem("--engine vllm runs on Linux")
     with tempfile.TemporaryDirectory(prefix="moesize-verify-") as name:
         answer = Path(name) / "device.json"
         ended = run_python(
