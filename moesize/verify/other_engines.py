@@ -362,7 +362,7 @@ def _report(
     device: Device,
     found: Outcome,
 ) -> VerifyReport:
-    from moesize.verify.run import spec_hash
+    from moesize.verify.receipts import spec_hash
 
     return VerifyReport(
         model=source.spec.id,

@@ -233,10 +233,12 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_record_names_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOESIZE_RECEIPTS", str(tmp_path / "records"))
     folder = write_config("dense GQA", tmp_path / "model")
-    assert verify(folder, "--save").code == 0
-    (record,) = read_folder(tmp_path / "records")
-    found = (record["engine"], record["engine_version"])
+    path = Path(verify(folder, "--save", "--format", "json").json()["saved_to"])
+    document = json.loads(path.read_text())
+    found = (document["engine"], document["engine_version"])
     assert found == ("transformers", transformers.__version__)
+    (record,) = read_folder(path.parent)
+    assert record.engine == "transformers"
 
 
 @pytest.mark.parametrize(
