@@ -572,7 +572,7 @@ class VerifyDocument(TypedDict):
     """What `moesize verify MODEL --format json` prints.
 
     `layers` are the indices that were loaded; `agrees` is the exit code. `revision` is the hub's
-    commit where shards came from there.
+    commit where shards came from there. `engine_version` is the release of transformers or vLLM.
     """
 
     schema: Literal["moesize.verify/1"]
@@ -584,6 +584,7 @@ class VerifyDocument(TypedDict):
     quantization: str
     device: VerifyDevice
     engine: Literal["torch", "transformers", "vllm"]
+    engine_version: str | None
     shards: str
     layers: list[int]
     num_layers: int

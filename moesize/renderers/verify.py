@@ -40,16 +40,20 @@ def failure_line(report: VerifyReport) -> str:
         "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
     )
     live = ", ".join(f"{name} {format_bytes(size)}" for name, size in failure.live.items())
-    return f"memory ran out in {failure.phase}{asked}; live: {live}"
+    rest = f"live: {live}" if live else failure.message
+    return f"memory ran out in {failure.phase}{asked}; {rest}"
 
 
 def setting_line(report: VerifyReport) -> str:
     """What was run."""
     if not report.sequences:  # block formats are loaded, not computed with
         return f"{report.shards} shards, loaded as they are, torch {report.device.torch}"
+    engine = f"torch {report.device.torch}"
+    if report.engine != "torch":
+        engine = f"{report.engine} {report.engine_version}, {engine}"
     return (
         f"{report.sequences:,} sequences x {report.tokens:,} tokens and {report.decode_steps:,} "
-        f"steps, {report.dtype}, {report.shards} shards, {report.engine} {report.device.torch}"
+        f"steps, {report.dtype}, {report.shards} shards, {engine}"
     )
 
 

@@ -166,6 +166,7 @@ class VerifyReport:
     extrapolated  terms of the whole model, when not all layers were loaded
     attribution   whose bytes the highest peak and that of the prompt are
     failure       None, or how memory ran out
+    engine_version  release of transformers or vLLM; torch's own is the device's
     """
 
     model: str
@@ -196,6 +197,7 @@ class VerifyReport:
     failure: Failure | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     saved_to: str = ""
+    engine_version: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -217,6 +219,7 @@ class VerifyReport:
             "quantization": self.quantization,
             "device": self.device._asdict(),
             "engine": self.engine,
+            "engine_version": self.engine_version or None,
             "shards": self.shards,
             "layers": list(self.layers),
             "num_layers": self.num_layers,
