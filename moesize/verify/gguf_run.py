@@ -68,9 +68,9 @@ def load_gguf(
     Raises InvalidInputError for a file that is cut off meanwhile; torch's own out-of-memory error
     passes through.
     """
-    begin = time.perf_counter()
     jobs = _jobs(file, layers)
     cached = cached_share(jobs)
+    begin = time.perf_counter()
     state = load_jobs(jobs, torch.device(device), readers=readers, progress=progress)
     total = sum(job.size_bytes for job in jobs)
     return Loaded(state, total, total, time.perf_counter() - begin, {}, cached)

@@ -257,6 +257,8 @@ class _Run:
         subject = self._subject(large)
         expected, why = self._expected(subject)
         self._refuse_when_too_large(subject, expected)
+        # Nor need what the dry run has imported be looked through.
+        gc.freeze()
         runs: list[tuple[Subject, Measured]] = []
         speed = None
         for number, selection in enumerate(one for one in (small, large) if one is not None):

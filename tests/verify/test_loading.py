@@ -304,7 +304,7 @@ class _Cuda:
         self.log: list[tuple[int, str]] = []
         self.held: list[weakref.ref[torch.Tensor]] = []
         self.current = threading.local()
-        self.queued = self.done = self.pinned_bytes = 0
+        self.queued = self.done = self.pinned_bytes = self.overlaps = 0
         real_empty, real_copy = torch.empty, torch.Tensor.copy_
         cuda = self
 
@@ -335,6 +335,7 @@ class _Cuda:
                 # One that was recorded before counts from its last record on.
                 while self.stream is not None and self in self.stream.pending:
                     self.stream.step()
+                cuda.overlaps += self.stream is not None and bool(self.stream.pending)
 
         def empty(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
             tensor = real_empty(*args, **options)
@@ -387,6 +388,8 @@ def test_a_buffer_is_not_filled_while_it_is_copied(
     found = load(files, tensors, rank=size - 1, size=size, readers=readers).state
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert cuda.done == cuda.queued >= len(tensors)
+    # While one buffer is filled, the other is copied.
+    assert cuda.overlaps > 0 or chunk > 1000
     # No matter how much is loaded; and the thread's device is set before anything is made on it.
     assert cuda.pinned_bytes <= readers * 2 * chunk
     for thread in {thread for thread, _ in cuda.log}:
