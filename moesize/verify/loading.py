@@ -471,7 +471,10 @@ class _Source:
         with self.lock:
             if self.mapping is None:
                 # A copy-on-write map: torch warns of memory that cannot be written to.
-                self.mapping = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+                try:
+                    self.mapping = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+                except (OSError, ValueError) as error:  # ValueError: the file is empty by now
+                    raise InvalidInputError(f"{self.path}: cannot be mapped ({error})") from error
             return torch.frombuffer(self.mapping, dtype=torch.uint8)
 
 

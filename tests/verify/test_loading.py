@@ -482,6 +482,54 @@ def test_a_file_that_shrinks_under_its_map(tmp_path: Path) -> None:
     cut = FileTensor("a", "float32", (4096, 8), "layers", 0, ("r",), 1, (Piece(8, 8, 8),))
     with pytest.raises(InvalidInputError, match="ended while it was read"):
         load(files, [cut], size=2)
+    os.truncate(tmp_path / "x.safetensors", 0)
+    with pytest.raises(InvalidInputError, match="cannot be mapped"):
+        load(files, [cut], size=2)
+
+
+def test_memory_that_runs_out_while_chunks_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are made while readers work; no reader is left behind."""
+    tensors, files = few_tensors(tmp_path)
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 1000)
+    empty, made = torch.empty, count()
+
+    def scarce(*args: Any, **options: Any) -> torch.Tensor:
+        if next(made) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", scarce)
+    before = threading.active_count()
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        load(files, tensors, readers=3)
+    assert threading.active_count() == before
+
+
+def test_huge_pages_are_asked_for_under_whole_pages_of_large_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """madvise(2): the address must be a multiple of the page size; MADV_HUGEPAGE is 14 on Linux."""
+    asked: list[tuple[int, int, int]] = []
+
+    class Library:
+        def madvise(self, address: Any, length: Any, advice: int) -> int:
+            asked.append((address.value, length.value, advice))
+            return 0
+
+    monkeypatch.setattr(loading, "_c_library", Library)
+    monkeypatch.setattr(loading.mmap, "MADV_HUGEPAGE", 14, raising=False)
+    large, little = torch.empty(9_000_001, dtype=torch.uint8), torch.empty(1000)
+    loading._in_huge_pages(large)
+    loading._in_huge_pages(little)
+    loading._in_huge_pages(torch.empty(1 << 30, device="meta"))
+    ((address, length, advice),) = asked
+    page = loading.mmap.PAGESIZE
+    assert address % page == 0 == length % page
+    assert large.data_ptr() <= address < large.data_ptr() + page
+    assert 9_000_001 - 2 * page < length <= 9_000_001
+    assert advice == 14
 
 
 @pytest.mark.parametrize(

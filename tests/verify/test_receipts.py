@@ -11,8 +11,9 @@ import pytest
 from running import call
 
 from moesize.core.errors import EnvironmentProblem
+from moesize.renderers.verify import speed_line
 from moesize.verify.receipts import Quote, quote_of, quotes, read_folder, receipts_folder, save
-from moesize.verify.report import Device, Term, VerifyReport
+from moesize.verify.report import Device, Speed, Term, VerifyReport
 
 REPORT = VerifyReport(
     model="mixtral-8x7b",
@@ -125,3 +126,26 @@ def test_a_quote_in_words() -> None:
     )
     document = {**REPORT.to_dict(), "schema": "moesize.receipt/1"}
     assert quote_of(document).errors == {"weights": 0.0002}
+
+
+@pytest.mark.parametrize(
+    ("kind", "speed", "words"),
+    [
+        ("cuda", None, ""),
+        ("cuda", Speed(40.0, None, None), "loaded at 40.00 GB/s"),
+        (
+            "cuda",
+            Speed(40.0, 50.0, 60.0, 1.0),
+            "loaded at 40.00 GB/s, 80% of the 50.00 GB/s that the device copies",
+        ),
+        (
+            "cpu",
+            Speed(2.0, 10.0, 20.0, 0.25),
+            "loaded at 2.00 GB/s, 20% of the 10.00 GB/s at which this machine copies into new "
+            "memory; 25% of the bytes were in the page cache",
+        ),
+    ],
+)
+def test_the_pace_in_words(kind: str, speed: Speed | None, words: str) -> None:
+    device = REPORT.device._replace(kind=kind)
+    assert speed_line(replace(REPORT, device=device, speed=speed)) == words
