@@ -19,7 +19,6 @@ import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import accumulate
 from math import prod
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -430,7 +429,7 @@ class _Source:
                 tensor.copy_(self._mapped()[offset : offset + tensor.numel()])
                 offset += tensor.numel()
             return
-        windows = [_window(tensor) for tensor in into]
+        windows = _windows(into)
         while windows:
             try:
                 count = os.preadv(self.descriptor, windows, offset)
@@ -478,10 +477,19 @@ class _Source:
             return torch.frombuffer(self.mapping, dtype=torch.uint8)
 
 
-def _window(tensor: Tensor) -> memoryview:
-    """The memory of a tensor of bytes; it must outlive this."""
-    length = tensor.numel()
-    return memoryview((ctypes.c_char * length).from_address(tensor.data_ptr())).cast("B")
+def _windows(tensors: Iterable[Tensor]) -> list[memoryview]:
+    """The memory of tensors of bytes, which must outlive this; neighbours make one."""
+    spans: list[list[int]] = []
+    for tensor in tensors:
+        begin = tensor.data_ptr()
+        if spans and spans[-1][1] == begin:
+            spans[-1][1] += tensor.numel()
+        else:
+            spans.append([begin, begin + tensor.numel()])
+    return [
+        memoryview((ctypes.c_char * (end - begin)).from_address(begin)).cast("B")
+        for begin, end in spans
+    ]
 
 
 def _copy_columns(source: Tensor, target: Tensor) -> None:
@@ -614,10 +622,12 @@ def _targets(chunk: _Chunk) -> list[Tensor]:
     """The bytes of the tensors that the pieces fill."""
     import torch
 
-    return [
-        piece.tensor.reshape(-1).view(torch.uint8)[piece.at : piece.at + piece.length]
-        for piece in chunk
-    ]
+    out = []
+    for piece in chunk:
+        flat = piece.tensor.view(-1).view(torch.uint8)
+        whole = flat.numel() == piece.length
+        out.append(flat if whole else flat[piece.at : piece.at + piece.length])
+    return out
 
 
 class _ToMemory:
@@ -694,10 +704,10 @@ class _ToCuda:
         self.stream.synchronize()
 
 
-def _parts(buffer: Tensor, chunk: _Chunk) -> list[Tensor]:
-    """A buffer's bytes for each piece."""
-    ends = list(accumulate(piece.length for piece in chunk))
-    return [buffer[end - piece.length : end] for piece, end in zip(chunk, ends, strict=True)]
+def _parts(buffer: Tensor, chunk: _Chunk) -> Sequence[Tensor]:
+    """A buffer's bytes for each piece, one after the other."""
+    lengths = [piece.length for piece in chunk]
+    return buffer[: sum(lengths)].split_with_sizes(lengths)
 
 
 # --- What the machine can do ----------------------------------------------------------------------
