@@ -6,9 +6,11 @@
 A case is MODEL:LAYERS, or MODEL:LAYERS/N for rank 0 of N. Its checkpoint is written once (random
 numbers) and loaded in turns by all ways, so that a busy machine disturbs all alike; the first
 round, which warms the page cache, is not counted. A virtual machine that gives free memory back to
-its host (free page reporting) has it again at a tenth of the pace: there the medians say more. On a CPU safetensors maps its files and reads
-nothing before it is used: `+ touch` reads a byte of every page, `+ clone` copies into memory of
-its own, which is what `load` does. For a rank, safetensors cuts by `safe_open(...).get_slice`.
+its host (free page reporting) has it again at a tenth of the pace: there the medians say more.
+
+On a CPU safetensors maps its files and reads nothing before it is used: `+ touch` reads a byte of
+every page, `+ clone` copies into memory of its own, which is what `load` does. For a rank,
+safetensors cuts by `safe_open(...).get_slice`.
 
 Shares are of the device's own limit (`copy_limit`, measured in the same run): copies from
 page-locked memory, on a CPU into new memory. Host: the most that a way had resident beyond what

@@ -176,7 +176,8 @@ def _in_huge_pages(tensor: Tensor) -> None:
     """On a CPU, ask for huge pages under a large tensor that nothing has been written to.
 
     Clearing and mapping pages of 4 KiB one by one takes several times as long as the copy. Where
-    the system has none, or uses them anyway, nothing changes.
+    the system has none, or uses them anyway, nothing changes; where the host of a virtual machine
+    has to give the memory first, that takes longer than either.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or tensor.device.type != "cpu" or tensor.nbytes < _HUGE_BYTES:
