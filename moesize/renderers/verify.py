@@ -65,7 +65,14 @@ def speed_line(report: VerifyReport) -> str:
     text = f"loaded at {speed.load_gb_per_s:.2f} GB/s"
     if speed.to_device_gb_per_s:
         share = speed.load_gb_per_s / speed.to_device_gb_per_s
-        text += f", {share:.0%} of the {speed.to_device_gb_per_s:.2f} GB/s that the device copies"
+        what = (
+            "at which this machine copies into new memory"
+            if report.device.kind == "cpu"
+            else "that the device copies"
+        )
+        text += f", {share:.0%} of the {speed.to_device_gb_per_s:.2f} GB/s {what}"
+    if speed.cached_share is not None and speed.cached_share < 1:
+        text += f"; {speed.cached_share:.0%} of the bytes were in the page cache"
     return text
 
 

@@ -23,7 +23,7 @@ from moesize.catalog import is_gguf_path
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.quantization import find_scheme
-from moesize.core.units import GIB, MIB, format_gib
+from moesize.core.units import MIB, format_gib
 from moesize.readers.gguf.header import GgufFile, block_of, open_gguf
 from moesize.readers.gguf.tensors import (
     check_against,
@@ -34,7 +34,7 @@ from moesize.readers.gguf.tensors import (
 )
 from moesize.verify.caching_allocator import CachingAllocator
 from moesize.verify.gguf_synthetic import file_type, write_synthetic_gguf
-from moesize.verify.loading import DEFAULT_READERS, Job, Loaded, load_jobs
+from moesize.verify.loading import Job, Loaded, cached_share, load_jobs, speed_of
 from moesize.verify.report import Device, Failure, PhaseRecord, Speed, Term, VerifyReport
 from moesize.verify.safetensors_files import Place, StoredTensor
 from moesize.verify.selection import num_layers, parse_layers
@@ -61,7 +61,7 @@ def load_gguf(
     file: GgufFile,
     device: str | torch.device = "cpu",
     layers: Collection[int] | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """The raw blocks of some layers, and what stands outside of them, as uint8 on the device.
@@ -71,11 +71,12 @@ def load_gguf(
     Raises InvalidInputError for a file that is cut off meanwhile; torch's own out-of-memory error
     passes through.
     """
-    begin = time.perf_counter()
     jobs = _jobs(file, layers)
+    cached = cached_share(jobs)
+    begin = time.perf_counter()
     state = load_jobs(jobs, torch.device(device), readers=readers, progress=progress)
     total = sum(job.size_bytes for job in jobs)
-    return Loaded(state, total, total, time.perf_counter() - begin, {})
+    return Loaded(state, total, total, time.perf_counter() - begin, {}, cached)
 
 
 def _jobs(file: GgufFile, layers: Collection[int] | None) -> list[Job]:
@@ -105,6 +106,7 @@ class GgufMeasured(NamedTuple):
     failure: Failure | None
     requested_bytes: int
     load_gb_per_s: float
+    cached_share: float | None
 
 
 def verify_gguf_terms(
@@ -115,7 +117,7 @@ def verify_gguf_terms(
     *,
     layers: Collection[int] | None = None,
     tolerance: float | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Progress | None = None,
 ) -> GgufMeasured:
     """Load layers of a file and compare what they take with what moesize counts for them.
@@ -163,6 +165,7 @@ def verify_gguf_terms(
                 process=process_bytes(meter),
                 peak=record.peak_bytes - begin,
                 gb_per_s=loaded.gb_per_s,
+                cached_share=loaded.cached_share,
             )
             del loaded
         except Exception as error:
@@ -179,7 +182,10 @@ def verify_gguf_terms(
         meter.synchronize()
         left = meter.reading().allocated - before.allocated
     terms = _terms(expected, meter, found, left, tolerance)
-    return GgufMeasured(terms, tuple(watch.records), failure, found.requested or 0, found.gb_per_s)
+    return GgufMeasured(
+        terms, tuple(watch.records), failure, found.requested or 0, found.gb_per_s,
+        found.cached_share,
+    )  # fmt: skip
 
 
 class _Found(NamedTuple):
@@ -192,6 +198,7 @@ class _Found(NamedTuple):
     process: int | None = None
     peak: int | None = None
     gb_per_s: float = 0.0
+    cached_share: float | None = None
 
 
 def _terms(
@@ -351,7 +358,10 @@ def verify_gguf(
         found = verify_gguf_terms(
             spec, scheme, file, meter, layers=chosen, tolerance=tolerance, progress=progress
         )
-        speed = _speed(found, meter, file)
+        speed = speed_of(
+            found.requested_bytes, found.load_gb_per_s, found.cached_share,
+            meter.device, file.paths[0], meter.free_bytes(),
+        )  # fmt: skip
     said = file_type(spec, scheme)
     name = find_scheme(said).name if said else "gguf"
     return _report(
@@ -457,20 +467,6 @@ def _within(
             chosen.add(layer)
             used += cost[layer]
     return tuple(sorted(chosen))
-
-
-def _speed(found: GgufMeasured, meter: Meter, file: GgufFile) -> Speed:
-    """The load's pace beside the device's own; little data says nothing."""
-    pace = round(found.load_gb_per_s, 3)
-    if found.requested_bytes < GIB or meter.free_bytes() < 2 * GIB:
-        return Speed(pace, None, None)
-    from moesize.verify.loading import copy_limit
-
-    limit = copy_limit(meter.device, file.paths[0])
-    cached = limit.page_cache_gb_per_s
-    return Speed(
-        pace, round(limit.to_device_gb_per_s, 3), None if cached is None else round(cached, 3)
-    )
 
 
 def _report(

@@ -141,11 +141,16 @@ class Extrapolation(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """How fast shards were loaded, beside what the device and the page cache can do; GB/s."""
+    """How fast shards were loaded, beside what the device and the page cache can do; GB/s.
+
+    to_device     copies from page-locked memory; on a CPU from memory into new memory
+    cached_share  of the bytes, what was in the page cache before; None where that is not known
+    """
 
     load_gb_per_s: float
     to_device_gb_per_s: float | None
     page_cache_gb_per_s: float | None
+    cached_share: float | None = None
 
 
 class Device(NamedTuple):

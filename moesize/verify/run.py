@@ -23,6 +23,7 @@ from moesize.verify import distributed, predict
 from moesize.verify.devices import Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
+from moesize.verify.loading import speed_of
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
@@ -487,19 +488,11 @@ class _Run:
     # --- After ---
 
     def _speed(self, found: Measured, files: CheckpointFiles) -> Speed:
-        """The load's pace beside the device's own; little data says nothing."""
-        enough = (found.weights_requested or 0) >= GIB
-        if not enough or self._free() < 2 * GIB:
-            return Speed(round(found.load_gb_per_s, 3), None, None)
-        from moesize.verify.loading import copy_limit
-
-        limit = copy_limit(self.meter.device, next(iter(files.headers)))
-        cached = limit.page_cache_gb_per_s
-        return Speed(
-            round(found.load_gb_per_s, 3),
-            round(limit.to_device_gb_per_s, 3),
-            None if cached is None else round(cached, 3),
-        )
+        """The load's pace beside the device's own."""
+        return speed_of(
+            found.weights_requested or 0, found.load_gb_per_s, found.cached_share,
+            self.meter.device, next(iter(files.headers)), self._free(),
+        )  # fmt: skip
 
     def _constant(self) -> Constant | None:
         """What is known of the context of this kind of device."""
