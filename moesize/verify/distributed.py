@@ -138,7 +138,7 @@ class Group:
         # Torch's watchdog would end the process with a signal, and leave folders behind.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         free, held = (meter.free_bytes(), meter.reading().reserved) if counts else (0, 0)
-        timeout = datetime.timedelta(seconds=_number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S))
+        timeout = datetime.timedelta(seconds=timeout_s())
         try:
             self._sums = dist.new_group(backend=backend, timeout=timeout)
             # NCCL allocates its buffers when it is first used.
@@ -267,7 +267,7 @@ class Group:
     def _wait_for(self, what: str, ranks: Sequence[int], seconds: float | None = None) -> bool:
         """Whether all have given it in `seconds`; without them, news of an end end the waiting."""
         keys = [f"{what} {rank}" for rank in ranks]
-        limit = _number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S) if seconds is None else seconds
+        limit = timeout_s() if seconds is None else seconds
         deadline = time.monotonic() + limit
         while not self._guarded(lambda: self._store.check(keys)):
             if seconds is None:
@@ -532,7 +532,7 @@ def world_size() -> int:
 
 
 def _start() -> Group:
-    seconds = min(_START_S, _number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S))
+    seconds = min(_START_S, timeout_s())
     timeout = datetime.timedelta(seconds=seconds)
 
     def meet() -> Group:
@@ -575,6 +575,11 @@ def _patiently(run: Callable[[], _T]) -> _T:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def timeout_s() -> int:
+    """Seconds that are waited for another process: MOESIZE_VERIFY_TIMEOUT, else 1800."""
+    return _number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S)
 
 
 def _number(name: str, otherwise: int) -> int:

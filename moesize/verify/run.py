@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from moesize.api import is_gguf_file
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
@@ -22,6 +23,7 @@ from moesize.verify import distributed, predict
 from moesize.verify.devices import ContextCost, Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
+from moesize.verify.loading import speed_of
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
@@ -84,7 +86,7 @@ def verify(
     work = _workload(tokens, sequences, decode_steps, seed)
     if save:
         check_writable()
-    if wants_gguf(shards, quant):
+    if wants_gguf(model, shards, quant):
         return verify_gguf(
             model,
             shards,
@@ -108,10 +110,6 @@ def verify(
     if engine != "torch":
         from moesize.verify.other_engines import verify_with
 
-        if distributed.world_size() > 1:
-            raise UnsupportedError(
-                f"--engine {engine} is measured in one process", "without torchrun"
-            )
         return verify_with(engine, source, work, settings, device=device, progress=progress)
     with distributed.session() as group:
         if group is not None:
@@ -193,6 +191,11 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
         spec, kind = model, "spec"
     else:
         spec, kind = resolve_model(model)
+    if is_gguf_file(spec) and quant.strip().lower() in ("checkpoint", "auto"):
+        raise UnsupportedError(
+            f"{spec.title} is the spec of a GGUF file, and its tensors are measured from the file",
+            "name the *.gguf file, or another scheme with --quant",
+        )
     if spec.encoder_layout:
         raise UnsupportedError("encoder models are not measured yet")
     name = "" if isinstance(model, ModelSpec) else model
@@ -272,6 +275,9 @@ class _Run:
         subject = self._subject(large)
         expected, why = self._expected(subject)
         self._refuse_when_too_large(subject, expected)
+        # What torch has loaded for the dry run need not be looked through at every phase either.
+        gc.collect()
+        gc.freeze()
         runs: list[tuple[Subject, Measured]] = []
         speed = None
         for number, selection in enumerate(one for one in (small, large) if one is not None):
@@ -518,19 +524,11 @@ class _Run:
     # --- After ---
 
     def _speed(self, found: Measured, files: CheckpointFiles) -> Speed:
-        """The load's pace beside the device's own; little data says nothing."""
-        enough = (found.weights_requested or 0) >= GIB
-        if not enough or self._free() < 2 * GIB:
-            return Speed(round(found.load_gb_per_s, 3), None, None)
-        from moesize.verify.loading import copy_limit
-
-        limit = copy_limit(self.meter.device, next(iter(files.headers)))
-        cached = limit.page_cache_gb_per_s
-        return Speed(
-            round(found.load_gb_per_s, 3),
-            round(limit.to_device_gb_per_s, 3),
-            None if cached is None else round(cached, 3),
-        )
+        """The load's pace beside the device's own."""
+        return speed_of(
+            found.weights_requested or 0, found.load_gb_per_s, found.cached_share,
+            self.meter.device, next(iter(files.headers)), self._free(),
+        )  # fmt: skip
 
     def _constant(self) -> Constant | None:
         """What is known of the context of this kind of device."""
