@@ -18,13 +18,12 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
-from functools import cache
 from math import prod
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
-from moesize.core.units import GIB, KIB, MIB, ceil_div, round_up
+from moesize.core.units import GIB, KIB, MIB, ceil_div
 from moesize.files import listed
 from moesize.verify.safetensors_files import CODES, DTYPES, CheckpointFiles, Place
 
@@ -51,8 +50,6 @@ _BUFFERS = 2
 # Below this torch copies in the calling thread (its grain is 32,768 elements): readers are many
 # already, and each would start a team of threads of its own.
 _GRAIN = 32_000
-# Memory above this is asked for in huge pages.
-_HUGE_BYTES = 4 * MIB
 _PROGRESS_SECONDS = 0.1
 # Places of the files that are looked up in the page cache.
 _SAMPLES = 64
@@ -162,7 +159,6 @@ def load_jobs(
         def pieces() -> Iterator[_Piece]:
             for job in jobs:
                 tensor = torch.empty(job.shape, dtype=types[job.code], device=device)
-                _in_huge_pages(tensor)
                 state[job.name] = tensor
                 yield from job.pieces(tensor)
 
@@ -171,26 +167,6 @@ def load_jobs(
             crew.put(chunk)
         crew.finish()
     return state
-
-
-def _in_huge_pages(tensor: Tensor) -> None:
-    """On a CPU, ask for huge pages under a large tensor that nothing has been written to.
-
-    Clearing and mapping pages of 4 KiB one by one takes several times as long as the copy. Where
-    the system has none, or uses them anyway, nothing changes; where the host of a virtual machine
-    has to give the memory first, that takes longer than either.
-    """
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or tensor.device.type != "cpu" or tensor.nbytes < _HUGE_BYTES:
-        return
-    begin = round_up(tensor.data_ptr(), mmap.PAGESIZE)
-    length = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    _c_library().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
-
-
-@cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def torch_dtype(code: str) -> torch.dtype:
@@ -739,7 +715,6 @@ def copy_limit(
         into = known
         if into is None:
             into = torch.empty(measured_bytes, dtype=torch.uint8)
-            _in_huge_pages(into)
         into.copy_(source, non_blocking=pinned)
         _wait(target)
         return into

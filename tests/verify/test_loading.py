@@ -507,31 +507,6 @@ def test_memory_that_runs_out_while_chunks_are_read(
     assert threading.active_count() == before
 
 
-def test_huge_pages_are_asked_for_under_whole_pages_of_large_tensors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """madvise(2): the address must be a multiple of the page size; MADV_HUGEPAGE is 14 on Linux."""
-    asked: list[tuple[int, int, int]] = []
-
-    class Library:
-        def madvise(self, address: Any, length: Any, advice: int) -> int:
-            asked.append((address.value, length.value, advice))
-            return 0
-
-    monkeypatch.setattr(loading, "_c_library", Library)
-    monkeypatch.setattr(loading.mmap, "MADV_HUGEPAGE", 14, raising=False)
-    large, little = torch.empty(9_000_001, dtype=torch.uint8), torch.empty(1000)
-    loading._in_huge_pages(large)
-    loading._in_huge_pages(little)
-    loading._in_huge_pages(torch.empty(1 << 30, device="meta"))
-    ((address, length, advice),) = asked
-    page = loading.mmap.PAGESIZE
-    assert address % page == 0 == length % page
-    assert large.data_ptr() <= address < large.data_ptr() + page
-    assert 9_000_001 - 2 * page < length <= 9_000_001
-    assert advice == 14
-
-
 @pytest.mark.parametrize(
     ("cores", "ranks", "readers"), [(1, 1, 4), (8, 1, 8), (96, 1, 16), (96, 8, 12)]
 )
