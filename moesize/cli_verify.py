@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,9 @@ def execute(
         raise InvalidInputError("--synthetic and --shards name different shards")
     ranks = _ranks(tp_rank)
     verify = _loaded()
-    _stop_on_signals()
     quiet = os.environ.get("RANK", "0").strip("0") != ""
     try:
-        with _bars(quiet=quiet) as progress:
+        with _stopping_on_signals(), _bars(quiet=quiet) as progress:
             report = verify(
                 model,
                 shards="synthetic" if synthetic else shards,
@@ -54,8 +54,9 @@ def execute(
     except SaidByFirst as end:
         return end.problem.exit_code
     except _Stopped:
+        several = "torchrun sends it when another rank has failed: see its output"
         raise EnvironmentProblem(
-            "stopped by SIGTERM", "torchrun sends it when another rank has failed: see its output"
+            "stopped by SIGTERM", several if os.environ.get("WORLD_SIZE") else ""
         ) from None
     if quiet:
         # Rank 0 has this rank's figures, and its exit code is that of the run: torchrun would stop
@@ -102,15 +103,22 @@ class _Stopped(SystemExit):
     """By a signal, in the midst of things."""
 
 
-def _stop_on_signals() -> None:
-    """torchrun ends its processes with SIGTERM: folders have to go then as well."""
+@contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """SIGTERM, of torchrun or of whoever ends a job, is an error: folders have to go then too."""
 
     def stop(number: int, frame: object) -> None:
         del frame
         raise _Stopped(128 + number)
 
-    if os.environ.get("WORLD_SIZE"):
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print(report: VerifyReport, output: str) -> None:

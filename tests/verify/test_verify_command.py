@@ -185,7 +185,8 @@ def test_a_rank_of_several_on_one_device(tmp_path: Path) -> None:
     assert full // 2 <= terms["weights"]["measured_bytes"] < full * 0.51
 
 
-def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+def test_stopping_it_cleans_up(number: signal.Signals, code: int, tmp_path: Path) -> None:
     folder = write_config("dense GQA", tmp_path / "model", num_hidden_layers=40)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -210,9 +211,9 @@ def test_ctrl_c_cleans_up(tmp_path: Path) -> None:
     while not list(scratch.glob("moesize-verify-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert b"Traceback" not in err
     assert list(scratch.glob("moesize-verify-*")) == []
 
