@@ -71,6 +71,8 @@ def verify_with(
         raise UnsupportedError(
             f"--engine {engine} loads whole models only", "leave --layers out, or write all"
         )
+    if source.spec.encoder_layout:
+        raise UnsupportedError(f"--engine {engine} does not measure models with an encoder")
     if source.config is None:
         raise UnsupportedError(
             f"--engine {engine} needs the model's config.json",

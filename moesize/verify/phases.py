@@ -70,18 +70,22 @@ def measure(
     *,
     context: ContextCost | None = None,
     progress: Progress | None = None,
+    with_passes: bool = True,
     with_flops: bool = True,
 ) -> Measured:
-    """Run everything. Raises MoesizeError for shards that are not what they should be."""
+    """Load, and run what is to run.
+
+    Raises MoesizeError for shards that are not what they should be.
+    """
     say = progress or silent
     session = _Session(subject, meter, work, say)
     with meter.watch():
         start = meter.reading()
         try:
             session.load(files)
-            for kind in CACHE_KINDS:
+            for kind in CACHE_KINDS if with_passes else ():
                 session.passes(kind)
-            if with_flops:
+            if with_passes and with_flops:
                 session.count()
         except Exception as error:
             asked = out_of_memory(error)

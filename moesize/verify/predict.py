@@ -300,7 +300,10 @@ def flops(subject: Subject) -> tuple[FlopsOf, FlopsOf]:
     )
 
 
-def check_head(subject: Subject) -> None:
-    """Logits need a head on this rank. Raises UnsupportedError."""
-    if not subject.spec.embedding.has_head:
-        raise UnsupportedError(f"{subject.spec.id} has no head: only its weights can be measured")
+def check_passes(subject: Subject) -> None:
+    """Passes need decoder layers alone and a head on this rank. Raises UnsupportedError."""
+    spec = subject.spec
+    if spec.encoder_layout:
+        raise UnsupportedError("models with an encoder have no forward pass")
+    if not spec.embedding.has_head:
+        raise UnsupportedError(f"{spec.id} has no head")

@@ -12,7 +12,8 @@ from moesize.verify.report import Extrapolation, Flops, Term
 if TYPE_CHECKING:
     from moesize.core.engine import Constant
     from moesize.verify.devices import Meter
-    from moesize.verify.passes import Workload
+    from moesize.verify.forward.caches import CacheKind
+    from moesize.verify.passes import PassPeaks, Workload
     from moesize.verify.phases import Measured
     from moesize.verify.predict import DryPeaks, Subject
 
@@ -46,6 +47,7 @@ def terms_of(
     context: Constant | None = None,
     tolerance: float | None = None,
     no_peaks: str = "",
+    with_passes: bool = True,
 ) -> tuple[Term, ...]:
     """Every figure of a run.
 
@@ -91,16 +93,9 @@ def terms_of(
     loading = held.allocated_bytes if meter.counts_blocks else held.requested_bytes
     why = "tensors are made once; shards pass through buffers of the host"
     out.append(term("load_peak", loading, found.load_peak, why))
-    for kind, measured in (("static", found.static), ("growing", found.growing)):
-        out.append(
-            term(
-                f"kv_cache.{kind}",
-                predict.cache_bytes(subject, work, "static" if kind == "static" else "growing"),
-                None if measured is None else measured.cache,
-                _cache_why(subject, work, kind),
-            )
-        )
-    out += _peak_terms(term, subject, work, found, peaks, even, no_peaks)
+    if with_passes:
+        out += _cache_terms(term, subject, work, found)
+        out += _peak_terms(term, subject, work, found, peaks, even, no_peaks)
     if found.left is not None:
         high = _WORKSPACE_BYTES if meter.counts_blocks else 0
         why = "still live after everything was let go"
@@ -137,6 +132,23 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
             why=f"{why}; {first} and {product}", low_bytes=low, high_bytes=high, rank=rank,
         )
     ]  # fmt: skip
+
+
+def _cache_terms(term: object, subject: Subject, work: Workload, found: Measured) -> list[Term]:
+    assert callable(term)
+    kinds: tuple[tuple[CacheKind, PassPeaks | None], ...] = (
+        ("static", found.static),
+        ("growing", found.growing),
+    )
+    return [
+        term(
+            f"kv_cache.{kind}",
+            predict.cache_bytes(subject, work, kind),
+            None if measured is None else measured.cache,
+            _cache_why(subject, work, kind),
+        )
+        for kind, measured in kinds
+    ]
 
 
 def _cache_why(subject: Subject, work: Workload, kind: str) -> str:

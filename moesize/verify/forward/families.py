@@ -91,33 +91,14 @@ def neutral_facts(spec: ModelSpec) -> Facts:
     if count == 7:
         slots = (*_SANDWICH, "post_dense", "post_experts", "pre_experts")
     sizes = [rotary_size(spec, index) for index in range(spec.num_layers)]
-    windows = _sources(spec)
     return {
         "model_type": spec.model_type,
         "num_layers": spec.num_layers,
         "norm_slots": slots,
         "ropes": tuple(Rope(size=size - size % 2) if size else None for size in sizes),
         "parallel": count == 1 and all(b.mixers and b.feed_forwards for b in spec.blocks),
-        "kv_source": windows,
         "notes": ("no config: neutral epsilons, scales and rotation",),
     }
-
-
-def _sources(spec: ModelSpec) -> tuple[int, ...]:
-    """Which layer's cache each layer reads: the last one of the same kind that has its own."""
-    out: list[int] = []
-    last: dict[Any, int] = {}
-    for index, name in enumerate(spec.layout):
-        attentions = [m for m in spec.block(name).mixers if isinstance(m, GroupedQueryAttention)]
-        source = index
-        for mixer in attentions:
-            key = (mixer.window, mixer.head_dim)
-            if mixer.shares_kv:
-                source = last.get(key, -1)
-            else:
-                last[key] = index
-        out.append(source)
-    return tuple(out) if any(i != s for i, s in enumerate(out)) else ()
 
 
 # --- Common facts -------------------------------------------------------------------------------
@@ -526,7 +507,6 @@ def _gemma4(view: ConfigView, spec: ModelSpec) -> Facts:
         "v_norm": "rms_plain",
         "logit_softcap": _number(view, "final_logit_softcapping", 0.0),
         "multipliers": {"embedding": (spec.hidden_size**0.5,)},
-        "kv_source": _sources(spec),
         "layer_scalar": True,
     }
 

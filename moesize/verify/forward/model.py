@@ -105,6 +105,7 @@ class ForwardModel:
         self.on_phase = on_phase or (lambda name: None)
         self.reduce = reduce or self._all_reduce
         self._blocks = {index: _Layer(self, index) for index in self.layers}
+        self._kv_sources = kv_sources(spec, self.layers)
         self.reset()
 
     def reset(self) -> None:
@@ -153,6 +154,7 @@ class ForwardModel:
             self.length,
             query_block=self.options.query_block,
             reduce=self.reduce,
+            kv_sources=self._kv_sources,
         )
         self.on_phase("embedding")
         x = self._embed(tokens, step)
@@ -220,6 +222,31 @@ class ForwardModel:
         return normalize(x, num.norm, weight, bias, num.eps)
 
 
+def kv_sources(spec: ModelSpec, layers: Sequence[int]) -> dict[int, int]:
+    """Which layer's cache each layer without one of its own reads.
+
+    The last of its kind before it that has its own; of some of a model's layers, the last that is
+    run. Raises UnsupportedError where none is.
+    """
+    out: dict[int, int] = {}
+    last: dict[tuple[int | None, int], int] = {}
+    for index in layers:
+        for mixer in spec.block(spec.layout[index]).mixers:
+            if not isinstance(mixer, GroupedQueryAttention):
+                continue
+            kind = (mixer.window, mixer.head_dim)
+            if not mixer.shares_kv:
+                last[kind] = index
+            elif kind in last:
+                out[index] = last[kind]
+            else:
+                raise UnsupportedError(
+                    f"layer {index} reads the cache of an earlier layer of its kind, and none of "
+                    "those is run"
+                )
+    return out
+
+
 # A worker of gloo lets go of what it summed a moment after it has said that it is done.
 _MOST_WAITS = 10_000
 
@@ -285,7 +312,8 @@ class _Layer:
             x = self._add("mlp", x, lambda y: self._feed(y, step, x))
         if step.per_layer is not None:
             x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
-        return x * self.w.named("layer_scalar") if num.layer_scalar else x
+        scaled = num.layer_scalar and self.w.has_named("layer_scalar")
+        return x * self.w.named("layer_scalar") if scaled else x
 
     def _add(self, part: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         num = self.numerics

@@ -127,7 +127,6 @@ class Numerics:
     dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
     layer_scalar        a stored factor of every layer's output (Gemma 4)
-    kv_source           the layer whose cache a layer reads; empty where none is shared
     """
 
     model_type: str = ""
@@ -164,7 +163,6 @@ class Numerics:
     routing: Routing = field(default_factory=Routing)
     embedding_norm: NormKind | Literal[""] = ""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    kv_source: tuple[int, ...] = ()
     layer_scalar: bool = False
     num_layers: int = 0
     notes: tuple[str, ...] = ()
