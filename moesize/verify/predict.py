@@ -12,7 +12,7 @@ FLOPs      `core.compute` for the chosen layers, on one rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -129,7 +129,8 @@ def cache_bytes(subject: Subject, work: Workload, kind: CacheKind) -> int:
     """Cache and states of all sequences after the last step.
 
     static: whole blocks of 16 tokens for the longest context, whatever the window; growing: the
-    tokens so far, of a window no more than it holds. Convolutions keep the type of the
+    tokens so far, of a window no more than it holds. A row that stands for several tokens is there
+    once they are complete. Convolutions keep the type of the
     computation, recurrent states float32.
     """
     spec, own = subject.spec, subject.selection
@@ -144,12 +145,13 @@ def cache_bytes(subject: Subject, work: Workload, kind: CacheKind) -> int:
 def _cache_of(mixer: Mixer, tokens: int, kind: CacheKind, element: int) -> int:
     total = 0
     for cache in mixer.cache():
-        rows = round_up(tokens, BLOCK_TOKENS)
+        held = tokens // cache.ratio
+        rows = round_up(held, BLOCK_TOKENS)
         if kind == "growing":
             bound = cache.window
             if isinstance(mixer, GroupedQueryAttention):
                 bound = bound or cache.chunk
-            rows = min(tokens, bound or tokens)
+            rows = min(held, bound or held)
         total += rows * max(1, cache.heads) * (cache.key_size + cache.value_size) * element
     for part in mixer.state():
         # Our pass keeps recurrences in float32, where engines may take the model's type.
@@ -292,12 +294,35 @@ def flop_tokens(subject: Subject) -> int:
 def flops(subject: Subject) -> tuple[FlopsOf, FlopsOf]:
     """One sequence: a prompt with logits of its last token, and the decode step after it."""
     own, count = subject.selection, flop_tokens(subject)
-    sub = rank_spec(subject.spec, own.layers, own.size)
+    sub = rank_spec(as_run(subject.spec, subject.numerics), own.layers, own.size)
     layers = range(len(own.layers))
     return (
         FlopsOf("prefill", prefill_flops(sub, count).total, unseen(sub, layers, count, "prefill")),
         FlopsOf("decode", flops_per_token(sub, count + 1).total, unseen(sub, layers, 1, "decode")),
     )
+
+
+def as_run(spec: ModelSpec, numerics: Numerics) -> ModelSpec:
+    """The model with the windows of the pass.
+
+    A spec counts them as vLLM allocates them; Cohere 2 computes with one token less.
+    """
+    shift = numerics.window_shift
+    if not shift:
+        return spec
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(block, mixers=tuple(_shifted(mixer, shift) for mixer in block.mixers))
+            for block in spec.blocks
+        ),
+    )
+
+
+def _shifted(mixer: Mixer, shift: int) -> Mixer:
+    if not isinstance(mixer, GroupedQueryAttention) or mixer.window is None:
+        return mixer
+    return replace(mixer, window=mixer.window + shift)
 
 
 def check_passes(subject: Subject) -> None:

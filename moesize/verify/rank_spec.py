@@ -93,7 +93,7 @@ def rank_mixer(mixer: Mixer, size: int) -> Mixer:
         case ShortConv():
             return replace(mixer, **part("size"))
         case CompressedAttention():
-            raise UnsupportedError("compressed attention (DeepSeek-V4) is not cut for ranks here")
+            return replace(mixer, **part("num_heads"), **part("output_groups"))
         case _:
             assert_never(mixer)
 

@@ -376,9 +376,7 @@ class _Run:
         try:
             predict.check_passes(subject)
             routings = predict.even(subject, self.work)
-            peaks = predict.dry_peaks(
-                subject, self.work, routings, blocks=self.meter.counts_blocks
-            )
+            peaks = predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
         except NotImplementedError as problem:
             return _Expected(None, f"not predicted: {problem}")
         except UnsupportedError as problem:

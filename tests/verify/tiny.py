@@ -69,11 +69,15 @@ _MAMBA2: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model type and what its tiny config says beyond SMALL; `name` tells variants apart."""
+    """A model type and what its tiny config says beyond SMALL; `name` tells variants apart.
+
+    tokens  of the prompt and of the steps after it
+    """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    tokens: int = 13
 
     @property
     def id(self) -> str:
@@ -148,11 +152,19 @@ def _published_name(name: str, state: dict[str, torch.Tensor]) -> str:
     Kimi-Linear's dense layers get the name of its experts; OLMo-Hybrid's attention layers that of
     its linear ones. The published files have the names on the right.
     """
+    if any(".attn.wkv" in other for other in state):
+        name = _deepseek_v4_name(name)
     name = re.sub(r"block_sparse_moe\.(gate_proj|up_proj|down_proj)", r"mlp.\1", name)
     layer = name.removesuffix("feedforward_layer_norm.weight")
     if layer != name and layer + "post_feedforward_layernorm.weight" in state:
         return layer + "post_attention_layernorm.weight"
     return name
+
+
+def _deepseek_v4_name(name: str) -> str:
+    """DeepSeek-V4's own names, of which transformers 5.23 does not restore all when it saves."""
+    name = name.removeprefix("model.").replace("embed_tokens.", "embed.")
+    return name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")
 
 
 _F = Family
@@ -629,4 +641,99 @@ FAMILIES: tuple[Family, ...] = (
     _F("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     _F("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     _F("bloom", {"n_layer": 2, "n_head": 4}),
+    _F("axk1", {**_MLA, **_DEEPSEEK_MOE}),
+    _F(
+        "deepseek_v4",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "intermediate_size": "absent",
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "q_lora_rank": 16,
+            "o_groups": 2,
+            "o_lora_rank": 8,
+            # Many, or scores of zero would be equal and the choice among them anybody's.
+            "index_n_heads": 16,
+            "index_head_dim": 16,
+            "index_topk": 2,
+            "sliding_window": 5,
+            "num_hidden_layers": 4,
+            "compress_ratios": [0, 128, 4, 4],
+            "num_hash_layers": 2,
+            "hc_mult": 3,
+            "num_nextn_predict_layers": 0,
+        },
+        tokens=140,  # one window of 128
+    ),
+    _F("codegen", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+    _F(
+        "gpt_bigcode",
+        {"intermediate_size": "absent", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    ),
+    _F(
+        "gpt_bigcode",
+        {
+            "intermediate_size": "absent",
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "multi_query": False,
+        },
+        "gpt_bigcode-all-heads",
+    ),
+    _F(
+        "gpt_neo",
+        {
+            "num_layers": 2,
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 5,
+        },
+    ),
+    _F(
+        "hyperclovax",
+        {
+            "head_dim": 8,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "use_post_norm": True,
+        },
+    ),
+    _F("internlm3", {"head_dim": 8}),
+    _F("granite_swa", {"sliding_window": 5, "layer_rope_theta": [0, 1e4, 2e4]}),
+    _F(
+        "granitemoe_swa",
+        {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    _F(
+        "mellum",
+        {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    _F(
+        "mimo_v2_flash",
+        {
+            "head_dim": 12,
+            "v_head_dim": 8,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "sliding_window": 5,
+        },
+    ),
+    _F("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
+    _F("persimmon", {"num_key_value_heads": 4}),
 )

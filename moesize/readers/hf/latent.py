@@ -152,6 +152,7 @@ def deepseek_v3(config: ConfigView) -> SpecFields:
         routed=dense_first(config, config.layers(), default=1 if third else 3),
         expert_norms=3 if third else 2,
         rotary=_rope(config),
+        naming="axk1" if third else "default",
     )
 
 

@@ -338,7 +338,7 @@ def granitemoe(config: ConfigView) -> SpecFields:
         config,
         layout_of(num_layers, make),
         rotary=rotary(config, head_dim(config)),
-        naming="granitemoe",
+        naming="granitemoe_swa" if sinks else "granitemoe",
     )
 
 

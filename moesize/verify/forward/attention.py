@@ -32,6 +32,7 @@ class Reach:
 
     query_block   rows of queries that are scored at once: bounds the memory of a prompt, and with
                   1 nothing is scored that a causal mask would throw away
+    masked_window   like a window, but what lies before it is scored all the same (GPT-Neo)
     """
 
     scale: float
@@ -40,6 +41,7 @@ class Reach:
     softcap: float = 0.0
     query_block: int = 128
     causal: bool = True
+    masked_window: int = 0
 
     def first(self, position: int) -> int:
         """Oldest position that `position` sees."""
@@ -94,7 +96,8 @@ def _attend_rows(
         scores = reach.softcap * torch.tanh(scores / reach.softcap)
     if slopes is not None:
         scores = scores + slopes[:, None, None] * torch.arange(low, end, device=q.device)
-    if reach.causal and (t > 1 or reach.first(start) > low):
+    masked = t > 1 or reach.first(start) > low or reach.masked_window
+    if reach.causal and masked:
         scores = scores.masked_fill(~_visible(start, t, low, end, reach, q.device), float("-inf"))
     if sinks is None:
         weights = scores.softmax(-1)
@@ -112,8 +115,9 @@ def _visible(
     position = torch.arange(start, start + count, device=device)[:, None]
     key = torch.arange(low, end, device=device)[None, :]
     seen = key <= position
-    if reach.window:
-        seen &= key > position - reach.window
+    for window in (reach.window, reach.masked_window):
+        if window:
+            seen &= key > position - window
     if reach.chunk:
         seen &= key >= position - position % reach.chunk
     return seen
@@ -175,7 +179,7 @@ class GroupedQuery:
         return self.w.all.cut(slopes, Shard(0, len(slopes)))
 
     def _reach(self, step: Step) -> Reach:
-        m, num = self.mixer, self.numerics
+        m, num, w = self.mixer, self.numerics, self.w.index
         scale = m.head_dim**-0.5 if num.attention_scale is None else num.attention_scale
         return Reach(
             scale=scale,
@@ -183,6 +187,7 @@ class GroupedQuery:
             chunk=m.chunk,
             softcap=num.attention_softcap,
             query_block=step.query_block,
+            masked_window=num.masked_windows[w] if num.masked_windows else 0,
         )
 
     def _tempered(self) -> bool:
@@ -260,6 +265,7 @@ class GroupedQuery:
         v = k
         if not m.key_is_value:
             v = f.linear(x, w.get("attention.v"), w.maybe("attention.v.bias"))
+            v = v * num.factor("value") if num.factor("value") != 1.0 else v
         k, v = (
             self._clipped(y).unflatten(-1, (m.num_kv_heads, -1)).transpose(1, 2) for y in (k, v)
         )

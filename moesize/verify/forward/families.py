@@ -10,7 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import (
+    CompressedAttention,
+    GroupedQueryAttention,
+    LatentAttention,
+)
 from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.model_spec import ModelSpec
@@ -97,6 +101,7 @@ def neutral_facts(spec: ModelSpec) -> Facts:
         "norm_slots": slots,
         "ropes": tuple(Rope(size=size - size % 2) if size else None for size in sizes),
         "parallel": count == 1 and all(b.mixers and b.feed_forwards for b in spec.blocks),
+        "streams": streams_of(spec),
         "notes": ("no config: neutral epsilons, scales and rotation",),
     }
 
@@ -316,7 +321,6 @@ _like_llama(
     "internlm3",
     "bitnet",
     "xverse",
-    "hyperclovax",
 )
 _like_llama("olmo2", norm_slots=_POST)
 
@@ -374,16 +378,48 @@ def _olmo(view: ConfigView, spec: ModelSpec) -> Facts:
     return {"clip_qkv": _number(view, "clip_qkv", 0.0)}
 
 
+def _granite_scales(view: ConfigView) -> Facts:
+    return {
+        "embedding": (_number(view, "embedding_multiplier", 1.0),),
+        "residual": (_number(view, "residual_multiplier", 1.0),),
+        "logits": (1.0 / _number(view, "logits_scaling", 1.0),),
+    }
+
+
+@_family("granite_swa", "granitemoe_swa")
+def _granite_swa(view: ConfigView, spec: ModelSpec) -> Facts:
+    """A base of rotation for every layer; 0 where there is none."""
+    bases = view.list("layer_rope_theta", max_length=spec.num_layers)
+    facts = _granite(view, spec)
+    if len(bases) != spec.num_layers:
+        return facts
+    ropes = []
+    for base, rope in zip(bases, _ropes(view, spec), strict=True):
+        if not isinstance(base, (int, float)) or not (base == 0 or 1 <= base <= 1e15):
+            raise view.fail("layer_rope_theta must list bases of rotation")
+        ropes.append(replace(rope, theta=float(base)) if rope is not None and base else None)
+    del facts["rope"]
+    return {**facts, "ropes": tuple(ropes)}
+
+
+@_family("hyperclovax", norm_slots=("pre_mixer", "pre_mlp", "post_mixer", "post_mlp"))
+def _hyperclovax(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "attention_scale": _bounded(view, "attention_multiplier", 0.0, 1e9),
+        "multipliers": {
+            **_granite_scales(view),
+            # Granite divides by it.
+            "logits": (_number(view, "logits_scaling", 1.0),),
+        },
+    }
+
+
 @_family("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")
 def _granite(view: ConfigView, spec: ModelSpec) -> Facts:
     rotates = view.text("position_embedding_type", default="rope") == "rope"
     return {
         "attention_scale": _number(view, "attention_multiplier", 1.0),
-        "multipliers": {
-            "embedding": (_number(view, "embedding_multiplier", 1.0),),
-            "residual": (_number(view, "residual_multiplier", 1.0),),
-            "logits": (1.0 / _number(view, "logits_scaling", 1.0),),
-        },
+        "multipliers": _granite_scales(view),
         "routing": {"scoring": "softmax_of_chosen"},
         "rope": {"skip": lambda i: not rotates},
         "linear_norm_before_gate": False,
@@ -664,6 +700,28 @@ def _laguna(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
+@_family("mellum")
+def _mellum(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"routing": {"renormalize": view.flag("norm_topk_prob", default=True)}}
+
+
+@_family("mimo_v2_flash", "mimo_v2")
+def _mimo_v2(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Values are scaled before they are cached; layers with a window have their own base."""
+    ropes = _ropes(view, spec, theta=5e6, share=0.334)
+    local = _bounded(view, "swa_rope_theta", 1.0, 1e15)
+    if local is not None:
+        ropes = tuple(
+            replace(rope, theta=local) if rope and _is_sliding(spec, i) else rope
+            for i, rope in enumerate(ropes)
+        )
+    return {
+        "ropes": ropes,
+        "multipliers": {"value": (_number(view, "attention_value_scale", 0.707),)},
+        "routing": _correction(),
+    }
+
+
 @_family("hy_v3")
 def _hy_v3(view: ConfigView, spec: ModelSpec) -> Facts:
     return {"routing": _correction(scale=_number(view, "router_scaling_factor", 1.0))}
@@ -685,7 +743,12 @@ def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
-@_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "axk1")
+@_family("axk1", norm_slots=("pre_mixer", "pre_mlp", "post_mlp"))
+def _axk1(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _deepseek_v3(view, spec)
+
+
+@_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa")
 def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
     turned_in_pairs = view.text("model_type") == "glm_moe_dsa"
     return {
@@ -695,6 +758,63 @@ def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
         "latent_eps": 1e-6,
         "routing": _correction(),
     }
+
+
+@_family("deepseek_v4")
+def _deepseek_v4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Compressed layers rotate with a base of their own, scaled, and cos and sin are not."""
+    nested = view.sub("rope_parameters", "rope_scaling")
+    kinds = nested if nested is not None and nested.sub("compress") is not None else None
+    ropes = []
+    for name in spec.layout:
+        (mixer,) = spec.block(name).mixers
+        assert isinstance(mixer, CompressedAttention)
+        width, wide = mixer.qk_rope_head_dim, mixer.compress_ratio > 1
+        if kinds is not None:
+            own = kinds.need_sub("compress" if wide else "main")
+            theta = _bounded(own, "rope_theta", 1.0, 1e15)
+        else:
+            own = nested if wide else None
+            theta = _bounded(view, "compress_rope_theta" if wide else "rope_theta", 1.0, 1e15)
+        scaling = _scaling(view, own, width)
+        if scaling is not None and scaling.kind == "yarn":
+            scaling = replace(scaling, attention_factor=1.0)
+        ropes.append(
+            Rope(
+                size=width,
+                theta=theta or (160000.0 if wide else 10000.0),
+                interleaved=True,
+                scaling=scaling,
+            )
+        )
+    return {
+        "ropes": tuple(ropes),
+        "swiglu_limit": _number(view, "swiglu_limit", 10.0),
+        "routing": {
+            "scoring": "sqrt_softplus",
+            "epsilon": 1e-20,
+            "scale": _number(view, "routed_scaling_factor", 1.5),
+        },
+        **_streams(view, spec),
+    }
+
+
+def _streams(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Hyper-connections."""
+    return {
+        "streams": streams_of(spec),
+        "stream_eps": _number(view, "hc_eps", 1e-6),
+        "stream_rounds": view.int("hc_sinkhorn_iters", default=20, high=1000),
+    }
+
+
+def streams_of(spec: ModelSpec) -> int:
+    """Parallel residual streams: hyper-connections mix m of them, fn is ((2 + m) * m, m * H)."""
+    for block in spec.blocks:
+        for extra in block.extra:
+            if extra.role == "other.hc_attn_fn":
+                return extra.shape[1] // spec.hidden_size
+    return 0
 
 
 @_family("kimi_linear")
@@ -856,6 +976,33 @@ _like_llama(
     embedding_norm="layer",
     rope={"skip": lambda i: True},
 )
+
+
+@_family("mpt", norm="layer", activation="gelu")
+def _mpt(view: ConfigView, spec: ModelSpec) -> Facts:
+    attention = view.sub("attn_config")
+    return {
+        "alibi": not spec.embedding.positions,
+        "clip_qkv": 0.0 if attention is None else _number(attention, "clip_qkv", 0.0),
+        "attention_scale": (
+            None if attention is None else _bounded(attention, "softmax_scale", 1e-9, 1e9)
+        ),
+        "rope": {"skip": lambda i: True},
+    }
+
+
+_like_llama("persimmon", norm="layer", activation="relu2", rope={"share": 0.5})
+
+
+@_family("gpt_neo", norm="layer", activation="gelu_new", attention_scale=1.0)
+def _gpt_neo(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Every other layer hides what lies before a window; scores are not scaled."""
+    words = view.list("attention_layers", max_length=spec.num_layers)
+    window = view.int("window_size", default=256, high=MAX_CONTEXT)
+    if not words:
+        words = ["global", "local"] * (spec.num_layers // 2 + 1)
+    hidden = tuple(window if word == "local" else 0 for word in words[: spec.num_layers])
+    return {"masked_windows": hidden, "rope": {"skip": lambda i: True}}
 
 
 def known_families() -> list[str]:

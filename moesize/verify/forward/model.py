@@ -30,8 +30,10 @@ from moesize.core.recurrent import (
 from moesize.core.tensors import Shard
 from moesize.verify.forward.attention import GroupedQuery
 from moesize.verify.forward.caches import CacheKind, LayerCache
+from moesize.verify.forward.compressed import Compressed
 from moesize.verify.forward.delta import GatedDelta, KimiDelta
 from moesize.verify.forward.feed_forward import Dense, ExpertPath, Experts
+from moesize.verify.forward.hyper import HC_NAMES, HyperConnection, collapse
 from moesize.verify.forward.latent import Latent
 from moesize.verify.forward.lightning import Lightning
 from moesize.verify.forward.mamba import SelectiveScan, StateSpaceDual
@@ -160,11 +162,15 @@ class ForwardModel:
         x = self._embed(tokens, step)
         if self.spec.embedding.per_layer_size:
             step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, step, x)
+        if self.numerics.streams:
+            x = x[:, :, None].repeat(1, 1, self.numerics.streams, 1)
         for index in self.layers:
             self.on_phase(f"layer {index}")
             x = self._blocks[index](x, step, self.caches[index])
         self.length += tokens.shape[1]
         self.on_phase("final norm")
+        if self.numerics.streams:
+            x = collapse(x, self.numerics, self.weights)
         return self._final_norm(x)
 
     def _all_reduce(self, x: Tensor) -> Tensor:
@@ -304,6 +310,8 @@ class _Layer:
 
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         num = self.numerics
+        if num.streams:
+            return self._over_streams(x, step, cache)
         if num.parallel and self.mixers and self.feed_forwards:
             return self._parallel(x, step, cache)
         if self.mixers:
@@ -314,6 +322,15 @@ class _Layer:
             x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
         scaled = num.layer_scalar and self.w.has_named("layer_scalar")
         return x * self.w.named("layer_scalar") if scaled else x
+
+    def _over_streams(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """x (B, T, m, H): hyper-connections before and behind each half."""
+        before = HyperConnection("attn", self.numerics, self.w)
+        inside = before.enter(x)
+        x = before.leave(x, self._mix(self._norm("pre_mixer", inside), step, cache))
+        before = HyperConnection("ffn", self.numerics, self.w)
+        inside = before.enter(x)
+        return before.leave(x, self._feed(self._norm("pre_mlp", inside), step, inside))
 
     def _add(self, part: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         num = self.numerics
@@ -390,6 +407,7 @@ _KNOWN_EXTRA = frozenset(
         "router.expert_scale",
         "other.per_layer_gate",
         "other.per_layer_projection",
+        *(f"other.hc_{part}_{name}" for part in ("attn", "ffn") for name in HC_NAMES),
     }
 )
 
@@ -414,6 +432,6 @@ def mixer_runner(mixer: Mixer, numerics: Numerics, weights: LayerWeights) -> Mix
         case ShortConv():
             return GatedShortConv(mixer, numerics, weights)
         case CompressedAttention():
-            raise UnsupportedError("compressed attention (DeepSeek-V4) has no forward pass yet")
+            return Compressed(mixer, numerics, weights)
         case _:
             assert_never(mixer)

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import (
+    CompressedAttention,
+    GroupedQueryAttention,
+    LatentAttention,
+)
 from moesize.readers.hf.view import ConfigView
 
 if TYPE_CHECKING:
@@ -120,12 +124,14 @@ class Numerics:
     temperature         (scale, floor): queries grow with their position (Llama 4: in layers
                         without rotation; Ministral 3: everywhere)
     positions_offset    of the first token: row of a learned table, or in that temperature
+    masked_windows      of every layer; 0 = none. A window that hides, and saves nothing (GPT-Neo)
     window_shift        added to a window of the spec, which may count as an engine does
     latent_eps          of the norms inside latent and lightning attention
     swiglu_limit, swiglu_alpha   the clamped activation of gpt-oss
     linear_...          the gated norm of linear attention and Mamba; its groups, its epsilon
     dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
+    streams             parallel residual streams (DeepSeek-V4); stream_eps, stream_rounds of them
     layer_scalar        a stored factor of every layer's output (Gemma 4)
     """
 
@@ -151,6 +157,7 @@ class Numerics:
     temperature_everywhere: bool = False
     positions_offset: int = 0
     alibi: bool = False
+    masked_windows: tuple[int, ...] = ()
     window_shift: int = 0
     activation: str = "silu"
     swiglu_limit: float = 0.0
@@ -164,6 +171,9 @@ class Numerics:
     embedding_norm: NormKind | Literal[""] = ""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     layer_scalar: bool = False
+    streams: int = 0
+    stream_eps: float = 1e-6
+    stream_rounds: int = 20
     num_layers: int = 0
     notes: tuple[str, ...] = ()
 
@@ -204,6 +214,6 @@ def rotary_size(spec: ModelSpec, layer: int) -> int:
     for mixer in spec.block(spec.layout[layer]).mixers:
         if isinstance(mixer, GroupedQueryAttention):
             return mixer.head_dim
-        if isinstance(mixer, LatentAttention):
+        if isinstance(mixer, (LatentAttention, CompressedAttention)):
             return mixer.qk_rope_head_dim
     return 0

@@ -22,11 +22,12 @@ from moesize.verify.forward.dequantize import dequantize, parts_of
 from moesize.verify.layouts import (
     TRANSPOSED,
     Section,
+    Woven,
     expert_layout,
-    is_per_group,
     local_units,
     sections_of,
     stored_apart,
+    woven,
 )
 
 if TYPE_CHECKING:
@@ -283,25 +284,25 @@ class LayerWeights:
         if len(members) == 1:
             return raw
         key = members[1].shard
-        if key is not None and is_per_group(self.all.family, role, key.units):
-            return self._from_heads(role, raw, members)
+        found = None if key is None else woven(self.all.family, role, key.units)
+        if found is not None:
+            return self._from_groups(role, raw, members, found)
         rows = [self._rows(member) for member in members]
         return raw.split(rows)[[member.role for member in members].index(role)]
 
-    def _from_heads(self, role: str, raw: Tensor, members: Sequence[SpecTensor]) -> Tensor:
-        """q, k or v out of rows that stand group by group: queries, one key, one value."""
-        query, key = members[0], members[1]
-        assert key.shard is not None
-        size = key.shape[0] // key.shard.units
-        per_group = query.shape[0] // key.shape[0]
-        rows = raw.unflatten(0, (-1, per_group + 2, size))
-        part = role.removesuffix(".bias").rpartition(".")[2]
-        chosen = {
-            "q": rows[:, :per_group],
-            "k": rows[:, per_group : per_group + 1],
-            "v": rows[:, per_group + 1 :],
-        }[part]
-        return chosen.reshape(-1, *raw.shape[1:])
+    def _from_groups(
+        self, role: str, raw: Tensor, members: Sequence[SpecTensor], layout: Woven
+    ) -> Tensor:
+        """q, k or v out of rows that stand group by group."""
+        rows = {
+            part: member.shape[0] // layout.groups
+            for part, member in zip("qkv", members, strict=True)
+        }
+        parts = raw.unflatten(0, (-1, sum(rows.values()))).split(
+            [rows[part] for part in layout.order], dim=1
+        )
+        wanted = role.removesuffix(".bias").rpartition(".")[2]
+        return parts[layout.order.index(wanted)].reshape(-1, *raw.shape[1:])
 
     # --- Experts --------------------------------------------------------------------------------
 
