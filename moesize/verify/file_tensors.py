@@ -206,7 +206,9 @@ def _members(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[
     for index in range(tensor.copies):
         own = name.replace("{expert}", str(index))
         inside = module.replace("{expert}", str(index))
-        if tensor.copies > 1 and "{expert}" not in name:
+        if "{index}" in own:
+            own, inside = (text.replace("{index}", str(index)) for text in (own, inside))
+        elif tensor.copies > 1 and "{expert}" not in name:
             own, inside = f"{own}.{index}", f"{inside}.{index}"
         if not item.is_quantized:
             shape = tensor.shape

@@ -123,10 +123,36 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
-    return {
-        _published_name(name, state): tensor
-        for name, tensor in (state | _published_convolutions(state)).items()
-    }
+    state |= _published_convolutions(state)
+    if any("index_q_proj" in name or "indexer.q_proj" in name for name in state):
+        return _minimax_m3(state)
+    return {_published_name(name, state): tensor for name, tensor in state.items()}
+
+
+def _minimax_m3(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MiniMax-M3's own names: transformers 5.23 restores them for the wrapper only.
+
+    Experts one by one, gate and up apart.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        name = re.sub(r"indexer\.([qk])_", r"index_\1_", name)
+        if re.search(r"mlp\.(experts|gate\.|shared_experts)", name):
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        name = name.replace("moe.gate.e_score", "moe.e_score")
+        if name.endswith("experts.gate_up_proj"):
+            for index, one in enumerate(tensor):
+                for part, half in zip(("w1", "w3"), one.chunk(2), strict=True):
+                    out[name.replace("gate_up_proj", f"{index}.{part}.weight")] = half
+        elif name.endswith("experts.down_proj"):
+            for index, one in enumerate(tensor):
+                out[name.replace("down_proj", f"{index}.w2.weight")] = one
+        elif "gate_up_proj" in name:
+            for part, half in zip(("gate", "up"), tensor.chunk(2), strict=True):
+                out[name.replace("gate_up", part)] = half
+        else:
+            out[name] = tensor
+    return out
 
 
 def _published_convolutions(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -443,7 +469,10 @@ FAMILIES: tuple[Family, ...] = (
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
-    _F("minimax_m2", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
+    _F(
+        "minimax_m2",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "rotary_dim": 4},
+    ),
     _F("mamba", {"state_size": 8, "expand": 2, "time_step_rank": 4, "tie_word_embeddings": True}),
     _F(
         "falcon_mamba",
@@ -641,6 +670,43 @@ FAMILIES: tuple[Family, ...] = (
     _F("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     _F("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     _F("bloom", {"n_layer": 2, "n_head": 4}),
+    _F(
+        "gemma3n_text",
+        {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "num_hidden_layers": 10,
+            "num_kv_shared_layers": 5,
+            "vocab_size_per_layer_input": 90,  # of tokens beyond it the first row is taken
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+            "activation_sparsity_pattern": [0.95] * 3 + [0.0] * 7,
+            "tie_word_embeddings": True,
+        },
+    ),
+    _F(
+        "minimax_m3_vl_text",
+        {
+            "rotary_dim": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            },
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk_blocks": 2,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "dense_intermediate_size": 40,
+            "shared_intermediate_size": 48,
+            "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+        },
+        tokens=400,  # four blocks of keys, of which two are kept
+    ),
     _F("axk1", {**_MLA, **_DEEPSEEK_MOE}),
     _F(
         "deepseek_v4",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,15 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, alpha: float) -> Tens
     gate = gate.clamp(max=limit)
     up = up.clamp(-limit, limit)
     return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+
+def cut_off(gate: Tensor, share: float, ranks: int) -> Tensor:
+    """Gemma 3n: what lies above the quantile of a normal distribution with its mean and spread."""
+    if ranks > 1:
+        raise UnsupportedError("a cut-off by mean and spread is not taken over ranks")
+    deviations = NormalDist().inv_cdf(share)
+    spread, mean = torch.std_mean(gate, dim=-1, keepdim=True, unbiased=False)
+    return f.relu(gate - (mean + spread * deviations))
 
 
 def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: float, eps: float) -> Tensor:

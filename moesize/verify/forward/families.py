@@ -15,6 +15,7 @@ from moesize.core.attention import (
     GroupedQueryAttention,
     LatentAttention,
 )
+from moesize.core.compute import INDEX_BLOCK_TOKENS
 from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.model_spec import ModelSpec
@@ -92,8 +93,11 @@ def neutral_facts(spec: ModelSpec) -> Facts:
     """Fields for a checkpoint without a config: norms by their number, all layers rotate."""
     count = max((block.num_norms for block in spec.blocks), default=2)
     slots: tuple[str, ...] = _SANDWICH if count >= 4 else ("pre_mixer", "pre_mlp")
+    alternates = any(e.role == "other.altup_router" for b in spec.blocks for e in b.extra)
     if count == 7:
         slots = (*_SANDWICH, "post_dense", "post_experts", "pre_experts")
+    elif alternates:
+        slots = (*_SANDWICH, "post_laurel")
     sizes = [rotary_size(spec, index) for index in range(spec.num_layers)]
     return {
         "model_type": spec.model_type,
@@ -102,6 +106,7 @@ def neutral_facts(spec: ModelSpec) -> Facts:
         "ropes": tuple(Rope(size=size - size % 2) if size else None for size in sizes),
         "parallel": count == 1 and all(b.mixers and b.feed_forwards for b in spec.blocks),
         "streams": streams_of(spec),
+        "alternates": alternates,
         "notes": ("no config: neutral epsilons, scales and rotation",),
     }
 
@@ -547,6 +552,26 @@ def _gemma4(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
+@_family("gemma3n_text", norm_slots=(*_SANDWICH, "post_laurel"))
+def _gemma3n(view: ConfigView, spec: ModelSpec) -> Facts:
+    cuts = view.list("activation_sparsity_pattern", max_length=spec.num_layers)
+    if not all(isinstance(cut, (int, float)) and 0 <= cut < 1 for cut in cuts):
+        raise view.fail("activation_sparsity_pattern must list shares below one")
+    gemma3 = _gemma3(view, spec)
+    return {
+        "activation": gemma3["activation"],
+        "ropes": gemma3["ropes"],
+        "multipliers": gemma3["multipliers"],
+        "attention_scale": 1.0,
+        "v_norm": "rms_plain",
+        "logit_softcap": _number(view, "final_logit_softcapping", 30.0),
+        "alternates": True,
+        "active_stream": view.count("altup_active_idx", default=0, high=63),
+        "scaled_correction": view.flag("altup_correct_scale", default=True),
+        "sparsity": tuple(map(float, cuts)) if len(cuts) == spec.num_layers else (),
+    }
+
+
 # --- Mixtures of experts ------------------------------------------------------------------------
 
 _like_llama(
@@ -582,7 +607,35 @@ def _plain_weights(view: ConfigView) -> Facts:
 
 _like_llama("jamba", routing={"renormalize": False}, rope={"skip": lambda i: True})
 _like_llama("glm4_moe", "dots1", "solar_open", "glm4v_moe_text", routing=_correction())
-_like_llama("minimax_m2", routing=_correction(epsilon=0.0))
+
+
+@_family("minimax_m2")
+def _minimax_m2(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "rope": {"share": _rotary_share(view, view.int("head_dim", default=128))},
+        "routing": _correction(epsilon=0.0),
+    }
+
+
+def _rotary_share(view: ConfigView, default: int) -> float:
+    """MiniMax gives the elements that turn, beside their share or instead of it."""
+    size = view.int("head_dim", default=default)
+    return min(1.0, view.int("rotary_dim", default=min(size, default), high=1 << 16) / size)
+
+
+@_family("minimax_m3", "minimax_m3_vl_text", norm="rms_offset")
+def _minimax_m3(view: ConfigView, spec: ModelSpec) -> Facts:
+    sparse = view.sub("sparse_attention_config") or view
+    block = sparse.int("sparse_block_size", "index_block_size", default=INDEX_BLOCK_TOKENS)
+    if block != INDEX_BLOCK_TOKENS:
+        raise UnsupportedError(f"blocks of {block} keys are not described")
+    return {
+        "rope": {"share": _rotary_share(view, 64)},
+        "swiglu_limit": _number(view, "swiglu_limit", 7.0),
+        "swiglu_alpha": _number(view, "swiglu_alpha", 1.702),
+        "local_blocks": sparse.count("sparse_local_block", "index_local_blocks", default=1),
+        "routing": _correction(epsilon=0.0, scale=_number(view, "routed_scaling_factor", 2.0)),
+    }
 
 
 @_family("gpt_oss")

@@ -28,6 +28,7 @@ from moesize.core.recurrent import (
     ShortConv,
 )
 from moesize.core.tensors import Shard
+from moesize.verify.forward.altup import ALTUP_ROLES, AltUp, join, laurel, spread
 from moesize.verify.forward.attention import GroupedQuery
 from moesize.verify.forward.caches import CacheKind, LayerCache
 from moesize.verify.forward.compressed import Compressed
@@ -38,7 +39,7 @@ from moesize.verify.forward.latent import Latent
 from moesize.verify.forward.lightning import Lightning
 from moesize.verify.forward.mamba import SelectiveScan, StateSpaceDual
 from moesize.verify.forward.norms import normalize
-from moesize.verify.forward.per_layer import add_per_layer_input, per_layer_inputs
+from moesize.verify.forward.per_layer import per_layer_inputs, per_layer_update
 from moesize.verify.forward.short_conv import GatedShortConv
 from moesize.verify.forward.step import Step
 from moesize.verify.forward.weights import LayerWeights, Weights
@@ -164,6 +165,8 @@ class ForwardModel:
             step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, step, x)
         if self.numerics.streams:
             x = x[:, :, None].repeat(1, 1, self.numerics.streams, 1)
+        if self.numerics.alternates:
+            x = spread(x, self.weights)
         for index in self.layers:
             self.on_phase(f"layer {index}")
             x = self._blocks[index](x, step, self.caches[index])
@@ -171,6 +174,8 @@ class ForwardModel:
         self.on_phase("final norm")
         if self.numerics.streams:
             x = collapse(x, self.numerics, self.weights)
+        if self.numerics.alternates:
+            x = join(x, self.weights)
         return self._final_norm(x)
 
     def _all_reduce(self, x: Tensor) -> Tensor:
@@ -312,6 +317,9 @@ class _Layer:
         num = self.numerics
         if num.streams:
             return self._over_streams(x, step, cache)
+        if num.alternates:
+            own = None if step.per_layer is None else step.per_layer[:, :, self.w.index]
+            return AltUp(num, self.w)(x, own, lambda y: self._with_laurel(y, step, cache))
         if num.parallel and self.mixers and self.feed_forwards:
             return self._parallel(x, step, cache)
         if self.mixers:
@@ -319,7 +327,7 @@ class _Layer:
         if self.feed_forwards:
             x = self._add("mlp", x, lambda y: self._feed(y, step, x))
         if step.per_layer is not None:
-            x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
+            x = x + per_layer_update(x, step.per_layer[:, :, self.w.index], num, self.w)
         scaled = num.layer_scalar and self.w.has_named("layer_scalar")
         return x * self.w.named("layer_scalar") if scaled else x
 
@@ -331,6 +339,14 @@ class _Layer:
         before = HyperConnection("ffn", self.numerics, self.w)
         inside = before.enter(x)
         return before.leave(x, self._feed(self._norm("pre_mlp", inside), step, inside))
+
+    def _with_laurel(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """Gemma 3n on one stream: beside the attention a low-rank residual."""
+        normed = self._norm("pre_mixer", x)
+        beside = laurel(normed, lambda y: self._norm("post_laurel", y), self.w)
+        mixed = self._norm("post_mixer", self._mix(normed, step, cache))
+        x = (x + mixed + beside) * 2**-0.5
+        return self._add("mlp", x, lambda y: self._feed(y, step, x))
 
     def _add(self, part: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         num = self.numerics
@@ -407,6 +423,7 @@ _KNOWN_EXTRA = frozenset(
         "router.expert_scale",
         "other.per_layer_gate",
         "other.per_layer_projection",
+        *ALTUP_ROLES,
         *(f"other.hc_{part}_{name}" for part in ("attn", "ffn") for name in HC_NAMES),
     }
 )

@@ -30,7 +30,7 @@ NormKind = Literal[
     "layer_plain",  # LayerNorm without weight: OLMo
 ]
 # Where the norms over the hidden size of a layer stand, in the order of `Naming.norms`.
-# The last three are Gemma 4's, whose experts run beside the dense MLP.
+# Gemma 4's experts run beside the dense MLP; the last is Gemma 3n's.
 Slot = Literal[
     "pre_mixer",
     "post_mixer",
@@ -39,6 +39,7 @@ Slot = Literal[
     "post_dense",
     "post_experts",
     "pre_experts",
+    "post_laurel",
 ]
 Scoring = Literal["softmax", "sigmoid", "softmax_of_chosen", "sigmoid_of_chosen", "sqrt_softplus"]
 
@@ -132,6 +133,10 @@ class Numerics:
     dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
     streams             parallel residual streams (DeepSeek-V4); stream_eps, stream_rounds of them
+    alternates          several streams, of which a layer computes on the active one (Gemma 3n)
+    scaled_correction   that one is scaled before the layer's own input is added
+    sparsity            of every layer: share of the gate that is cut off below a normal quantile
+    local_blocks        of keys that block-sparse attention always keeps (MiniMax-M3)
     layer_scalar        a stored factor of every layer's output (Gemma 4)
     """
 
@@ -170,7 +175,12 @@ class Numerics:
     routing: Routing = field(default_factory=Routing)
     embedding_norm: NormKind | Literal[""] = ""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    local_blocks: int = 1
     layer_scalar: bool = False
+    alternates: bool = False
+    active_stream: int = 0
+    scaled_correction: bool = True
+    sparsity: tuple[float, ...] = ()
     streams: int = 0
     stream_eps: float = 1e-6
     stream_rounds: int = 20

@@ -71,6 +71,14 @@ class Weights:
         raw = self.state.get(tensor_name(self.spec.naming, role, section))
         return None if raw is None else self.put(raw)
 
+    def outside_all(self, role: str, section: str) -> list[Tensor]:
+        """Equal tensors that stand outside the layers, numbered from 0 on."""
+        name = tensor_name(self.spec.naming, role, section)
+        found: list[Tensor] = []
+        while (own := name.replace("{index}", str(len(found)))) in self.state and own != name:
+            found.append(self.put(self.state[own]))
+        return found
+
     def put(self, raw: Tensor) -> Tensor:
         """On the device; real numbers in the type of the computation."""
         if raw.is_floating_point():
