@@ -771,6 +771,12 @@ _T5 = Naming(
     },
 )
 
+# Ling 3.0: the output norm of its Kimi delta attention.
+NAMES["bailing_delta"] = replace(
+    NAMES["bailing_hybrid"],
+    roles={**NAMES["bailing_hybrid"].roles, "norms.linear": "attention.o_norm"},
+)
+
 NAMES |= {
     "mimo": Naming(
         mtp_layers="model.mtp_layers.{layer}.",

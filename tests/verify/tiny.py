@@ -71,13 +71,15 @@ _MAMBA2: dict[str, Any] = {
 class Family:
     """A model type and what its tiny config says beyond SMALL; `name` tells variants apart.
 
-    tokens  of the prompt and of the steps after it
+    tokens      of the prompt and of the steps after it
+    class_name  where no config of the model stands for its causal language model
     """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     tokens: int = 13
+    class_name: str = ""
 
     @property
     def id(self) -> str:
@@ -87,13 +89,19 @@ class Family:
 
 def save(family: Family, folder: Path, *, seed: int = 0) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A model of the library and the config.json it was saved with."""
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     facts = {k: v for k, v in {**SMALL, **family.config}.items() if v != "absent"}
     config = AutoConfig.for_model(family.model_type, **facts)
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    if family.class_name:
+        # A language model that the library registers as a part of a wrapper only.
+        model = getattr(transformers, family.class_name)(config)
+    else:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = model.float().eval()
     scramble(model)
     model.save_pretrained(folder)
     return model, json.loads((folder / "config.json").read_text())
@@ -123,36 +131,63 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
     state |= _published_convolutions(state)
-    if any("index_q_proj" in name or "indexer.q_proj" in name for name in state):
-        return _minimax_m3(state)
+    if kind in _PUBLISHED:
+        return _PUBLISHED[kind](state)
     return {_published_name(name, state): tensor for name, tensor in state.items()}
 
 
 def _minimax_m3(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """MiniMax-M3's own names: transformers 5.23 restores them for the wrapper only.
-
-    Experts one by one, gate and up apart.
-    """
+    """MiniMax-M3's own names: transformers 5.23 restores them for the wrapper only."""
     out: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         name = re.sub(r"indexer\.([qk])_", r"index_\1_", name)
         if re.search(r"mlp\.(experts|gate\.|shared_experts)", name):
             name = name.replace(".mlp.", ".block_sparse_moe.")
         name = name.replace("moe.gate.e_score", "moe.e_score")
-        if name.endswith("experts.gate_up_proj"):
-            for index, one in enumerate(tensor):
-                for part, half in zip(("w1", "w3"), one.chunk(2), strict=True):
-                    out[name.replace("gate_up_proj", f"{index}.{part}.weight")] = half
-        elif name.endswith("experts.down_proj"):
-            for index, one in enumerate(tensor):
-                out[name.replace("down_proj", f"{index}.w2.weight")] = one
-        elif "gate_up_proj" in name:
+        if "gate_up_proj.weight" in name:
             for part, half in zip(("gate", "up"), tensor.chunk(2), strict=True):
                 out[name.replace("gate_up", part)] = half
         else:
             out[name] = tensor
+    return _one_by_one(out, ("w1", "w3", "w2"))
+
+
+def _one_by_one(
+    state: dict[str, torch.Tensor], names: tuple[str, str, str]
+) -> dict[str, torch.Tensor]:
+    """Experts apart, and their gate and up, which the library stacks."""
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        stack, _, part = name.rpartition(".")
+        if not stack.endswith(".experts"):
+            out[name] = tensor
+            continue
+        for index, expert in enumerate(tensor):
+            parts = (*expert.chunk(2),) if part == "gate_up_proj" else (expert,)
+            own = names[:2] if part == "gate_up_proj" else names[2:]
+            for matrix, what in zip(parts, own, strict=True):
+                out[f"{stack}.{index}.{what}.weight"] = matrix.contiguous()
     return out
+
+
+def _deepseek_v4(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """DeepSeek-V4's own names, of which transformers 5.23 does not restore all when it saves."""
+    out = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("model.").replace("embed_tokens.", "embed.")
+        out[name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")] = (
+            tensor
+        )
+    return out
+
+
+_PUBLISHED = {
+    "deepseek_v4": _deepseek_v4,
+    "minimax_m3_vl_text": _minimax_m3,
+    "mistral4": lambda state: _one_by_one(state, ("gate_proj", "up_proj", "down_proj")),
+}
 
 
 def _published_convolutions(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,19 +213,11 @@ def _published_name(name: str, state: dict[str, torch.Tensor]) -> str:
     Kimi-Linear's dense layers get the name of its experts; OLMo-Hybrid's attention layers that of
     its linear ones. The published files have the names on the right.
     """
-    if any(".attn.wkv" in other for other in state):
-        name = _deepseek_v4_name(name)
     name = re.sub(r"block_sparse_moe\.(gate_proj|up_proj|down_proj)", r"mlp.\1", name)
     layer = name.removesuffix("feedforward_layer_norm.weight")
     if layer != name and layer + "post_feedforward_layernorm.weight" in state:
         return layer + "post_attention_layernorm.weight"
     return name
-
-
-def _deepseek_v4_name(name: str) -> str:
-    """DeepSeek-V4's own names, of which transformers 5.23 does not restore all when it saves."""
-    name = name.removeprefix("model.").replace("embed_tokens.", "embed.")
-    return name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")
 
 
 _F = Family
@@ -706,6 +733,41 @@ FAMILIES: tuple[Family, ...] = (
             "mlp_layer_types": ["dense", "sparse", "sparse"],
         },
         tokens=400,  # four blocks of keys, of which two are kept
+    ),
+    _F(
+        "mistral4",
+        {
+            **_MLA,
+            **_DEEPSEEK_MOE,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 4,
+                "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 32,
+                "beta_slow": 1,
+            },
+        },
+        class_name="Mistral4ForCausalLM",
+    ),
+    _F(
+        "bailing_hybrid",
+        {
+            **_MLA,
+            **_DEEPSEEK_MOE,
+            "q_lora_rank": "absent",
+            "n_routed_experts": "absent",
+            "num_experts": 8,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "layer_group_size": 2,
+            "no_kda_lora": True,
+            "gated_attention_proj_granularity_type": "head_wise",
+            "num_nextn_predict_layers": 0,
+        },
     ),
     _F("axk1", {**_MLA, **_DEEPSEEK_MOE}),
     _F(

@@ -1339,7 +1339,7 @@ def bailing_experts(config: ConfigView, *, correction: bool | None = None) -> Mo
     biased = config.flag("use_bias", default=False)
     return MoeMlp(
         num_experts=config.int("num_experts"),
-        experts_per_token=config.int("num_experts_per_tok"),
+        experts_per_token=config.int("num_experts_per_tok", "num_experts_per_token"),
         intermediate_size=width,
         router_bias="correction" if correction else "none",
         router_dtype=kinds[kind],

@@ -19,6 +19,7 @@ from moesize.core.compute import INDEX_BLOCK_TOKENS
 from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.model_spec import ModelSpec
+from moesize.core.recurrent import LightningAttention
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
 from moesize.verify.forward.numerics import Rope, RopeScaling, Routing, rotary_size
 from moesize.verify.forward.rotary import yarn_mscale
@@ -868,6 +869,46 @@ def streams_of(spec: ModelSpec) -> int:
             if extra.role == "other.hc_attn_fn":
                 return extra.shape[1] // spec.hidden_size
     return 0
+
+
+@_family("mistral4")
+def _mistral4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """DeepSeek-V3's attention; a softmax routes, in groups by their two best."""
+    return {
+        **_llama4_scaling(view),
+        "ropes": _ropes(
+            _whole_rope(view), spec, interleaved=view.flag("rope_interleave", default=True)
+        ),
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "routing": {"group_score": "two_best", "epsilon": 1e-20},
+    }
+
+
+def _whole_rope(view: ConfigView) -> ConfigView:
+    """Without the share of a head that turns, where a rope part is all that is turned."""
+    params = dict(view.data.get("rope_parameters") or {})
+    params.pop("partial_rotary_factor", None)
+    data = {key: value for key, value in view.data.items() if key != "partial_rotary_factor"}
+    return ConfigView({**data, "rope_parameters": params}, view.file, view.where)
+
+
+@_family("bailing_hybrid")
+def _bailing_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Ling 3.0: Kimi delta attention with a bounded decay, and latent attention."""
+    if any(isinstance(m, LightningAttention) for block in spec.blocks for m in block.mixers):
+        raise UnsupportedError("how Ling 2.5 computes is not written down")
+    safe = view.flag("kda_safe_gate", default=True)
+    return {
+        "rope": {"interleaved": True, "theta": 6e6},
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "decay_bound": _number(view, "kda_lower_bound", -5.0) if safe else 0.0,
+        "routing": _correction(
+            groups=view.count("n_group", "num_expert_group", default=1) or 1,
+            renormalize=view.flag("norm_topk_prob", "moe_renormalize", default=True),
+        ),
+    }
 
 
 @_family("kimi_linear")

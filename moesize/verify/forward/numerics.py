@@ -130,6 +130,7 @@ class Numerics:
     latent_eps          of the norms inside latent and lightning attention
     swiglu_limit, swiglu_alpha   the clamped activation of gpt-oss
     linear_...          the gated norm of linear attention and Mamba; its groups, its epsilon
+    decay_bound         least logarithm of a decay, of which a sigmoid takes a part (Ling 3.0)
     dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
     streams             parallel residual streams (DeepSeek-V4); stream_eps, stream_rounds of them
@@ -171,6 +172,7 @@ class Numerics:
     linear_norm_groups: int = 1
     linear_eps: float | None = None
     negative_eigenvalues: bool = False
+    decay_bound: float = 0.0
     dt_limits: tuple[float, float] = (0.0, float("inf"))
     routing: Routing = field(default_factory=Routing)
     embedding_norm: NormKind | Literal[""] = ""
