@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import transformers
 from running import ROOT, call, environment, run
 
 from moesize.schemas import find_schema
@@ -252,3 +253,63 @@ def test_saved_records_can_be_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads(path.read_text())["schema"] == "moesize.receipt/1"
     call("verify", str(folder), *SMALL, "--save")
     assert len(read_folder(path.parent)) == 1
+
+
+# Configs of models without a forward pass; elements as their transformers classes count them.
+WITHOUT_PASSES = {
+    "t5": {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "dtype": "float32",
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 512,
+        "relative_attention_num_buckets": 32,
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "n_positions": 512,
+    },
+    "bert": {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "dtype": "float32",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "vocab_size": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_PASSES)
+def test_without_passes_weights_and_loading_are_measured(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(WITHOUT_PASSES[name]))
+    config = transformers.AutoConfig.for_model(**WITHOUT_PASSES[name])
+    elements = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
+    result = call("verify", str(tmp_path), *SMALL, "--format", "json")
+    assert result.code == 0, result.out + result.err
+    document = result.json()
+    terms = {term["name"]: term for term in document["terms"]}
+    assert set(terms) == {"weights", "load_peak", "after_free"}
+    assert terms["weights"]["measured_bytes"] == 4 * elements
+    assert document["flops"]["phases"] == []
+    assert any("passes are not run" in note for note in document["notes"])
+
+
+def test_layers_of_a_model_without_passes_are_extrapolated(tmp_path: Path) -> None:
+    facts = {**WITHOUT_PASSES["bert"], "num_hidden_layers": 12}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    whole = call("verify", str(tmp_path), *SMALL, "--format", "json").json()
+    weights = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
+    limit = ("--limit-memory", str(weights // 2))
+    document = call("verify", str(tmp_path), *SMALL, *limit, "--format", "json").json()
+    assert 2 <= len(document["layers"]) < 12
+    (item,) = document["extrapolated"]
+    assert (item["name"], item["extrapolated_bytes"]) == ("weights", weights)
