@@ -199,7 +199,8 @@ def _peak_terms(
         term(
             "logits_peak",
             logits_bytes(
-                work.sequences, rows, subject.spec.hidden_size, subject.torch_dtype.itemsize,
+                work.sequences, rows, embedding.size or subject.spec.hidden_size,
+                subject.torch_dtype.itemsize,
                 softcap=bool(subject.numerics.logit_softcap),
                 copies_head=subject.dtype != subject.spec.dtype,
             ),

@@ -696,6 +696,11 @@ FAMILIES: tuple[Family, ...] = (
     _F("gpt_neox", {"rotary_pct": 0.5}),
     _F("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     _F("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    _F(
+        "opt",
+        {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        "opt-narrow",
+    ),
     _F("bloom", {"n_layer": 2, "n_head": 4}),
     _F(
         "gemma3n_text",

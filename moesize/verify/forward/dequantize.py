@@ -147,7 +147,7 @@ def _e2m1(packed: Tensor) -> Tensor:
     """Two values a byte, the low half first: (out, in / 2) bytes -> (out, in)."""
     table = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=packed.device)
     halves = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
-    return table[halves.long()]
+    return table[halves.int()]
 
 
 def _by_group(values: Tensor, scale: Tensor) -> Tensor:
@@ -164,8 +164,9 @@ def _unpack_words(words: Tensor, bits: int, dim: int, count: int) -> Tensor:
     """
     moved = words.movedim(dim, -1)
     if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits, device=words.device)
-        numbers = (moved.unsqueeze(-1).long() >> shifts) & ((1 << bits) - 1)
+        # In the type of the words: twice as wide, a large matrix would take gigabytes.
+        shifts = torch.arange(0, 32, bits, device=words.device, dtype=words.dtype)
+        numbers = (moved.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
         numbers = numbers.flatten(-2)
     else:
         stream = (

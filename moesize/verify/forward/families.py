@@ -824,6 +824,7 @@ def _deepseek_v4(view: ConfigView, spec: ModelSpec) -> Facts:
         (mixer,) = spec.block(name).mixers
         assert isinstance(mixer, CompressedAttention)
         width, wide = mixer.qk_rope_head_dim, mixer.compress_ratio > 1
+        own: ConfigView | None
         if kinds is not None:
             own = kinds.need_sub("compress" if wide else "main")
             theta = _bounded(own, "rope_theta", 1.0, 1e15)
@@ -1056,10 +1057,11 @@ def _falcon(view: ConfigView, spec: ModelSpec) -> Facts:
 
 @_family("opt", norm="layer", eps=1e-5, rope={"skip": lambda i: True})
 def _opt(view: ConfigView, spec: ModelSpec) -> Facts:
-    if not view.flag("do_layer_norm_before", default=True):
-        raise UnsupportedError("OPT with norms after the residual sum (350M) is not written down")
     # Learned positions begin at the third row.
-    return {"positions_offset": 2}
+    facts: Facts = {"positions_offset": 2}
+    if not view.flag("do_layer_norm_before", default=True):
+        facts["norm_slots"] = ("sum_mixer", "sum_mlp")
+    return facts
 
 
 _like_llama(

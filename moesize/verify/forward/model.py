@@ -100,8 +100,6 @@ class ForwardModel:
         self.layers = list(range(spec.num_layers) if layers is None else layers)
         if any(not 0 <= index < spec.num_layers for index in self.layers):
             raise InvalidInputError(f"the model has layers 0..{spec.num_layers - 1}")
-        if spec.embedding.size not in (0, spec.hidden_size):
-            raise UnsupportedError("embeddings of another width than the layers are not projected")
         if not 0 <= tp[0] < tp[1]:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
         self.weights = Weights(spec, state, self.device, dtype, tp, cut=cut)
@@ -209,6 +207,8 @@ class ForwardModel:
         """(B, T) -> (B, T, H); a rank looks up its part of the vocabulary."""
         num, embedding = self.numerics, self.spec.embedding
         x = self.weights.look_up(self._local_table(), tokens, self.reduce)
+        if embedding.size not in (0, self.spec.hidden_size):
+            x = f.linear(x, self._projection("in"))
         if embedding.positions:
             positions = self.weights.outside("embedding.positions", "embedding")
             assert positions is not None
@@ -220,6 +220,13 @@ class ForwardModel:
             x = normalize(x, num.embedding_norm, *self._embedding_norm(), num.eps)
         return x
 
+    def _projection(self, way: str) -> Tensor:
+        """Between the width of the table and that of the layers (OPT-350M)."""
+        found = self.weights.outside(f"other.project_{way}", "final")
+        if found is None:
+            raise UnsupportedError("embeddings of another width than the layers are not projected")
+        return found
+
     def _embedding_norm(self) -> tuple[Tensor | None, Tensor | None]:
         if not self.spec.embedding.norm:
             return None, None
@@ -230,7 +237,11 @@ class ForwardModel:
         num = self.numerics
         weight = self.weights.outside("norms.final", "final")
         bias = self.weights.outside("norms.final.bias", "final")
-        return normalize(x, num.norm, weight, bias, num.eps)
+        # Of some families norms have no weight, and some models have no norm here.
+        if weight is not None or num.norm.endswith("plain"):
+            x = normalize(x, num.norm, weight, bias, num.eps)
+        narrow = self.spec.embedding.size not in (0, self.spec.hidden_size)
+        return f.linear(x, self._projection("out")) if narrow else x
 
 
 def kv_sources(spec: ModelSpec, layers: Sequence[int]) -> dict[int, int]:
@@ -355,7 +366,8 @@ class _Layer:
         if num.residual_after_norm:
             x = normed
         kept, added = self._factors(part)
-        return x * kept + out * added if kept != 1.0 or added != 1.0 else x + out
+        x = x * kept + out * added if kept != 1.0 or added != 1.0 else x + out
+        return self._norm(f"sum_{part}", x)
 
     def _factors(self, part: str) -> tuple[float, float]:
         """Of the residual stream and of what is added to it."""

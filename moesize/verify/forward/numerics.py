@@ -30,7 +30,8 @@ NormKind = Literal[
     "layer_plain",  # LayerNorm without weight: OLMo
 ]
 # Where the norms over the hidden size of a layer stand, in the order of `Naming.norms`.
-# Gemma 4's experts run beside the dense MLP; the last is Gemma 3n's.
+# Gemma 4's experts run beside the dense MLP; one is Gemma 3n's. The last
+# two follow the sum with the residual stream (OPT-350M).
 Slot = Literal[
     "pre_mixer",
     "post_mixer",
@@ -40,6 +41,8 @@ Slot = Literal[
     "post_experts",
     "pre_experts",
     "post_laurel",
+    "sum_mixer",
+    "sum_mlp",
 ]
 Scoring = Literal["softmax", "sigmoid", "softmax_of_chosen", "sigmoid_of_chosen", "sqrt_softplus"]
 
