@@ -48,12 +48,15 @@ from moesize.engines import (
     engine_profile,
     engine_rules,
     option_of,
+    own_figures_left_out,
     planned_fields,
     refuse_unplanned,
 )
 from moesize.gpus import find_gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moesize.core.engine import EngineProfile
     from moesize.core.gpu import GpuSpec
     from moesize.engine_args import ServeCommand
@@ -101,8 +104,8 @@ def plan(
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
     "32k". `engine` is vllm if neither it nor a command in `engine_args` names one. What stands in
     `engine_args` holds where the option itself is not given. `calibration` False leaves out what
-    `audit --save` measured. Raises MoesizeError: UnknownNameError, InvalidInputError,
-    UnsupportedError, ...
+    `audit --save` and `verify --save` measured. Raises MoesizeError: UnknownNameError,
+    InvalidInputError, UnsupportedError, ...
     """
     if not calibration:
         arguments = {**locals(), "calibration": True}
@@ -243,13 +246,14 @@ def make_plan(
                 ),
             )
         )
-    measured = sorted(n for n, c in profile.constants.items() if c.source.startswith(YOURS))
+    measured = {n: c for n, c in profile.constants.items() if c.source.startswith(YOURS)}
     if measured:
-        message = f"as measured on this GPU (audit --save): {', '.join(measured)}"
+        ways = sorted({c.source.rpartition(", ")[2] for c in measured.values()})
+        message = f"as measured on this GPU ({', '.join(ways)}): {', '.join(sorted(measured))}"
         warnings.append(Note(code="calibration", message=message))
     warnings += limits
     if with_costs:  # an answer for people: what was measured belongs to it
-        warnings += _receipts(spec, scheme, device)
+        warnings += _receipts(spec, scheme, device, answer.deployment)
     cost = costs(spec, stored, device, answer) if with_costs else _NO_COSTS
     return Plan(
         model=_model_summary(spec, source),
@@ -269,12 +273,23 @@ def make_plan(
     )
 
 
-def _receipts(spec: ModelSpec, scheme: Scheme | None, device: GpuSpec) -> list[Note]:
+def _receipts(
+    spec: ModelSpec, scheme: Scheme | None, device: GpuSpec, deployment: Mapping[str, Any]
+) -> list[Note]:
     """What `verify --save` measured of this model, scheme and GPU on the user's machines."""
-    from moesize.verify.receipts import quotes
+    if own_figures_left_out():
+        return []
+    from moesize.verify.receipts import Planned, quotes
 
     name = "checkpoint" if scheme is None else scheme.name
-    return [Note(code="measured", message=q.text) for q in quotes(spec.id, name, device.id)[:1]]
+    planned = Planned(
+        engine=deployment["engine"],
+        ranks=0 if deployment["ep"] else deployment["tp"],
+        # The states of hybrids are kept in formats of each engine's own.
+        kv_dtype="" if model_kind(spec) == "hybrid" else deployment["kv_dtype"] or "",
+    )
+    found = quotes(spec, name, device.id, planned)
+    return [Note(code="measured", message=quote.text) for quote in found[:1]]
 
 
 _NO_COSTS = Costs({}, {})

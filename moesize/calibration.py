@@ -1,7 +1,8 @@
 """Constants measured on the user's own machines: `moesize audit --save` keeps them, plans use them.
 
 One file of JSON lines, `$MOESIZE_CALIBRATION` or `~/.config/moesize/calibration.jsonl`. A record is
-one constant of one engine version on one GPU, from one log. Plans for the same GPU and engine take
+one constant of one engine version on one GPU, from one log, or from a run of `moesize verify
+--save` (its term begins with `verify `). Plans for the same GPU and engine take
 the median of the records in place of the shipped constant and name it as their source.
 `MOESIZE_CALIBRATION=off`, or --no-calibration, leaves them out.
 """
@@ -231,8 +232,11 @@ def _measured(constant: Constant, found: list[Record]) -> Constant:
     high = max(max(values), value * (1 + margin))
     dates = sorted({record.date for record in found})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    log = "log" if len(found) == 1 else f"{len(found)} logs"
     newest = max(found, key=lambda record: record.date)
+    what, way = "log", "audit --save"
+    if newest.term.startswith("verify "):
+        what, way = "measurement", "verify --save"
+    log = what if len(found) == 1 else f"{len(found)} {what}s"
     return constant._replace(
         value=value,
         low=low,
@@ -240,8 +244,7 @@ def _measured(constant: Constant, found: list[Record]) -> Constant:
         observations=len(found),
         spread=f"{min(values):g} to {max(values):g}" if len(values) > 1 else f"{value:g}",
         date=dates[-1],
-        source=f"{YOURS}{log} of {when} ({newest.engine} {newest.version} on {newest.gpu}), "
-        "audit --save",
+        source=f"{YOURS}{log} of {when} ({newest.engine} {newest.version} on {newest.gpu}), {way}",
         note=f"in place of {constant.value:g} ({constant.low:g} to {constant.high:g})",
     )
 

@@ -142,7 +142,7 @@ _NO_CALIBRATION = option(
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Leave out what `audit --save` measured.",
+    help="Leave out what `audit --save` and `verify --save` measured.",
 )
 
 _PLAN_OPTIONS = options(

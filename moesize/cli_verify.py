@@ -45,7 +45,7 @@ def execute(
             tokens=parse_count(tokens),
             sequences=parse_count(sequences),
             tp_rank=ranks,
-            command=" ".join(["moesize", *sys.argv[1:]])[:1000] if len(sys.argv) > 1 else "",
+            command=_command(model),
             progress=progress,
             **options,
         )
@@ -65,6 +65,14 @@ def _loaded() -> Callable[..., VerifyReport]:
             "pip install '.[verify]' in the checkout, with the torch build for your device",
         ) from error
     return verify
+
+
+def _command(model: str) -> str:
+    """What was typed, without the paths in it: it goes into reports and records."""
+    from moesize.verify.neutral import neutral_command
+
+    words = sys.argv[1:]
+    return f"moesize {neutral_command(words, model)}"[:1000] if words else ""
 
 
 def _ranks(text: str | None) -> tuple[int, int] | None:

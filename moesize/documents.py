@@ -515,13 +515,18 @@ class VerifySettings(TypedDict):
 
 
 class VerifyPhase(TypedDict):
-    """Allocated bytes before, at most during, and after a part of the run."""
+    """Allocated bytes before, at most during, and after a part of the run.
+
+    `owners`: bytes of tensors when most was live, by the part of the pass that made them; empty
+    where the device does not tell.
+    """
 
     name: str
     begin_bytes: int
     peak_bytes: int
     end_bytes: int
     seconds: float
+    owners: dict[str, int]
 
 
 class VerifyExtrapolation(TypedDict):
@@ -551,6 +556,18 @@ class VerifyFailure(TypedDict):
     message: str
 
 
+class VerifyOwned(TypedDict):
+    """Whose bytes a peak is made of: one part of the pass in one phase.
+
+    `predicted_bytes` come from the same pass on shapes alone; null where it could not be made.
+    """
+
+    phase: str
+    owner: str
+    predicted_bytes: int | None
+    measured_bytes: int
+
+
 class VerifyDocument(TypedDict):
     """What `moesize verify MODEL --format json` prints.
 
@@ -576,6 +593,7 @@ class VerifyDocument(TypedDict):
     phases: list[VerifyPhase]
     extrapolated: list[VerifyExtrapolation]
     speed: VerifySpeed | None
+    attribution: list[VerifyOwned]
     failure: VerifyFailure | None
     agrees: bool
     date: str

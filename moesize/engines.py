@@ -1,7 +1,8 @@
 """What is known about engines by version: `data/engines/*.json`, read once and cached.
 
 Facts are read off the engine's code; constants are measured and carry a band (core's Constant).
-Each holds for a range of versions: `from` inclusive, `before` exclusive, null = no end known.
+Each holds for a range of versions: `from` inclusive, `before` exclusive, null = no end known. A
+constant with an `architecture` holds on GPUs of that one, in place of the one without.
 Adding an engine: a data file, a core module with `rules_of` and a plan function, a row below.
 """
 
@@ -16,7 +17,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moesize.core.errors import UnknownNameError, UnsupportedError
+from moesize.core.errors import MoesizeError, UnknownNameError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,11 +80,13 @@ def engine_profile(
     not listed, UnsupportedError for a version that cannot be read or is older than everything
     known.
     """
-    return _profile(engine, version, _measured(engine, gpu, kind))
+    return _profile(engine, version, _measured(engine, gpu, kind), _architecture(engine, gpu))
 
 
 @cache
-def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> EngineProfile:
+def _profile(
+    engine: str, version: str | None, measured: tuple[Record, ...], architecture: str
+) -> EngineProfile:
     from moesize.core.engine import Constant, EngineProfile
 
     engine = engine_id(engine)
@@ -100,6 +103,8 @@ def _profile(engine: str, version: str | None, measured: tuple[Record, ...]) -> 
     newest = release_of(str(known["newest_version"])) or ()
     facts = {row["name"]: row["value"] for row in known["facts"] if _covers(row, release)}
     rows = [row for row in known["constants"] if _covers(row, release)]
+    rows = [row for row in rows if row.get("architecture", "") in ("", architecture)]
+    rows.sort(key=lambda row: "architecture" in row)  # the later of two stands
     constants = {
         row["name"]: Constant(**{field: row[field] for field in Constant._fields}) for row in rows
     }
@@ -128,12 +133,14 @@ def oldest_version(engine: str) -> str:
 
 def engine_rules(engine: str, version: str | None = None, gpu: str = "", kind: str = "") -> Any:
     """What the engine's own planner needs to know about a version. Raises as `engine_profile`."""
-    return _rules(engine, version, _measured(engine, gpu, kind))
+    return _rules(engine, version, _measured(engine, gpu, kind), _architecture(engine, gpu))
 
 
 @cache
-def _rules(engine: str, version: str | None, measured: tuple[Record, ...]) -> Any:
-    profile = _profile(engine, version, measured)
+def _rules(
+    engine: str, version: str | None, measured: tuple[Record, ...], architecture: str
+) -> Any:
+    profile = _profile(engine, version, measured, architecture)
     return import_module(_ENGINES[profile.engine].module).rules_of(profile)
 
 
@@ -166,6 +173,11 @@ def calibration_without(log: str | None) -> Iterator[None]:
         yield
     finally:
         _LEFT_OUT.reset(token)
+
+
+def own_figures_left_out() -> bool:
+    """Whether nothing that the user measured counts (--no-calibration)."""
+    return _LEFT_OUT.get() == "off"
 
 
 def _measured(engine: str, gpu: str, kind: str) -> tuple[Record, ...]:
@@ -292,6 +304,19 @@ def _build_of_day(version: str, builds: Sequence[Sequence[str]]) -> str:
 def _covers(row: Mapping[str, Any], release: tuple[int, ...]) -> bool:
     first, end = release_of(row["from"]), row["before"]
     return (first or ()) <= release and (end is None or release < (release_of(end) or ()))
+
+
+@cache
+def _architecture(engine: str, gpu: str) -> str:
+    """Of a GPU, where an engine's constants ask for it; empty where none does."""
+    if not gpu or not any("architecture" in row for row in _data(engine_id(engine))["constants"]):
+        return ""
+    from moesize.gpus import find_gpu
+
+    try:
+        return find_gpu(gpu).spec.architecture
+    except MoesizeError:  # made for a test, or by a caller: no card of the catalogue
+        return ""
 
 
 @cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -27,6 +28,9 @@ from moesize.core.kv_cache import sequence_cost
 from moesize.core.units import format_count
 from moesize.engines import list_engines, option_of, planned_fields
 from moesize.schemas import document_names, find_schema
+from moesize.verify.neutral import paths_in
+from moesize.verify.observations import ratios
+from moesize.verify.receipts import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     import click
 
     from moesize.accuracy.summary import Accuracy
+    from moesize.verify.receipts import Figure, Receipt
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(
@@ -227,27 +232,76 @@ def _accuracy() -> Accuracy:
     return measure(read_reports(shipped_reports()))
 
 
-def measured_table() -> str:
-    """What was measured on GPUs, from the records in measurements/."""
-    from moesize.verify.receipts import read_folder
+NO_MEASUREMENT = "No measurement yet: `moesize verify` has not been run on a GPU so far.\n"
 
-    records = read_folder(ROOT / "measurements")
+
+def records_of(folder: Path) -> list[Receipt]:
+    """The records of GPUs in a folder that anybody may read.
+
+    Raises ValueError for a file that is no record, and for one that says where something lay on
+    the machine that wrote it.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        text = path.read_bytes()
+        record = parse(text, path.name)
+        if record is None:
+            raise ValueError(f"{path.name}: no record of `moesize verify --save`")
+        places = list(paths_in(json.loads(text)))
+        if places:
+            raise ValueError(f"{path.name}: {', '.join(places[:5])} holds a path; write PATH there")
+        found.append(record)
+    return sorted(
+        (one for one in found if one.kind != "cpu"),
+        key=lambda one: (one.model, one.quantization, one.gpu, one.date, one.file),
+    )
+
+
+def measured_table(folder: Path = ROOT / "measurements") -> str:
+    """Errors of what was measured on GPUs: (predicted - measured) / measured, in percent."""
+    records = records_of(folder)
     if not records:
-        return "No measurement yet: `moesize verify` has not been run on a GPU so far.\n"
+        return NO_MEASUREMENT
     lines = [
-        "| model | scheme | GPU | layers | weights | KV cache | prefill | whole peak | date |",
-        "|---|---|---|---|---:|---:|---:|---:|---|",
+        "| model | scheme | GPU | of it | weights | KV cache | prefill | sampling | whole peak "
+        "| context | load speed | date, torch |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
-    names = ("weights", "kv_cache.static", "prefill_peak", "peak")
-    for record in records:
-        errors = {term["name"]: term.get("error") for term in record["terms"]}
-        shown = (errors.get(name) for name in names)
-        cells = " | ".join("" if error is None else f"{error:+.2%}" for error in shown)
-        layers = f"{len(record['layers'])} of {record['num_layers']}"
-        lines.append(
-            f"| `{record['model']}` | {record['quantization']} | {record['device']['name']} "
-            f"| {layers} | {cells} | {record['date']} |"
-        )
+    for one in records:
+        cache = one.figure("kv_cache.static") or one.figure("kv_cache.growing")
+        names = ("prefill_peak", "sampling_peak", "peak", "context")
+        figures = (one.weights(), cache, *(one.figure(name) for name in names))
+        pace = "" if one.speed_share is None else f"{one.speed_share:.0%}"
+        cells = (
+            f"`{one.model}`", one.quantization, one.gpu, one.part or f"all {one.layers} layers",
+            *map(_percent, figures), pace, f"{one.date}, {one.torch}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    about = (
+        "Predicted against measured, in percent of what was measured; bold: outside of its "
+        "tolerance. Of several\nranks the one furthest off. Load speed: share of what the device "
+        "copies."
+    )
+    return "\n".join([*lines, "", about]) + "\n"
+
+
+def _percent(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return f"**{figure.percent}**" if figure.off else figure.percent
+
+
+def measured_ratios(folder: Path = ROOT / "measurements") -> str:
+    """How far predictions are off over all records that count."""
+    rows = ratios(records_of(folder))
+    if not rows:
+        return NO_MEASUREMENT
+    lines = ["| term | n | measured / predicted | nine tenths within | worst |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    lines += [
+        f"| `{row.term}` | {row.n} | {row.median:.4f} | {row.p90:.2%} | {row.worst:.2%} |"
+        for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -265,6 +319,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy-table": accuracy_table,
     "accuracy-report": accuracy_report,
     "measured-table": measured_table,
+    "measured-ratios": measured_ratios,
 }
 
 

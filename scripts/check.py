@@ -19,6 +19,7 @@ LINT: tuple[tuple[str, ...], ...] = (
     (sys.executable, "-m", "mypy"),
     (str(_BIN / "lint-imports"),),
     (sys.executable, "scripts/build_docs.py", "--check"),
+    (sys.executable, "scripts/calibrate_records.py", "--check"),
 )
 TESTS: tuple[tuple[str, ...], ...] = ((sys.executable, "-m", "pytest", "-n", "auto"),)
 

@@ -483,7 +483,8 @@ def print_verify(report: VerifyReport) -> None:
             console.print(Text("the whole model, extrapolated from two runs", style="bold"))
             for item in report.extrapolated:
                 console.print(Text("  " + words.extrapolated_line(item)))
-        facts = [("run", words.setting_line(report)), ("speed", words.speed_line(report))]
+        facts = [(f"peak of {phase}", text) for phase, text in words.peak_lines(report)]
+        facts += [("run", words.setting_line(report)), ("speed", words.speed_line(report))]
         facts += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
         facts += [("record", report.saved_to)]
         console.print()

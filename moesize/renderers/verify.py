@@ -65,6 +65,33 @@ def speed_line(report: VerifyReport) -> str:
     return text
 
 
+# Parts of a peak that are smaller than this share of it are summed up.
+_LEAST_SHARE = 0.002
+
+
+def peak_lines(report: VerifyReport) -> list[tuple[str, str]]:
+    """(phase, whose bytes its peak is) of the prompt and of the highest; predicted if otherwise."""
+    out = []
+    for phase in dict.fromkeys(item.phase for item in report.attribution):
+        items = [item for item in report.attribution if item.phase == phase]
+        total = sum(item.measured_bytes for item in items)
+        shown, rest = [], 0
+        for item in items:
+            predicted = item.predicted_bytes
+            off = 0 if predicted is None else abs(item.measured_bytes - predicted)
+            if max(item.measured_bytes, off) < _LEAST_SHARE * total:
+                rest += item.measured_bytes
+                continue
+            text = f"{item.owner.replace('_', ' ')} {format_bytes(item.measured_bytes)}"
+            if predicted is not None and off >= _LEAST_SHARE * total:
+                text += f" ({format_bytes(predicted)} predicted)"
+            shown.append(text)
+        if rest:
+            shown.append(f"others {format_bytes(rest)}")
+        out.append((phase, ", ".join(shown)))
+    return out
+
+
 def mark(ok: bool | None) -> str:
     """ok, off, or nothing."""
     return "" if ok is None else "ok" if ok else "off"
@@ -130,6 +157,9 @@ def verify_markdown(report: VerifyReport) -> str:
         out += [_escape(failure_line(report)), ""]
     out += ["| term | predicted | measured | error | | why |", "|---|---:|---:|---:|---|---|"]
     out += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows(report)]
+    if report.attribution:
+        out += ["", "Whose bytes the peaks are:", ""]
+        out += [f"- {_escape(phase)}: {_escape(text)}" for phase, text in peak_lines(report)]
     if report.extrapolated:
         out += ["", "The whole model, extrapolated from two runs:", ""]
         out += [f"- {_escape(extrapolated_line(item))}" for item in report.extrapolated]

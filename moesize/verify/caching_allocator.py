@@ -79,6 +79,16 @@ class CachingAllocator:
                 block = self._join(block, neighbour)
         self._offer(block)
 
+    def release_free(self) -> None:
+        """Give segments that hold nothing back to the driver, as `empty_cache` does."""
+        for pool in self._free.values():
+            for size, address in list(pool):
+                block = self._by_address[address]
+                if block.before is None and block.after is None:
+                    pool.remove((size, address))
+                    del self._by_address[address]
+                    self.reserved -= size
+
     def _take(self, wanted: int, *, small: bool) -> _Block:
         pool = self._free[small]
         place = bisect_left(pool, (wanted, -1))

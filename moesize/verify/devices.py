@@ -13,6 +13,8 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
-from moesize.core.units import format_bytes
+from moesize.core.units import MIB, format_bytes
 from moesize.verify.live_bytes import LiveBytes
+from moesize.verify.owners import History, Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +81,9 @@ class Meter(Protocol):
 
     def reset_peak(self) -> None:
         """Count peaks from here on."""
+
+    def owners(self) -> dict[str, int] | None:
+        """Bytes of tensors by owner (`moesize.verify.owners`) at the peak; None: not known."""
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""
@@ -149,6 +155,7 @@ class TorchMeter:
         self.counts_blocks = True
         self.api = api
         self.device = torch.device(kind, index)
+        self.history = History(getattr(api, "memory", None), index)
         self.name = str(api.get_device_name(index))
         self.driver = _driver_version(api)
 
@@ -177,7 +184,12 @@ class TorchMeter:
 
     def reset_peak(self) -> None:
         """reset_peak_memory_stats."""
+        self.history.reset_peak()
         self.api.reset_peak_memory_stats(self.device)
+
+    def owners(self) -> dict[str, int] | None:
+        """Out of the allocator's history, since `watch` began."""
+        return self.history.peak()
 
     def synchronize(self) -> None:
         """Wait for all streams."""
@@ -185,8 +197,12 @@ class TorchMeter:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """The allocator counts by itself."""
-        yield
+        """The allocator counts by itself; its history says for whom."""
+        self.history.start()
+        try:
+            yield
+        finally:
+            self.history.stop()
 
     def limit(self, size_bytes: int) -> None:
         """set_per_process_memory_fraction; the context of the driver is not part of it."""
@@ -260,7 +276,8 @@ class MpsMeter:
         self.device = torch.device("mps")
         self.name = platform.processor() or platform.machine()
         self.driver = platform.mac_ver()[0]
-        self._live = LiveBytes("mps")
+        self._owners = Listener()
+        self._live = LiveBytes("mps", self._owners)
 
     def total_bytes(self) -> int:
         """What Metal recommends as the most."""
@@ -283,6 +300,11 @@ class MpsMeter:
     def reset_peak(self) -> None:
         """Of live tensors."""
         self._live.reset_peak()
+        self._owners.owners.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Who asked for them."""
+        return self._owners.owners.peak
 
     def synchronize(self) -> None:
         """Wait."""
@@ -326,7 +348,8 @@ class CpuMeter:
         self.device = torch.device("cpu")
         self.name = _processor()
         self.driver = platform.system()
-        self.live = _Limited("cpu")
+        self._owners = Listener()
+        self.live = _Limited("cpu", self._owners)
 
     def total_bytes(self) -> int:
         """Physical memory, or the bound of the container where that is less."""
@@ -347,6 +370,11 @@ class CpuMeter:
     def reset_peak(self) -> None:
         """Count from here on."""
         self.live.reset_peak()
+        self._owners.owners.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Who asked for the storages that were live at the peak."""
+        return self._owners.owners.peak
 
     def synchronize(self) -> None:
         """Nothing runs beside."""
@@ -425,10 +453,17 @@ def _cgroup_used() -> int:
 
 
 class ContextCost(NamedTuple):
-    """Driver memory that torch does not count: free before anything, and what went since."""
+    """Driver memory that torch does not count: free before anything, and what went since.
+
+    known  free memory before this process was asked for; else the whole device's was taken, and
+           what other processes hold is counted too
+    workspace_bytes  what libraries (cuBLAS) keep in the allocator since the first product
+    """
 
     first_call_bytes: int
     first_product_bytes: int
+    known: bool = True
+    workspace_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -439,37 +474,68 @@ class ContextCost(NamedTuple):
 def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | None:
     """What the first call and the first matrix product take of the device; None on a CPU.
 
-    free_before  the driver's free memory before this process touched the device (NVML): torch
-                 itself cannot ask without making a context
+    free_before  the driver's free memory before this process touched the device (`free_before`):
+                 torch itself cannot ask without making a context
     """
     if meter.kind in ("cpu", "mps"):
         return None
     total = meter.total_bytes() if free_before is None else free_before
     meter.synchronize()
-    held = meter.reading().reserved
-    first = max(0, total - meter.free_bytes() - held)
+    before = meter.reading()
+    first = max(0, total - meter.free_bytes() - before.reserved)
     matrix = torch.ones(64, 64, device=meter.device, dtype=torch.bfloat16)
     product = matrix @ matrix
     meter.synchronize()
     after = max(0, total - meter.free_bytes() - meter.reading().reserved)
     del matrix, product
-    return ContextCost(first, max(0, after - first))
+    workspace = max(0, meter.reading().allocated - before.allocated)
+    return ContextCost(first, max(0, after - first), free_before is not None, workspace)
 
 
-def nvml_free_bytes(index: int = 0) -> int | None:
-    """Free memory of a card by NVML, before CUDA is touched; None without NVML."""
+def free_before(device: str) -> int | None:
+    """Free memory of the card that `device` means, asked of the driver before CUDA is touched.
+
+    By NVML (extra `nvidia-ml-py`), else by nvidia-smi, which says whole MiB; None without both.
+    """
+    kind, _, number = device.strip().lower().partition(":")
+    if kind not in ("auto", "cuda") or (number and not _is_number(number)):
+        return None
+    index = int(number) if number else _local_rank()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    name = visible[index].strip() if index < len(visible) else ""
+    name = name or str(index)
+    found = _nvml_free(name)
+    return _smi_free(name) if found is None else found
+
+
+def _nvml_free(name: str) -> int | None:
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        name = visible[index].strip() if index < len(visible) else ""
-        if name.startswith("GPU-"):
-            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        if _is_number(name):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
         else:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name) if name.isdigit() else index)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except (pynvml.NVMLError, ValueError):
         return None
+
+
+def _smi_free(name: str) -> int | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits", f"--id={name}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = answer.stdout.strip()
+    return int(said) * MIB if _is_number(said) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

@@ -8,6 +8,8 @@ many experts are visited, how many tokens each of them gets, and small integers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from moesize.core.units import ceil_div
 from moesize.verify.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from moesize.core.model_spec import ModelSpec
 
@@ -48,6 +50,22 @@ def even_routing(spec: ModelSpec, layers: Sequence[int], tokens: int) -> Routing
     return Routing(tuple(loads))
 
 
+def decisive(loads: Sequence[int]) -> tuple[int, ...]:
+    """The experts that a peak can come from: fewer visits, the same peak.
+
+    What is live while an expert runs grows with its own tokens and, through what the loop still
+    holds, with those of the expert before it. Only visits that no other exceeds in both count; each
+    is kept behind its predecessor, and a visit of one token keeps them apart.
+    """
+    pairs = sorted(set(pairwise((0, *loads))), key=lambda pair: (-pair[1], -pair[0]))
+    kept, most_before = [], -1
+    for before, tokens in pairs:
+        if before > most_before:
+            most_before = before
+            kept += [1, before, tokens] if before else [tokens]
+    return tuple(kept) if len(kept) < len(loads) else tuple(loads)
+
+
 class RoutingRecorder(LiveBytes):  # type: ignore[no-untyped-call]
     """Writes down what routers choose while a pass runs; the looped path asks op by op."""
 
@@ -72,11 +90,21 @@ class RoutingRecorder(LiveBytes):  # type: ignore[no-untyped-call]
 _UNIQUE = (_ATEN._unique2.default, _ATEN.unique_dim.default, _ATEN._unique.default)
 
 
-class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
-    """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU."""
+# Bytes of blocks that an operation holds while it runs, beside its results.
+Scratch = Callable[[Any, tuple[Any, ...]], tuple[int, ...]]
 
-    def __init__(self, listener: Callable[[int, int], None] | None = None) -> None:
+
+class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
+    """Counts what a pass over meta tensors would allocate, as `LiveBytes` counts it on the CPU.
+
+    scratch  what the device's kernels take beside results
+    """
+
+    def __init__(
+        self, listener: Callable[[int, int], None] | None = None, scratch: Scratch | None = None
+    ) -> None:
         super().__init__("meta", listener)
+        self._scratch = scratch
         self._loads: Iterator[tuple[int, ...]] = iter(())
         self._rows: Iterator[int] = iter(())
         self._known: dict[int, list[int]] = {}
@@ -89,6 +117,19 @@ class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
         """The numbers of a small tensor, for code that reads them."""
         self._known[tensor.untyped_storage()._cdata] = list(values)
 
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._scratch is not None:
+            # No storage has a key below zero.
+            blocks = [(size, -1 - at) for at, size in enumerate(self._scratch(func, args)) if size]
+            for size, key in blocks:
+                self._count(size, key)
+            for size, key in blocks:
+                self._count(-size, key)
+        return out
+
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for leaf in tree_leaves(args):
             # `torch.tensor(...)` makes one without an operation that could be watched.
@@ -96,7 +137,7 @@ class DryRun(LiveBytes):  # type: ignore[no-untyped-call]
                 self.see(leaf)
         on_meta = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
         if on_meta and func in _UNIQUE:
-            loads = next(self._loads, ())
+            loads = decisive(next(self._loads, ()))
             self._rows = iter(loads)
             found = torch.arange(len(loads))
             return found, args[0].new_empty(0), args[0].new_empty(0)

@@ -462,7 +462,7 @@ def _report(
     save: bool,
     command: str,
 ) -> VerifyReport:
-    from moesize.verify.run import spec_hash
+    from moesize.verify.receipts import spec_hash
 
     report = VerifyReport(
         model=spec.id,

@@ -89,7 +89,7 @@ def verify_with(
             terms, phases, failure, notes = _transformers(folder, subject, meter, work)
         else:
             terms, phases, failure, notes = _vllm(folder, source, work)
-    from moesize.verify.run import spec_hash
+    from moesize.verify.receipts import spec_hash
 
     report = VerifyReport(
         model=source.spec.id,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moesize.core.allocator import allocated_bytes
+from moesize.verify.cuda_scratch import sort_scratch
 from moesize.verify.report import PhaseRecord
 
 if TYPE_CHECKING:
@@ -57,17 +58,21 @@ class Probe(Protocol):
     def reset_peak(self) -> None:
         """Count peaks from here on."""
 
+    def owners(self) -> dict[str, int] | None:
+        """Bytes by owner at the peak."""
+
     def synchronize(self) -> None:
         """Wait until all is done."""
 
 
 class PassPeaks(NamedTuple):
-    """Allocated bytes, but for `cache`, which is requested ones.
+    """Bytes of blocks for passes, of tensors for what a formula of shapes is held against.
 
-    prefill, decode   the most beyond what was live before and beyond the cache that stays
-    cache             what the sequences leave behind after the last step
-    logits, sampling  the most beyond what was live before
-    total             the most of all, everything included
+    prefill, decode   blocks, the most beyond what was live before and beyond the cache that stays
+    cache             requested: what the sequences leave behind after the last step
+    logits, sampling  requested: the most beyond what was live before
+    total             blocks, the most of all, everything included
+    phases            what was live in each
     """
 
     prefill: int
@@ -76,10 +81,14 @@ class PassPeaks(NamedTuple):
     logits: int
     sampling: int
     total: int
+    phases: tuple[PhaseRecord, ...] = ()
 
 
 class Stopwatch:
-    """Phases of a run in order, with what was live; also what an OOM is explained with."""
+    """Phases of a run in order, with what was live; also what an OOM is explained with.
+
+    requested_peak  of the last phase: bytes of tensors beyond those that were live before
+    """
 
     def __init__(self, probe: Probe, on_phase: Callable[[str], None] | None = None) -> None:
         self.probe = probe
@@ -88,6 +97,8 @@ class Stopwatch:
         self.most = 0
         self._on_phase = on_phase
         self._begin = (0, 0.0)
+        self._requested = 0
+        self.requested_peak = 0
 
     def begin(self, name: str) -> int:
         """A phase begins; returns what is live."""
@@ -97,18 +108,23 @@ class Stopwatch:
         self.current = name
         if self._on_phase is not None:
             self._on_phase(name)
-        live = self.probe.reading().allocated
-        self._begin = (live, time.perf_counter())
-        return live
+        reading = self.probe.reading()
+        self._requested = reading.requested
+        self._begin = (reading.allocated, time.perf_counter())
+        return reading.allocated
 
     def end(self) -> PhaseRecord:
         """It ends; its record."""
         self.probe.synchronize()
         gc.collect()
         begin, since = self._begin
-        peak, live = self.probe.peak().allocated, self.probe.reading().allocated
+        most, live = self.probe.peak(), self.probe.reading().allocated
+        peak = most.allocated
         self.most = max(self.most, peak)
-        record = PhaseRecord(self.current, begin, peak, live, time.perf_counter() - since)
+        self.requested_peak = most.requested - self._requested
+        owners = self.probe.owners() or {}
+        held = {name: size for name, size in sorted(owners.items()) if size}
+        record = PhaseRecord(self.current, begin, peak, live, time.perf_counter() - since, held)
         self.records.append(record)
         return record
 
@@ -124,6 +140,7 @@ def run_passes(
         generator = torch.Generator(device="cpu").manual_seed(work.seed)
     shape = (work.sequences, work.longest)
     ids = torch.randint(rows, shape, generator=generator).to(device)
+    first = len(watch.records)
     begin = watch.begin(f"{name} prefill")
     before = watch.probe.reading().requested
     hidden = model.prefill(ids[:, : work.tokens])
@@ -144,7 +161,8 @@ def run_passes(
     logits = sampling = 0
     if sample:
         logits, sampling = _sampled(model, last, watch, name)
-    return PassPeaks(prefill, decode, cache, logits, sampling, watch.most)
+    phases = tuple(watch.records[first:])
+    return PassPeaks(prefill, decode, cache, logits, sampling, watch.most, phases)
 
 
 def _block_of(tensor: Tensor, probe: Probe) -> int:
@@ -153,12 +171,14 @@ def _block_of(tensor: Tensor, probe: Probe) -> int:
 
 
 def _sampled(model: ForwardModel, last: Tensor, watch: Stopwatch, name: str) -> tuple[int, int]:
-    start = watch.begin(f"{name} logits")
+    watch.begin(f"{name} logits")
     scores = model.logits(last)[:, 0]
-    logits = watch.end().peak_bytes - start
-    start = watch.begin(f"{name} sampling")
+    watch.end()
+    logits = watch.requested_peak
+    watch.begin(f"{name} sampling")
     sample_tokens(scores)
-    return logits, watch.end().peak_bytes - start
+    watch.end()
+    return logits, watch.requested_peak
 
 
 def logits_bytes(
@@ -181,13 +201,17 @@ def logits_bytes(
     return copy + max(wide, sequences * (hidden + rows) * element)
 
 
-def sampling_bytes(sequences: int, rows: int) -> int:
+def sampling_bytes(sequences: int, rows: int, kind: str = "cpu") -> int:
     """Peak of top-p sampling beyond the logits, `24 * S * V` bytes plus S * 4 or 8.
 
     Sorted scores (4), their order (8 bytes each), probabilities, cumulated ones, and those before
-    each (4 each) stand side by side.
+    each (4 each) stand side by side. On CUDA the sort itself holds more: scaled scores (4), results
+    (4 + 8) and its scratch (`cuda_scratch.sort_scratch`), which makes 36 to 48 bytes.
     """
-    return 24 * sequences * rows
+    after = 24 * sequences * rows
+    if kind != "cuda":
+        return after
+    return max(after, 16 * sequences * rows + sum(sort_scratch(sequences * rows, rows, 4)))
 
 
 @torch.no_grad()

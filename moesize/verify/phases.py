@@ -96,21 +96,32 @@ def measure(
             error.__traceback__ = None
             session.failed(asked or None, message)
         session.let_go(start.allocated)
-    return session.found._replace(context=context)
+    found = session.found
+    if found.peak is not None:
+        # What was live before is no part of it: a workspace, or tensors of the caller.
+        found = found._replace(peak=found.peak - start.allocated)
+    return found._replace(context=context)
 
 
 def out_of_memory(error: BaseException) -> int | None:
-    """Bytes that were asked for when an error says that memory ran out; 0: it does not say."""
+    """Bytes that were asked for when an error says that memory ran out; 0: it does not say.
+
+    Besides torch's own error: the driver's ("CUDA error: out of memory", which page-locked buffers
+    and contexts give as well), and that of cuBLAS, which has no memory left for its handle.
+    """
     if isinstance(error, LimitReached):
         return error.asked_bytes
     text = str(error)
-    kinds = [MemoryError, torch.OutOfMemoryError]
-    if not isinstance(error, tuple(kinds)) and "not enough memory" not in text:
+    typed = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not typed and not (isinstance(error, RuntimeError) and any(t in text for t in _NO_MEMORY)):
         return None
     said = re.search(r"(?:[Tt]ried to allocate|[Aa]llocate) ([\d.]+) ?([KMG]iB|bytes)", text)
     if said is None:
         return 0
     return parse_bytes(said[1] + said[2].replace("bytes", "B"))
+
+
+_NO_MEMORY = ("not enough memory", "error: out of memory", "_ALLOC_FAILED")
 
 
 class _Session:
@@ -159,6 +170,8 @@ class _Session:
 
     def passes(self, kind: CacheKind) -> None:
         """A prompt and decode steps with one kind of cache."""
+        # Segments that the last pass left would serve this one, which is predicted without them.
+        self.meter.release()
         self.model = self.subject.model(self.state, self.meter.device, kind, self.work)
         recorder = RoutingRecorder()
         with recorder:
@@ -193,10 +206,12 @@ class _Session:
 
     def failed(self, asked: int | None, message: str) -> None:
         """Memory ran out."""
-        weights = sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())
-        cache = self.model.cache_bytes if self.model is not None else 0
-        live = self.meter.reading().allocated
-        parts = {"weights": weights, "kv_cache": cache, "other": max(0, live - weights - cache)}
+        parts = {name: size for name, size in (self.meter.owners() or {}).items() if size}
+        if not parts:
+            weights = sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())
+            cache = self.model.cache_bytes if self.model is not None else 0
+            live = self.meter.reading().allocated
+            parts = {"weights": weights, "kv_cache": cache, "other": max(0, live - weights - cache)}
         failure = Failure(self.watch.current, asked, parts, message)
         self.found = self.found._replace(failure=failure)
 

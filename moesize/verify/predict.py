@@ -24,6 +24,7 @@ from moesize.core.errors import UnsupportedError
 from moesize.core.recurrent import LightningAttention, Mamba2
 from moesize.core.units import round_up
 from moesize.verify.caching_allocator import CachingAllocator
+from moesize.verify.cuda_scratch import scratch
 from moesize.verify.devices import Reading
 from moesize.verify.dry_run import DryRun, Routing, even_routing
 from moesize.verify.forward import ForwardModel
@@ -31,6 +32,7 @@ from moesize.verify.forward.caches import BLOCK_TOKENS, CacheKind
 from moesize.verify.forward.flops import unseen
 from moesize.verify.forward.model import RunOptions
 from moesize.verify.loading import torch_dtype
+from moesize.verify.owners import Listener
 from moesize.verify.passes import PassPeaks, Stopwatch, Workload, run_passes
 from moesize.verify.rank_spec import rank_mixer, rank_spec
 from moesize.verify.selection import Held, Selection, held_by_rank
@@ -114,12 +116,16 @@ def weights(subject: Subject) -> Held:
     return held_by_rank(own.tensors(subject.spec, subject.stored), own.rank, own.size)
 
 
-def weights_reserved(subject: Subject) -> int:
-    """Segments that the tensors take when they are loaded one after another."""
+def weights_in_allocator(subject: Subject) -> CachingAllocator:
+    """The caching allocator once the tensors have been loaded one after another.
+
+    Its blocks are more than the tensors' bytes rounded to 512: what is left of a segment, and no
+    more than 1 MiB, stays with the block that was cut from it.
+    """
     own, allocator = subject.selection, CachingAllocator()
     for key, tensor in enumerate(own.tensors(subject.spec, subject.stored)):
         allocator.allocate(tensor.rank_bytes(own.rank, own.size), key)
-    return allocator.reserved
+    return allocator
 
 
 # --- KV cache -------------------------------------------------------------------------------------
@@ -163,13 +169,17 @@ def _cache_of(mixer: Mixer, tokens: int, kind: CacheKind, element: int) -> int:
 
 
 class DryProbe:
-    """A device that only counts; blocks: as the caching allocator would give them out."""
+    """A device that only counts; blocks: as the caching allocator would give them out.
 
-    def __init__(self, *, blocks: bool) -> None:
+    kind  of the device that is predicted: kernels of `cuda` take scratch
+    """
+
+    def __init__(self, *, blocks: bool, kind: str = "cpu") -> None:
         self.device = torch.device("meta")
         self.counts_blocks = blocks
         self.allocator = CachingAllocator() if blocks else None
-        self.run = DryRun(self.allocator)
+        self.listener = Listener(self.allocator)
+        self.run = DryRun(self.listener, scratch if kind == "cuda" else None)
 
     def reading(self) -> Reading:
         """What would be live."""
@@ -188,8 +198,13 @@ class DryProbe:
     def reset_peak(self) -> None:
         """Count from here on."""
         self.run.reset_peak()
+        self.listener.owners.reset_peak()
         if self.allocator is not None:
             self.allocator.reset_peak()
+
+    def owners(self) -> dict[str, int] | None:
+        """Bytes by owner at the peak."""
+        return self.listener.owners.peak
 
     def synchronize(self) -> None:
         """Nothing runs."""
@@ -229,17 +244,19 @@ def dry_peaks(
     routings: Routings,
     *,
     blocks: bool = False,
+    device: str = "cpu",
     codes: Mapping[str, str] | None = None,
 ) -> DryPeaks:
     """Peaks of both runs from shapes alone.
 
     blocks  count the caching allocator's blocks, not the tensors' bytes
+    device  its kind: what its kernels take beside their results
     codes   dtypes as the files have them, where that is known
     Raises UnsupportedError for a model without a forward pass.
     """
     found = []
     for kind, routing in zip(CACHE_KINDS, routings, strict=True):
-        probe = DryProbe(blocks=blocks)
+        probe = DryProbe(blocks=blocks, kind=device)
         with probe.run:
             state = _meta_state(subject, probe.run, codes or {})
             model = subject.model(state, probe.device, kind, work)

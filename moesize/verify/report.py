@@ -95,13 +95,27 @@ class Flops(NamedTuple):
 
 
 class PhaseRecord(NamedTuple):
-    """Allocated bytes before, at most during, and after a part of a run."""
+    """Allocated bytes before, at most during, and after a part of a run.
+
+    owners  bytes of tensors by the part of the pass that made them, when most was live; empty where
+            the device does not tell
+    """
 
     name: str
     begin_bytes: int
     peak_bytes: int
     end_bytes: int
     seconds: float
+    owners: dict[str, int] = {}  # noqa: RUF012  (never changed)
+
+
+class Owned(NamedTuple):
+    """Bytes of one owner at the peak of a phase, on shapes alone and on the device."""
+
+    phase: str
+    owner: str
+    predicted_bytes: int | None
+    measured_bytes: int
 
 
 class Failure(NamedTuple):
@@ -150,6 +164,7 @@ class VerifyReport:
 
     layers        indices that were loaded, of `num_layers`
     extrapolated  terms of the whole model, when not all layers were loaded
+    attribution   whose bytes the highest peak and that of the prompt are
     failure       None, or how memory ran out
     """
 
@@ -177,6 +192,7 @@ class VerifyReport:
     phases: tuple[PhaseRecord, ...] = ()
     extrapolated: tuple[Extrapolation, ...] = ()
     speed: Speed | None = None
+    attribution: tuple[Owned, ...] = ()
     failure: Failure | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     saved_to: str = ""
@@ -222,6 +238,7 @@ class VerifyReport:
             "phases": [phase._asdict() for phase in self.phases],
             "extrapolated": [item._asdict() for item in self.extrapolated],
             "speed": None if self.speed is None else self.speed._asdict(),
+            "attribution": [item._asdict() for item in self.attribution],
             "failure": None if self.failure is None else self.failure._asdict(),
             "agrees": self.agrees,
             "date": self.date,

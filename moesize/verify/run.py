@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gc
-import hashlib
-import json
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,17 +19,18 @@ from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
 from moesize.core.units import GIB, MIB, format_gib, parse_bytes
 from moesize.verify import distributed, predict
-from moesize.verify.devices import Meter, context_cost, find_meter, nvml_free_bytes
+from moesize.verify.devices import Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
+from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
 from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
-from moesize.verify.terms import extrapolate, flops_of, terms_of
+from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,6 +43,8 @@ _MARGIN_BYTES = 256 * MIB
 _MARGIN_SHARE = 0.02
 # Of a machine's own memory more is left alone: it runs other things.
 _HOST_SHARE = 0.10
+# Of a disk as well: logs of others are written to it.
+_DISK_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
 
 
@@ -80,6 +81,8 @@ def verify(
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
     work = _workload(tokens, sequences, decode_steps, seed)
+    if save:
+        check_writable()
     if wants_gguf(shards, quant):
         return verify_gguf(
             model,
@@ -105,7 +108,7 @@ def verify(
         from moesize.verify.other_engines import verify_with
 
         return verify_with(engine, source, work, settings, device=device, progress=progress)
-    free = nvml_free_bytes() if device.partition(":")[0] in ("auto", "cuda") else None
+    free = free_before(device)
     meter = find_meter(device)
     with distributed.session(meter) as group:
         if group is not None:
@@ -242,7 +245,7 @@ class _Run:
         settings: _Settings,
         meter: Meter,
         group: distributed.Group | None,
-        free_before: int | None,
+        free: int | None,
         progress: Progress | None,
     ) -> None:
         self.source, self.work, self.settings = source, work, settings
@@ -253,7 +256,7 @@ class _Run:
         self.numerics, self.numerics_note = self._numerics()
         if settings.limit_bytes is not None:
             meter.limit(settings.limit_bytes)
-        self.context = context_cost(meter, free_before)
+        self.context = context_cost(meter, free)
         self.revision = source.revision
 
     def report(self) -> VerifyReport:
@@ -280,14 +283,16 @@ class _Run:
             if number == 0 and found.failure is not None:
                 break
         part, found = runs[-1]
+        routed = self._as_routed(part, found, expected.peaks)
         terms = terms_of(
-            part, self.meter, self.work, found, self._as_routed(part, found, expected.peaks),
-            even=expected.peaks, context=self._constant(), tolerance=self.settings.tolerance,
+            part, self.meter, self.work, found, routed, even=expected.peaks,
+            context=self._constant(), tolerance=self.settings.tolerance,
             no_peaks=expected.why, with_passes=expected.runs,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
         report = self._report(part, found, terms, speed)
+        report = replace(report, attribution=attribution(found, routed))
         if len(runs) == 2:
             report = self._extrapolated(report, *runs[0], with_passes=expected.runs)
         if self.group is not None:
@@ -340,6 +345,7 @@ class _Run:
         choice = choose_layers(
             spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
             fixed_bytes=scratch or 0, layer_cost=None if scratch is None else self._layer_cost,
+            disk_bytes=self._disk(),
         )  # fmt: skip
         if choice.whole:
             return choice.large, None
@@ -348,6 +354,15 @@ class _Run:
             "model are extrapolated from two runs"
         )
         return choice.large, choice.small
+
+    def _disk(self) -> int | None:
+        """What synthetic shards may take of the disk they are written to."""
+        if self.source.shards != "synthetic":
+            return None
+        kept = self.settings.keep_shards
+        place = Path(tempfile.gettempdir()) if kept is None else Path(kept).expanduser().absolute()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        return round((1 - _DISK_SHARE) * shutil.disk_usage(there).free)
 
     def _layer_cost(self, layer: int) -> int:
         """Cache of one layer, fixed and growing side by side at the most."""
@@ -376,7 +391,7 @@ class _Run:
         try:
             predict.check_passes(subject)
             routings = predict.even(subject, self.work)
-            peaks = predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
+            peaks = self._dry(subject, routings)
         except NotImplementedError as problem:
             return _Expected(None, f"not predicted: {problem}")
         except UnsupportedError as problem:
@@ -393,7 +408,13 @@ class _Run:
         )
         if expected is None or routings is None or not routed or found.failure is not None:
             return expected
-        return predict.dry_peaks(subject, self.work, routings, blocks=self.meter.counts_blocks)
+        return self._dry(subject, routings)
+
+    def _dry(self, subject: Subject, routings: predict.Routings) -> DryPeaks:
+        meter = self.meter
+        return predict.dry_peaks(
+            subject, self.work, routings, blocks=meter.counts_blocks, device=meter.kind
+        )
 
     def _free(self) -> int:
         free = self.meter.free_bytes()
@@ -503,9 +524,12 @@ class _Run:
         """What is known of the context of this kind of device."""
         if self.meter.kind != "cuda":
             return None
-        from moesize.engines import engine_profile
+        from moesize.engines import calibration_without, engine_profile
+        from moesize.verify.receipts import catalogue_gpu
 
-        return engine_profile("transformers", None).constants.get("cuda_context")
+        with calibration_without("off"):  # no measurement confirms an earlier one of its own card
+            profile = engine_profile("transformers", None, catalogue_gpu(self.meter.name))
+        return profile.constants.get("cuda_context")
 
     def _report(
         self, part: Subject, found: Measured, terms: Any, speed: Speed | None
@@ -576,13 +600,3 @@ def _dtype(name: str, spec: ModelSpec) -> str:
     if found not in DTYPES:
         raise InvalidInputError(f"--dtype {name[:40]!r} is unknown", f"one of {', '.join(DTYPES)}")
     return found
-
-
-# Words about a model that no figure depends on.
-_ABOUT = ("id", "title", "hub_id", "aliases", "source", "notes")
-
-
-def spec_hash(spec: ModelSpec) -> str:
-    """SHA-256 of what a spec says about shapes and formats."""
-    facts = {name: value for name, value in asdict(spec).items() if name not in _ABOUT}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

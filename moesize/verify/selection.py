@@ -161,41 +161,54 @@ def choose_layers(
     outside: bool = True,
     fixed_bytes: int = 0,
     layer_cost: Callable[[int], int] | None = None,
+    disk_bytes: int | None = None,
 ) -> LayerChoice:
     """As many layers as fit `budget_bytes`, and fewer for a second run.
 
     fixed_bytes  what else has to fit beside the weights; layer_cost: beside those of a layer (KV
                  cache, state). One layer of every kind comes first, then the lowest indices.
+    disk_bytes   what their files may take, which hold whole tensors; None: they are there already
     Raises EnvironmentProblem when not even those fit.
     """
     kinds = layer_kinds(spec, stored)
     first_of = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
-    weights = {
-        kind: held_by_rank(
-            file_tensors(spec, stored, layers=(layer,), outside=False), rank, size
-        ).allocated_bytes
+    of_kind = {
+        kind: list(file_tensors(spec, stored, layers=(layer,), outside=False))
         for kind, layer in first_of.items()
     }
+    beside = list(file_tensors(spec, stored, layers=())) if outside else []
+    weights = {k: held_by_rank(each, rank, size).allocated_bytes for k, each in of_kind.items()}
+    files = {k: held_by_rank(each, 0, 1).requested_bytes for k, each in of_kind.items()}
 
     def cost(layer: int) -> int:
         return weights[kinds[layer]] + (layer_cost(layer) if layer_cost is not None else 0)
 
-    used = fixed_bytes
-    if outside:
-        used += held_by_rank(file_tensors(spec, stored, layers=()), rank, size).allocated_bytes
+    used = fixed_bytes + held_by_rank(beside, rank, size).allocated_bytes
+    written = held_by_rank(beside, 0, 1).requested_bytes
     required = list(first_of.values())
     used += sum(map(cost, required))
+    written += sum(files.values())
     if used > budget_bytes:
         raise EnvironmentProblem(
             f"one layer of each of {len(required)} kinds and what stands outside of them take "
             f"{format_gib(used)}, and {format_gib(max(0, budget_bytes))} may be used",
             "choose layers yourself with --layers, or a rank of more with --tp",
         )
+    room = written if disk_bytes is None else disk_bytes
+    if written > room:
+        raise EnvironmentProblem(
+            f"shards of one layer of each of {len(required)} kinds take {format_gib(written)}, and "
+            f"{format_gib(max(0, room))} of the disk may be used",
+            "name a folder on a larger disk with --keep-shards, or set TMPDIR",
+        )
     chosen = set(required)
     for layer in range(len(kinds)):
-        if layer not in chosen and used + cost(layer) <= budget_bytes:
+        on_disk = 0 if disk_bytes is None else files[kinds[layer]]
+        fits = used + cost(layer) <= budget_bytes and written + on_disk <= room
+        if layer not in chosen and fits:
             chosen.add(layer)
             used += cost(layer)
+            written += on_disk
     large = Selection(tuple(sorted(chosen)), outside, rank, size)
     fewer = _fewer(chosen, required, outside=outside)
     small = None if fewer is None else Selection(fewer, outside, rank, size)

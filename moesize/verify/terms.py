@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moesize.core.units import MIB, format_bytes
 from moesize.verify import predict
 from moesize.verify.passes import logits_bytes, sampling_bytes
-from moesize.verify.report import Extrapolation, Flops, Term
+from moesize.verify.report import Extrapolation, Flops, Owned, Term
 
 if TYPE_CHECKING:
     from moesize.core.engine import Constant
@@ -34,6 +34,8 @@ TOLERANCES = {
 # cuBLAS keeps a workspace once it has multiplied: 8 MiB, and 32 MiB on Hopper and later
 # (pytorch aten/src/ATen/cuda/CublasHandlePool.cpp).
 _WORKSPACE_BYTES = 32 * MIB
+# What was reserved before may serve a tensor, or the last segment be hardly begun.
+SEGMENT_BYTES = 20 * MIB
 
 
 def terms_of(
@@ -79,23 +81,25 @@ def terms_of(
             f"bytes of {held.tensors:,} tensors of the rank",
         )
     )  # fmt: skip
-    if found.weights_allocated is not None and meter.counts_blocks:
-        blocks = held.allocated_bytes
+    loading = held.requested_bytes
+    if meter.counts_blocks:
+        allocator = predict.weights_in_allocator(subject)
+        loading, reserved = allocator.allocated, allocator.reserved
+        blocks, segments = "the allocator's blocks", "the allocator's segments"
+        out.append(term("weights.blocks", loading, found.weights_allocated, blocks))
         out.append(
-            term("weights.blocks", blocks, found.weights_allocated, "the allocator's blocks")
-        )
-        reserved = predict.weights_reserved(subject)
-        out.append(
-            term("weights.reserved", reserved, found.weights_reserved, "the allocator's segments")
-        )
+            term(
+                "weights.reserved", reserved, found.weights_reserved, segments,
+                low_bytes=max(0, reserved - SEGMENT_BYTES), high_bytes=reserved + SEGMENT_BYTES,
+            )
+        )  # fmt: skip
         out.append(_beside("weights.driver", found.driver, "free memory that loading took", rank))
         out.append(_beside("process", found.process, "NVML: this process, context included", rank))
-    loading = held.allocated_bytes if meter.counts_blocks else held.requested_bytes
     why = "tensors are made once; shards pass through buffers of the host"
     out.append(term("load_peak", loading, found.load_peak, why))
     if with_passes:
         out += _cache_terms(term, subject, work, found)
-        out += _peak_terms(term, subject, work, found, peaks, even, no_peaks)
+        out += _peak_terms(term, subject, work, found, peaks, even, no_peaks, meter.kind)
     if found.left is not None:
         high = _WORKSPACE_BYTES if meter.counts_blocks else 0
         why = "still live after everything was let go"
@@ -121,7 +125,9 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
         return []
     best = low = high = None
     why = "the driver's memory that no allocator sees: first call and first product"
-    if constant is not None:
+    if not cost.known:
+        why += ", and what other processes hold: the driver was not asked before"
+    elif constant is not None:
         best, low, high = (round(x) for x in (constant.value, constant.low, constant.high))
         why += f"; {constant.observations} observations"
     first = format_bytes(cost.first_call_bytes)
@@ -130,7 +136,9 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
         Term(
             name="context", predicted_bytes=best, measured_bytes=cost.total_bytes, tolerance=0.0,
             why=f"{why}; {first} and {product}", low_bytes=low, high_bytes=high, rank=rank,
-        )
+        ),
+        _beside("context.first_product", cost.first_product_bytes, "of it the product", rank),
+        _beside("workspace", cost.workspace_bytes, "in the allocator since the product", rank),
     ]  # fmt: skip
 
 
@@ -171,6 +179,7 @@ def _peak_terms(
     peaks: DryPeaks | None,
     even: DryPeaks | None,
     no_peaks: str,
+    kind: str,
 ) -> list[Term]:
     assert callable(term)
     own, embedding = subject.selection, subject.spec.embedding
@@ -183,6 +192,8 @@ def _peak_terms(
         if busiest and even is not None:
             before = format_bytes(even.static.prefill)
             routed = f"; {busiest:,} tokens at the busiest expert ({before} with an even choice)"
+    sampled = sampling_bytes(work.sequences, rows, kind)
+    scratch = ", scratch of the sort included" if kind == "cuda" else ""
     out = [
         term(
             "prefill_peak", peaks and peaks.static.prefill, static and static.prefill,
@@ -208,12 +219,37 @@ def _peak_terms(
             f"{'12' if subject.numerics.logit_softcap else '8'} * S * V with V = {rows:,}",
         ),
         term(
-            "sampling_peak", sampling_bytes(work.sequences, rows),
-            static and static.sampling, f"24 * S * V with V = {rows:,}",
+            "sampling_peak", sampled, static and static.sampling,
+            f"{sampled / (work.sequences * rows):.0f} * S * V with V = {rows:,}{scratch}",
         ),
         term("peak", peaks and peaks.total, found.peak, "weights, cache and the highest pass"),
     ]  # fmt: skip
     return list(out)
+
+
+def attribution(found: Measured, peaks: DryPeaks | None) -> tuple[Owned, ...]:
+    """Whose bytes two peaks are: that of the prompt, and the highest of all passes."""
+    measured = {
+        record.name: record
+        for passes in (found.static, found.growing)
+        if passes is not None
+        for record in passes.phases
+        if record.owners
+    }
+    if not measured:
+        return ()
+    dry = () if peaks is None else (peaks.static, peaks.growing)
+    expected = {record.name: record.owners for passes in dry for record in passes.phases}
+    highest = max(measured.values(), key=lambda record: record.peak_bytes).name
+    out = []
+    for phase in dict.fromkeys(("static prefill", highest)):
+        if phase not in measured:
+            continue
+        here, there = measured[phase].owners, expected.get(phase)
+        for owner in sorted({*here, *(there or {})}, key=lambda name: -here.get(name, 0)):
+            predicted = None if there is None else there.get(owner, 0)
+            out.append(Owned(phase, owner, predicted, here.get(owner, 0)))
+    return tuple(out)
 
 
 def flops_of(

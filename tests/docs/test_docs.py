@@ -142,6 +142,7 @@ def test_contributing_has_a_page_for_each_thing_to_add() -> None:
         "engine version",
         "flag",
         "field report",
+        "measurement",
         "deployment format",
         "rule of `moesize check`",
         "config family",

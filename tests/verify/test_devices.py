@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,3 +166,58 @@ def test_the_caching_allocator() -> None:
         a.release(key)
     assert (a.allocated, a.reserved) == (0, 88 * MIB)
     assert a.peak_reserved == 88 * MIB
+
+
+def test_free_memory_is_asked_of_the_driver_before_cuda_is_touched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """nvidia-smi where NVML's package is not installed; the card by the number torch will use."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *--id=3*) echo 81079;; *--id=GPU-ab*) echo x;; *) exit 9;; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(devices, "_nvml_free", lambda name: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,GPU-ab")
+    assert devices.free_before("cuda:1") == 81079 * MIB
+    assert devices.free_before("cuda") is None
+    assert devices.free_before("cuda:2") is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.free_before("auto") == 81079 * MIB
+    assert devices.free_before("cpu") is None
+    assert devices.free_before("cuda:x") is None
+
+
+def test_a_workspace_is_no_part_of_the_context() -> None:
+    """cuBLAS's comes with the first product, out of the allocator; 100 MiB of kernels beside it."""
+    api = FakeCuda()
+    meter = TorchMeter("cuda", 0, api)
+    meter.device = torch.device("cpu")
+    calls = []
+
+    def synchronize(device: torch.device) -> None:
+        calls.append(device)
+        if len(calls) == 2:
+            api.give(32 * MIB, -1)
+            api.context += 100 * MIB
+
+    api.synchronize = synchronize  # type: ignore[method-assign]
+    api.give(5 * MIB, -2)  # the caller's
+    cost = context_cost(meter, 80 * GIB)
+    assert cost is not None
+    assert cost[:2] == (500 * MIB, 100 * MIB)
+    assert cost.workspace_bytes == 32 * MIB
+
+
+def test_a_context_beside_other_processes_is_compared_with_nothing() -> None:
+    api = FakeCuda()
+    meter = TorchMeter("cuda", 0, api)
+    meter.device = torch.device("cpu")
+    cost = context_cost(meter)
+    assert cost is not None
+    assert not cost.known
+    assert cost.total_bytes == 500 * MIB
+    known = context_cost(meter, 79 * GIB)
+    assert known is not None
+    assert known.known

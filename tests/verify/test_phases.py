@@ -38,6 +38,16 @@ from moesize.verify.terms import extrapolate
             4096,
         ),
         (RuntimeError("shapes do not match"), None),
+        # The driver and cuBLAS say it in words of their own (c10/cuda/CUDAException.cpp,
+        # aten/src/ATen/cuda/Exceptions.h).
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), 0),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            0,
+        ),
+        (ValueError("error: out of memory"), None),
         (ValueError("x"), None),
     ],
 )

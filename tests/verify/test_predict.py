@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from moesize.core.checkpoint import published
 from moesize.core.compute import prefill_flops
 from moesize.core.kv_cache import sequence_cost
 from moesize.core.units import MIB
-from moesize.verify import predict
-from moesize.verify.dry_run import Routing, even_routing
+from moesize.verify import dry_run, predict
+from moesize.verify.dry_run import Routing, decisive, even_routing
 from moesize.verify.forward import Numerics
 from moesize.verify.live_bytes import LiveBytes
-from moesize.verify.passes import Workload, logits_bytes, sample_tokens, sampling_bytes
+from moesize.verify.passes import PassPeaks, Workload, logits_bytes, sample_tokens, sampling_bytes
 from moesize.verify.predict import Subject
 from moesize.verify.rank_spec import rank_spec
 from moesize.verify.selection import Selection
@@ -56,7 +57,7 @@ def test_weights_of_a_rank_of_mixtral() -> None:
 
 def test_segments_of_weights() -> None:
     held = subject("mixtral-8x7b", (0,))
-    reserved = predict.weights_reserved(held)
+    reserved = predict.weights_in_allocator(held).reserved
     allocated = predict.weights(held).allocated_bytes
     assert allocated <= reserved < allocated + 40 * MIB
 
@@ -100,6 +101,34 @@ def test_logits_and_sampling_follow_their_formulas() -> None:
     assert tokens.shape == (count,)
     assert int(tokens.min()) >= 0
     assert int(tokens.max()) < rows
+
+
+def test_experts_that_decide_a_peak() -> None:
+    assert decisive(()) == ()
+    assert decisive((3, 1)) == (3, 1)
+    # All alike: one behind another, wherever they stand.
+    assert decisive((5,) * 128) == (1, 5, 5)
+    # The busiest, and one that has fewer tokens behind a busier one.
+    assert decisive((1, 2, 9, 8, 1, 1, 2, 2, 1)) == (1, 2, 9, 1, 9, 8)
+
+
+def test_leaving_out_experts_changes_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = subject("mixtral-8x7b", (0, 1))
+    generator = random.Random(5)
+    for _ in range(5):
+        loads = [tuple(generator.randint(1, 60) for _ in range(8)) for _ in range(2)]
+        prompt = Routing(tuple(loads))
+        step = Routing(((2, 1, 1), (1, 3)))
+        routings = predict.Routings((prompt, step, step), (prompt, step, step))
+
+        def peaks(routings: predict.Routings = routings) -> list[PassPeaks]:
+            found = predict.dry_peaks(one, WORK, routings, blocks=True)
+            return [passes._replace(phases=()) for passes in found]
+
+        short = peaks()
+        with monkeypatch.context() as patch:
+            patch.setattr(dry_run, "decisive", tuple)
+            assert peaks() == short
 
 
 def test_sampling_never_leaves_the_nucleus() -> None:

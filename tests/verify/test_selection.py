@@ -28,6 +28,19 @@ def catalogue(name: str) -> ModelSpec:
     return load_spec(ROOT / "model_specs" / f"{name}.yaml")
 
 
+def test_files_have_to_fit_the_disk() -> None:
+    """A rank of eight holds little of what its files hold."""
+    spec = catalogue("mixtral-8x7b")
+    stored = published(spec)
+    plenty = choose_layers(spec, stored, 70 * GIB, rank=7, size=8)
+    assert plenty.whole
+    # 93.4 GB in 32 equal layers of 2.70 GiB, and 0.49 GiB for the embedding and the head.
+    few = choose_layers(spec, stored, 70 * GIB, rank=7, size=8, disk_bytes=20 * GIB)
+    assert len(few.large.layers) == 7
+    with pytest.raises(EnvironmentProblem, match="of the disk may be used"):
+        choose_layers(spec, stored, 70 * GIB, disk_bytes=2 * GIB)
+
+
 def test_layers_as_people_write_them() -> None:
     spec = catalogue("smollm2-135m")
     assert parse_layers("all", spec) == tuple(range(30))

@@ -249,7 +249,7 @@ def test_saved_records_can_be_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.parent == tmp_path / "records"
     assert path.stat().st_mode & 0o077 == 0
     (record,) = read_folder(path.parent)
-    assert record["terms"] == result.json()["terms"]
+    assert [term.to_dict() for term in record.terms] == result.json()["terms"]
     assert json.loads(path.read_text())["schema"] == "moesize.receipt/1"
     call("verify", str(folder), *SMALL, "--save")
     assert len(read_folder(path.parent)) == 1

@@ -1,0 +1,102 @@
+"""What CUDA does otherwise than a CPU: blocks, scratch of kernels, a workspace, a context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moesize.core.units import MIB
+from moesize.verify import run as verify_run
+from moesize.verify.caching_allocator import CachingAllocator
+from moesize.verify.cuda_scratch import sort_scratch
+from moesize.verify.dry_run import DryRun
+from moesize.verify.passes import sampling_bytes
+from moesize.verify.report import Term, VerifyReport
+from verify.configs import FAMILIES, write_config
+from verify.stand_in import CONTEXT_BYTES, StandIn
+
+
+def report(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> VerifyReport:
+    meter = StandIn()
+    monkeypatch.setattr(verify_run, "find_meter", lambda device: meter)
+    monkeypatch.setattr(verify_run, "free_before", lambda device: meter.total)
+    return verify_run.verify(
+        str(folder), device="cuda", tokens=24, sequences=4, decode_steps=2, layers="all", **options
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_blocks(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks, segments and peaks of a run in torch agree with those of a run on shapes."""
+    folder = write_config(family, tmp_path / "model", vocab_size=8192)
+    found = report(folder, monkeypatch)
+    terms: dict[str, Term] = {term.name: term for term in found.terms}
+    assert {"context", "weights.blocks", "weights.reserved", "weights.driver"} <= set(terms)
+    assert terms["context"].measured_bytes == CONTEXT_BYTES
+    for name in ("weights", "weights.blocks", "kv_cache.static", "kv_cache.growing"):
+        assert terms[name].error == 0, name
+    for name in ("load_peak", "prefill_peak", "decode_peak", "decode_peak.growing", "peak"):
+        error = terms[name].error
+        assert error is not None, name
+        assert abs(error) <= 0.05, (name, error)
+    assert all(term.ok is not False for term in found.terms)
+    # The sort's: 48 bytes for each of 4 * 8,192 scores.
+    assert terms["sampling_peak"].predicted_bytes == 48 * 4 * 8192
+    assert terms["after_free"].measured_bytes == 0
+    # Whose bytes the peaks are, out of the allocator's history: as on shapes alone, to the byte.
+    assert {item.phase for item in found.attribution} >= {"static prefill"}
+    for item in found.attribution:
+        assert item.measured_bytes == item.predicted_bytes, item
+    held = {item.owner: item.measured_bytes for item in found.attribution[:20]}
+    assert held["weights"] >= terms["weights"].measured_bytes
+
+
+def test_what_a_sort_of_cuda_holds() -> None:
+    """By hand from SortStable.cu: positions, pairs, keys, and CUB's second copies."""
+    assert sort_scratch(0, 0, 4) == ()
+    assert sort_scratch(5 * 4096, 4096, 4) == (8 * 4096,)
+    assert sort_scratch(50_000, 50_000, 4) == (400_000, 600_000)
+    assert sort_scratch(2 * 50_000, 50_000, 4) == (800_000, 800_000, 400_000, 1_200_000)
+    assert sort_scratch(128 * 50_000, 50_000, 2) == (128 * 400_000, 128 * 500_000)
+    # Cut at 2^31 - 1 numbers: 42,949 rows at once.
+    assert sort_scratch(100_000 * 50_000, 50_000, 4)[0] == 42_949 * 400_000
+
+
+def test_sampling_on_cuda() -> None:
+    assert sampling_bytes(1, 50_000, "cuda") == 36 * 50_000
+    assert sampling_bytes(4, 50_000, "cuda") == 48 * 4 * 50_000
+    assert sampling_bytes(256, 50_000, "cuda") == 36 * 256 * 50_000
+    assert sampling_bytes(256, 1000, "cuda") == sampling_bytes(256, 1000) == 24 * 256_000
+
+
+def test_scratch_is_counted_while_an_operation_runs() -> None:
+    allocator = CachingAllocator()
+    with DryRun(allocator, lambda func, args: (MIB, 3 * MIB) if func is _EXP else ()) as run:
+        x = torch.empty(1000, dtype=torch.float32, device="meta")
+        y = x.exp()
+        assert run.live_bytes == 8000
+        assert run.peak_bytes == 8000 + 4 * MIB
+    assert allocator.allocated == 2 * 4096
+    del y
+
+
+_EXP = torch.ops.aten.exp.default
+
+
+def test_segments_without_blocks_go_back() -> None:
+    a = CachingAllocator()
+    a.allocate(MIB, 1)
+    a.allocate(64 * MIB, 2)
+    a.allocate(2 * MIB, 3)
+    a.release(2)
+    a.release(3)
+    assert a.reserved == 2 * MIB + 64 * MIB + 20 * MIB
+    a.release_free()
+    assert a.reserved == 2 * MIB
+    a.allocate(64 * MIB, 4)
+    assert a.reserved == 66 * MIB
+    assert a.peak_reserved == 86 * MIB
