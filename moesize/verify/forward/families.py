@@ -784,7 +784,7 @@ def _hy_v3(view: ConfigView, spec: ModelSpec) -> Facts:
 # --- Latent attention ---------------------------------------------------------------------------
 
 
-@_family("deepseek_v2", "deepseek_ref")
+@_family("deepseek_v2")
 def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
     """Weights are scaled only where they are not renormalized, and groups only when asked for."""
     grouped = view.text("topk_method", default="greedy") == "group_limited_greedy"
@@ -814,7 +814,7 @@ def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
-@_family("deepseek_v4")
+@_family("deepseek_v4", "deepseek_ref")
 def _deepseek_v4(view: ConfigView, spec: ModelSpec) -> Facts:
     """Compressed layers rotate with a base of their own, scaled, and cos and sin are not."""
     nested = view.sub("rope_parameters", "rope_scaling")

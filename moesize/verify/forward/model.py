@@ -306,6 +306,13 @@ class _Layer:
             raise UnsupportedError(
                 f"{model.spec.model_type} has {', '.join(unknown)}, which no forward pass knows"
             )
+        roles = [tensor.role for tensor in model.spec.block_tensors[self.block.name]]
+        if len(set(roles)) < len(roles):
+            # LongCat: which of two equal tensors belongs to which half, nothing says.
+            raise UnsupportedError(
+                f"{model.spec.model_type} has two mixers of one kind in a layer, which no forward "
+                "pass knows"
+            )
 
     def _feed_forward(self, part: FeedForward, path: ExpertPath) -> Dense | Experts:
         if isinstance(part, DenseMlp):
