@@ -31,6 +31,7 @@ from moesize.verify.forward import ForwardModel
 from moesize.verify.forward.caches import BLOCK_TOKENS, CacheKind
 from moesize.verify.forward.flops import unseen
 from moesize.verify.forward.model import RunOptions
+from moesize.verify.forward.weights import formats_of
 from moesize.verify.loading import torch_dtype
 from moesize.verify.owners import Listener
 from moesize.verify.passes import PassPeaks, Stopwatch, Workload, run_passes
@@ -39,12 +40,11 @@ from moesize.verify.selection import Held, Selection, held_by_rank
 from moesize.verify.synthetic import plan_synthetic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.mixers import Mixer
     from moesize.core.model_spec import ModelSpec
-    from moesize.core.weight_formats import WeightFormat
     from moesize.verify.forward import Numerics
 
 CACHE_KINDS: tuple[CacheKind, ...] = ("static", "growing")
@@ -73,6 +73,11 @@ class Subject:
         """Type of the computation."""
         return DTYPES[self.dtype]
 
+    @property
+    def unpacks_head(self) -> bool:
+        """Whether the head is stored quantized."""
+        return ("lm_head.weight", None) in formats_of(self.stored)
+
     def model(
         self,
         state: Mapping[str, torch.Tensor],
@@ -95,16 +100,6 @@ class Subject:
         # The formats of the files, which --quant may have made others than the published ones.
         model.weights.formats = formats_of(self.stored)
         return model
-
-
-def formats_of(stored: Sequence[StoredEntry]) -> dict[tuple[str, int], WeightFormat]:
-    """How each quantized matrix of a layer is stored, by role and layer."""
-    return {
-        (item.entry.tensor.role, layer): item.weight_format
-        for item in stored
-        if item.is_quantized and item.weight_format is not None and item.entry.section == "layers"
-        for layer in item.entry.layers
-    }
 
 
 # --- Weights --------------------------------------------------------------------------------------

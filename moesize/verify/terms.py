@@ -208,6 +208,11 @@ def _peak_terms(
             f"the cache of one layer is copied to grow, {shapes}",
         ),
         term(
+            "logits_peak", peaks and peaks.static.logits, static and static.logits,
+            f"the head unpacked, {shapes}",
+        )
+        if subject.unpacks_head
+        else term(
             "logits_peak",
             logits_bytes(
                 work.sequences, rows, embedding.size or subject.spec.hidden_size,

@@ -17,7 +17,9 @@ from running import ROOT, call, environment, run
 from moesize.schemas import find_schema
 from moesize.verify import run as verify_run
 from moesize.verify.receipts import read_folder
+from verify import tiny
 from verify.configs import FAMILIES, write_config
+from verify.small import small
 
 SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-steps", "2")
 
@@ -313,3 +315,36 @@ def test_layers_of_a_model_without_passes_are_extrapolated(tmp_path: Path) -> No
     assert 2 <= len(document["layers"]) < 12
     (item,) = document["extrapolated"]
     assert (item["name"], item["extrapolated_bytes"]) == ("weights", weights)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deepseek_v4", "gemma3n_text", "gemma4_text", "minimax_m3_vl_text", "bailing_hybrid"],
+)
+def test_uncommon_kinds_end_to_end(name: str, tmp_path: Path) -> None:
+    """Compressed and block-sparse attention, several streams, shared caches: all to the byte."""
+    family = next(one for one in tiny.FAMILIES if one.id == name)
+    tiny.save(family, tmp_path)
+    size = ("--device", "cpu", "--tokens", str(family.tokens), "--sequences", "2")
+    result = call("verify", str(tmp_path), *size, "--shards", "synthetic", "--format", "json")
+    assert result.code == 0, result.out + result.err
+    document = result.json()
+    terms = {term["name"]: term for term in document["terms"]}
+    assert set(terms) >= TERMS
+    for term_name, term in terms.items():
+        assert term["measured_bytes"] == term["predicted_bytes"], term_name
+    assert [phase["error"] for phase in document["flops"]["phases"]] == [0.0, 0.0]
+
+
+def test_a_quantized_head_is_unpacked() -> None:
+    """NVIDIA's NVFP4 files of Nemotron hold the head in blocks as well."""
+    spec = small("nemotron-3.5-lightning-30b-a3b-nvfp4", experts=2)
+    report = verify_run.verify(
+        spec, device="cpu", layers=(5,), tokens=8, sequences=2, decode_steps=1
+    )
+    assert report.agrees
+    logits = next(term for term in report.terms if term.name == "logits_peak")
+    assert "unpacked" in logits.why
+    # Two copies of the head in float32 at the most, and one at the least.
+    head = 512 * spec.hidden_size * 4
+    assert head < (logits.measured_bytes or 0) < 3 * head

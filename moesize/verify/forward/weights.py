@@ -31,8 +31,9 @@ from moesize.verify.layouts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from moesize.core.checkpoint import StoredEntry
     from moesize.core.model_spec import ModelSpec
     from moesize.core.weight_formats import WeightFormat
 
@@ -60,7 +61,7 @@ class Weights:
         self.rank, self.size = tp
         self.holds_slices = cut and self.size > 1
         self.family = spec.naming.partition("@")[0]
-        self.formats = _formats(spec)
+        self.formats = {} if spec.quantization is None else formats_of(published(spec))
 
     def layer(self, index: int) -> LayerWeights:
         """The weights of one decoder layer."""
@@ -68,6 +69,11 @@ class Weights:
 
     def outside(self, role: str, section: str) -> Tensor | None:
         """A tensor that stands outside the layers, or None."""
+        weight_format = self.formats.get((role, None))
+        if weight_format is not None:
+            module = module_name(self.spec.naming, role, section)
+            parts = parts_of(self.state, module)
+            return self.put(dequantize(parts, weight_format, self.device))
         raw = self.state.get(tensor_name(self.spec.naming, role, section))
         return None if raw is None else self.put(raw)
 
@@ -362,13 +368,13 @@ class LayerWeights:
         return self._find(names[0])
 
 
-def _formats(spec: ModelSpec) -> dict[tuple[str, int], WeightFormat]:
-    """How each quantized matrix is stored, by role and layer."""
-    if spec.quantization is None:
-        return {}
+def formats_of(stored: Iterable[StoredEntry]) -> dict[tuple[str, int | None], WeightFormat]:
+    """How each quantized matrix is stored, by role and layer; None outside of layers."""
     return {
         (item.entry.tensor.role, layer): item.weight_format
-        for item in published(spec)
-        if item.is_quantized and item.weight_format is not None and item.entry.section == "layers"
-        for layer in item.entry.layers
+        for item in stored
+        if item.is_quantized
+        and item.weight_format is not None
+        and item.entry.section in ("layers", "final")
+        for layer in (item.entry.layers or (None,))
     }
