@@ -194,6 +194,20 @@ def test_nonsense_is_refused_by_key(llama: Made, change: dict[str, Any], message
         Numerics.from_config({**config, **change}, spec)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_group": 3}, "3 groups of 8 experts"),
+        ({"n_group": 2, "topk_group": 3}, "3 of 2 groups"),
+        ({"n_group": 8, "topk_group": 1}, "hold no 2 to choose"),
+    ],
+)
+def test_groups_of_experts_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    spec, config, _ = made("deepseek_v3")
+    with pytest.raises(InvalidSpecError, match=message):
+        Numerics.from_config({**config, **change}, spec)
+
+
 def test_what_is_not_known_is_refused_by_name(llama: Made) -> None:
     spec, config, state = llama
     with pytest.raises(UnsupportedError, match="how strange computes"):

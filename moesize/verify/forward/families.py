@@ -87,7 +87,26 @@ def facts_of(view: ConfigView, spec: ModelSpec) -> Facts:
     facts["ropes"] = _ropes(view, spec, **own.pop("rope", {})) if ropes is None else ropes
     routing = own.pop("routing", {})
     facts["routing"] = replace(facts["routing"], **routing)
+    _check_groups(view, spec, facts["routing"])
     return {**facts, **own}
+
+
+def _check_groups(view: ConfigView, spec: ModelSpec, routing: Routing) -> None:
+    """Groups of experts are equal, and no more are open than there are."""
+    for moe in map(moe_of, spec.blocks):
+        if moe is None or routing.groups == 1:
+            continue
+        experts, groups = moe.num_experts + moe.extra_routes, routing.groups
+        if experts % groups or not 1 <= routing.top_groups <= groups:
+            raise view.fail(
+                f"{routing.top_groups} of {groups} groups of {experts} experts (topk_group, "
+                "n_group): groups must be equal, and no more open than there are"
+            )
+        if routing.top_groups * (experts // groups) < moe.experts_per_token:
+            raise view.fail(
+                f"{routing.top_groups} groups of {experts // groups} experts hold no "
+                f"{moe.experts_per_token} to choose"
+            )
 
 
 def neutral_facts(spec: ModelSpec) -> Facts:
