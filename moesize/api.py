@@ -102,10 +102,10 @@ def plan(
     """Plan `model` on `gpus` GPUs (default: as many as tp x pp x dp); keyword names are options.
 
     Sizes are integers in bytes or texts such as "24GiB"; counts are integers or texts such as
-    "32k". `engine` is vllm if neither it nor a command in `engine_args` names one. What stands in
-    `engine_args` holds where the option itself is not given. `calibration` False leaves out what
-    `audit --save` and `verify --save` measured. Raises MoesizeError: UnknownNameError,
-    InvalidInputError, UnsupportedError, ...
+    "32k". `engine` is vllm if neither it nor a command in `engine_args` names one, llama.cpp for a
+    GGUF file. What stands in `engine_args` holds where the option itself is not given.
+    `calibration` False leaves out what `audit --save` and `verify --save` measured. Raises
+    MoesizeError: UnknownNameError, InvalidInputError, UnsupportedError, ...
     """
     if not calibration:
         arguments = {**locals(), "calibration": True}
@@ -151,8 +151,11 @@ def plan(
         command = parse_serve_command(engine_args, engine=engine, version=engine_version)
         engine = command.engine if engine is None else engine
         engine_version = engine_version or command.engine_version
+    if engine is None:
+        engine, usual = usual_engine(spec, quant)
+        notes += usual
     request = Request(
-        engine=engine_id("vllm" if engine is None else engine),
+        engine=engine_id(engine),
         engine_version=engine_version,
         num_gpus=count,
         tensor_parallel_size=tp,
@@ -193,6 +196,22 @@ def plan(
         found = suggestions(spec, source, scheme, device, request)
         answer = replace(answer, suggestions=found)
     return answer
+
+
+def is_gguf_file(spec: ModelSpec) -> bool:
+    """Whether the spec was read from a GGUF file, with the type of every tensor."""
+    return spec.quantization is not None and spec.quantization.method == "gguf"
+
+
+def usual_engine(spec: ModelSpec, quant: str) -> tuple[str, tuple[Note, ...]]:
+    """The engine where none is named: vLLM; for the types of a GGUF file, what loads such files."""
+    if not is_gguf_file(spec):
+        return "vllm", ()
+    key = quant.strip().lower()
+    if key not in ("checkpoint", "auto", *FAMILY_WORDS) and not find_scheme(quant).is_gguf:
+        return "vllm", ()
+    message = "a GGUF file is planned with llama.cpp; for another engine name it, and --quant"
+    return "llama.cpp", (Note(code="engine", message=message),)
 
 
 def _not_in_version(request: Request) -> tuple[Note, ...]:
@@ -282,6 +301,8 @@ def _receipts(
     from moesize.verify.receipts import Planned, quotes
 
     name = "checkpoint" if scheme is None else scheme.name
+    if scheme is None and spec.quantization is not None and spec.quantization.file_type:
+        name = find_scheme(spec.quantization.file_type).name
     planned = Planned(
         engine=deployment["engine"],
         ranks=0 if deployment["ep"] else deployment["tp"],
@@ -313,6 +334,11 @@ def stored_entries(spec: ModelSpec, scheme: Scheme | None, engine: str) -> tuple
         from moesize.core.gguf_view import gguf_stored
 
         return gguf_stored(spec, scheme)
+    if scheme is None and is_gguf_file(spec):
+        raise UnsupportedError(
+            f"{spec.title} is a GGUF file; {engine} is planned without GGUF",
+            "add --engine llama.cpp, or ask what another scheme would take: --quant bf16, fp8, ...",
+        )
     if scheme is not None:
         if scheme.is_gguf:
             raise UnsupportedError(
@@ -494,6 +520,8 @@ def apply_serve_command(
     request, found = apply_command(request, command)
     notes = list(found)
     same = bool(command.model) and _same_model(str(command.model), model, spec)
+    # A file's own types, not what its name says.
+    own_types = same and is_gguf_file(spec)
     if command.model and not same:
         message = (
             f"--engine-args: the pasted command serves {command.model[:120]}; planned is {spec.id}"
@@ -502,12 +530,13 @@ def apply_serve_command(
     published = spec.quantization
     if same and quant == "checkpoint" and published is None and not command.quant:
         quant = _quant_of_name(str(command.model), notes)
-    if command.quant and quant == "checkpoint" and (published is None or command.is_gguf):
+    wants = command.quant if not own_types else ""
+    if wants and quant == "checkpoint" and (published is None or command.is_gguf):
         if command.scheme is not None:
             quant = command.scheme
-        elif published is None or published.method not in command.quant.lower():
+        elif published is None or published.method not in wants.lower():
             message = (
-                f"--engine-args: quantization {command.quant[:40]} is not planned: the weights are "
+                f"--engine-args: quantization {wants[:40]} is not planned: the weights are "
                 "as published; name a scheme with --quant"
             )
             notes.append(Note(code="engine-args", message=message))
@@ -582,6 +611,11 @@ def _draft(draft: str | ModelSpec, online: bool, *, offline: bool = False) -> Dr
             raise UnknownNameError("model", draft, (), "moesize models")
         draft = found
     spec, _ = _spec_of(draft, online)
+    if is_gguf_file(spec):
+        raise UnsupportedError(
+            f"{spec.title} is a GGUF file, and no engine is planned with such a draft model",
+            "name the draft by its catalogue or hub id",
+        )
     names = f"{draft if isinstance(draft, str) else ''} {spec.id} {spec.hub_id}".lower()
     # Such a head looks like a model of one layer, and is none: it reads the target's states.
     method = next((word for word in ("eagle3", "eagle", "dflash") if word in names), "draft_model")
@@ -728,6 +762,9 @@ def _quantization_summary(
     weight_bytes, scale_bytes, elements = _totals(spec, stored)
     if scheme is not None:
         name, words = scheme.name, scheme.title
+    elif spec.quantization is not None and is_gguf_file(spec):
+        own = spec.quantization.file_type or "types of its own"
+        name, words = "checkpoint", f"the bytes of the file's own tensors ({own})"
     elif spec.quantization is not None:
         name, words = "checkpoint", f"as published: {spec.quantization.method}"
     else:

@@ -118,6 +118,8 @@ def _gguf(start: Start, model: str | None, quant: str | None, online: bool) -> L
     kind = quant or _gguf_type(stem, start.quantization)
     if model is not None:
         spec, source = resolve_model(model, online=online)
+        if source == "gguf" and quant is None:  # the file has the type of every tensor
+            kind = "checkpoint"
         return LoggedModel(spec, source, kind or "checkpoint", "")
     if not kind:
         raise UnsupportedError(

@@ -125,6 +125,11 @@ def _over_ranks(start: Start, name: str, *, least: bool) -> _Logged | None:
     return _Logged(chosen.value, chosen.step, chosen.line, len(values), min(values), max(values))
 
 
+def share_of(name: str, *, has_band: bool) -> float:
+    """Share of the prediction by which a figure may differ; a band is tolerance enough."""
+    return TOLERANCE.get(name, 0.0 if has_band else _OTHERWISE)
+
+
 def _judge(
     name: str,
     unit: str,
@@ -136,8 +141,7 @@ def _judge(
 ) -> Term:
     ok: bool | None = None
     if band is not None:
-        share = _OTHERWISE if band.low == band.high else 0.0
-        slack = TOLERANCE.get(name, share) * abs(band.best)
+        slack = share_of(name, has_band=band.low != band.high) * abs(band.best)
         # The log rounds, and one of its digits more is no disagreement.
         slack += logged.step
         ok = band.low - slack <= logged.value <= band.high + slack

@@ -1,4 +1,5 @@
-"""MODEL as people type it -> ModelSpec: a name, a hub id, a folder, a config.json or a spec."""
+"""MODEL as people type it -> ModelSpec: a name, a hub id, a folder, a config.json, a GGUF file or a
+spec."""
 
 from __future__ import annotations
 
@@ -125,21 +126,28 @@ def _as_path(name: str) -> Path | None:
         return None
 
 
+def is_gguf_path(path: Path) -> bool:
+    """Whether a path names a GGUF file, or a folder that holds one and no config.json."""
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return True
+    return path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+
+
 def _from_path(path: Path) -> tuple[ModelSpec, str]:
     try:
         is_folder = path.is_dir()
+        is_gguf = is_gguf_path(path)
     except OSError as error:
         raise InvalidInputError(f"{str(path)[:80]}: cannot be read ({error.strerror})") from error
+    if is_gguf:
+        from moesize.readers.gguf.read import spec_from_gguf
+
+        return spec_from_gguf(path), "gguf"
     if is_folder:
         return read_config_file(path / "config.json"), "checkpoint"
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return load_spec(path), "spec"
-    if suffix == ".gguf":
-        raise UnsupportedError(
-            f"{path}: reading GGUF files is not built yet",
-            "name the model and the type instead, such as --quant Q4_K_M",
-        )
     return read_config_file(path), "config"
 
 

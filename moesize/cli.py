@@ -188,7 +188,8 @@ _PLAN_OPTIONS = options(
         "--engine",
         "engine",
         metavar="E",
-        help="Inference engine; default: vllm, or that of the pasted command.",
+        help="Inference engine; default: vllm, llama.cpp for a GGUF file, or that of the pasted "
+        "command.",
     ),
     option(
         "Engine", "--engine-version", "engine_version", metavar="V", help="Default: newest known."
@@ -371,7 +372,7 @@ _PLAN_OPTIONS = options(
 def plan(model: str, output: str, explain: bool, quiet: bool, **options: Any) -> int:
     """Does MODEL fit these GPUs, what uses the memory, and what would fit instead.
 
-    MODEL is a catalogue name, a hub id, a folder, a config.json or a model-spec YAML.
+    MODEL is a catalogue name, a hub id, a folder, a config.json, a GGUF file or a model-spec YAML.
 
     \b
     moesize plan mixtral-8x7b --gpu a10g --quant 4bit
@@ -597,7 +598,8 @@ def audit(log: str, output: str, **options: Any) -> int:
         "--shards",
         "shards",
         metavar="PATH",
-        help="A folder of safetensors, hub, or synthetic; default: MODEL's folder, else synthetic.",
+        help="A folder of safetensors, a GGUF file, hub, or synthetic; default: MODEL's own, else "
+        "synthetic.",
     ),
     option(
         "Shards", "--synthetic", "synthetic", is_flag=True, help="Random shards of the same form."
@@ -728,7 +730,7 @@ def check(**options: Any) -> int:
     _ONLINE,
 )
 def import_(source: str, target: str | None, spec_id: str | None, online: bool) -> int:
-    """Write a model spec (YAML) from a hub id, a checkpoint folder or a config.json.
+    """Write a model spec (YAML) from a hub id, a checkpoint folder, a config.json or a GGUF file.
 
     \b
     moesize import ./config.json

@@ -540,11 +540,16 @@ class VerifyExtrapolation(TypedDict):
 
 
 class VerifySpeed(TypedDict):
-    """Loading, and what device and page cache can do, in 10^9 bytes a second."""
+    """Loading, and what device and page cache can do, in 10^9 bytes a second.
+
+    `to_device_gb_per_s` is the copy from page-locked memory, on a CPU that into new memory.
+    `cached_share` of the bytes were in the page cache before the load; null = not known.
+    """
 
     load_gb_per_s: float
     to_device_gb_per_s: float | None
     page_cache_gb_per_s: float | None
+    cached_share: float | None
 
 
 class VerifyFailure(TypedDict):
@@ -572,7 +577,7 @@ class VerifyDocument(TypedDict):
     """What `moesize verify MODEL --format json` prints.
 
     `layers` are the indices that were loaded; `agrees` is the exit code. `revision` is the hub's
-    commit where shards came from there.
+    commit where shards came from there. `engine_version` is the release of transformers or vLLM.
     """
 
     schema: Literal["moesize.verify/1"]
@@ -584,6 +589,7 @@ class VerifyDocument(TypedDict):
     quantization: str
     device: VerifyDevice
     engine: Literal["torch", "transformers", "vllm"]
+    engine_version: str | None
     shards: str
     layers: list[int]
     num_layers: int

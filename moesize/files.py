@@ -1,4 +1,4 @@
-"""Strict, bounded reading of JSON and YAML written by strangers; the only user of yaml.
+"""Strict, bounded reading of files written by strangers, and the only user of yaml.
 
 YAML is read by its events: duplicate keys, anchors and deep nesting are refused, and plain
 scalars follow YAML 1.2 (`no` is a word, `1e3` is a number, `12:30` is a word).
@@ -7,6 +7,7 @@ scalars follow YAML 1.2 (`no` is a word, `1e3` is a number, `12:30` is a word).
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
@@ -206,3 +207,67 @@ class _YamlBuilder:
             except ValueError:
                 return text
         return text
+
+
+# --- Files that are read in part, and what errors show of them -----------------------------------
+
+# How many names an error lists.
+_SHOWN = 5
+
+
+def regular_size(path: Path) -> int:
+    """Size of a regular file. Raises InvalidInputError."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error})") from error
+    # A pipe would be waited for, a device never ends.
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidInputError(f"{path}: is not a regular file")
+    return found.st_size
+
+
+def opened(path: Path) -> Any:
+    """The file's bytes as a stream. Raises InvalidInputError."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def short(value: Any) -> str:
+    """A stranger's value in an error: ASCII and not long."""
+    shown = ascii(value) if isinstance(value, str) else type(value).__name__
+    return shown if len(shown) <= 80 else shown[:76] + "...'"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of a folder; a link must not lead out of it.
+
+    A folder of a stranger could otherwise make any file of this machine be read. The hub's own
+    cache is the exception: snapshots/<revision>/file is a link to ../../blobs/<hash>.
+    """
+    path = folder / name
+    target = path.resolve()
+    if target.parent == folder:
+        return path
+    cache = folder.parent.parent
+    if folder.parent.name == "snapshots" and target.parent == cache / "blobs":
+        return path
+    raise InvalidInputError(
+        f"{path}: is a link that leads out of its folder, to {target}",
+        "only the links of a hub cache (snapshots/<revision> to blobs) are followed; "
+        "copy the file, or give the folder that it is in",
+    )
+
+
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(_plain, names[:_SHOWN])) + more
+
+
+def _plain(name: str) -> str:
+    return name if name.isprintable() and name.isascii() and len(name) <= 200 else short(name)

@@ -1,4 +1,4 @@
-"""`moesize import`: config.json -> model-spec YAML."""
+"""`moesize import`: config.json or GGUF file -> model-spec YAML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADER = "# A moesize model spec; `moesize schema spec` prints its JSON Schema.
 
 
 def spec_yaml(source: str, *, spec_id: str | None = None, online: bool = False) -> str:
-    """The spec of a config.json, folder or hub id as YAML text. Raises MoesizeError."""
+    """The spec of a config.json, folder, GGUF file or hub id as YAML text. Raises MoesizeError."""
     spec, _ = resolve_model(source, online=online)
     if spec_id is not None:
         spec = replace(spec, id=spec_id)

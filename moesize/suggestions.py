@@ -163,6 +163,9 @@ class _Planner:
         own = self.scheme
         if engine_profile(self.request.engine).facts.get("weights") == "gguf":
             names: tuple[str, ...] = _SMALLER_GGUF
+            published = self.spec.quantization
+            if own is None and published is not None and published.file_type:
+                own = find_scheme(published.file_type)  # what a GGUF file says it is of
             if own is not None and own.name in names:
                 names = names[names.index(own.name) + 1 :]
             elif own is not None and own.is_gguf:

@@ -294,9 +294,9 @@ def _gguf_quant(named: Named, called: str) -> str:
             return find_scheme({"F16": "fp16", "BF16": "bf16", "F32": "fp32"}.get(name, name)).name
         except MoesizeError:
             return "checkpoint"
-    if called != "ollama":
-        return "checkpoint"
     published = named.spec.quantization
+    if called != "ollama" or (published is not None and published.method == "gguf"):
+        return "checkpoint"
     # gpt-oss is served as it was published.
     return "MXFP4_MOE" if published and published.method == "mxfp4" else _OLLAMA_QUANT
 

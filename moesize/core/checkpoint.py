@@ -262,6 +262,11 @@ def _published(spec: ModelSpec) -> Iterator[StoredEntry]:
         for entry in inventory(spec):
             yield StoredEntry(entry, None, entry.tensor.dtype or spec.dtype)
         return
+    if quantization.method == "gguf":
+        from moesize.core.gguf_view import gguf_stored
+
+        yield from gguf_stored(spec, None)
+        return
     # The table of names is large; unquantized and what-if plans start without it.
     from moesize.core.naming import module_name
 

@@ -6,9 +6,10 @@ which tensors are added (rotary factors) and left out (towers, which have a file
 mmproj). `moesize.core.gguf` then gives every tensor its type.
 
 Left out: files of other converters and dates (one tensor for each expert before 2024, tied
-embeddings at the default type before March 2024, other types for a fused attn_qkv in 2024, MLA with
-an undivided kv_b before spring 2025); FP8 and MXFP4 that the converter copies from DeepSeek-V4 and
-Kimi-K3; DBRX's router, which stays F16 instead of F32 (0.006 %).
+embeddings at the default type before March 2024, other types for a fused attn_qkv in 2024; MLA with
+an undivided kv_b, of before spring 2025, unless the spec was read from such a file); FP8 and MXFP4
+that the converter copies from DeepSeek-V4 and Kimi-K3; DBRX's router, which stays F16 instead of
+F32 (0.006 %).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.checkpoint import StoredEntry
-from moesize.core.errors import UnsupportedError
+from moesize.core.errors import InvalidInputError, UnsupportedError
 from moesize.core.feed_forward import MoeMlp
 from moesize.core.gguf import (
     GgufModel,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from moesize.core.mixers import Mixer
-    from moesize.core.model_spec import ModelSpec
+    from moesize.core.model_spec import CheckpointQuantization, ModelSpec
     from moesize.core.quantization import Scheme
 
 
@@ -328,8 +329,8 @@ class _View:
         )
 
 
-# Published, and never converted.
-_DROPPED = ("other.pooler", "other.inverse_frequencies", "towers")
+# Published, and never converted; Apertus' scalars become metadata (conversion/llama.py).
+_DROPPED = ("other.pooler", "other.inverse_frequencies", "other.alpha_", "towers")
 _QKV = ("attention.q", "attention.k", "attention.v")
 
 
@@ -369,8 +370,16 @@ def _make_view(spec: ModelSpec, with_mtp: bool) -> _View:
         num_experts=_num_experts(spec),
     )
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
-    published = spec.quantization.method if spec.quantization is not None else ""
-    return _View(model, parts, tensors, family.keeps_mxfp4 and published == "mxfp4")
+    return _View(model, parts, tensors, family.keeps_mxfp4 and _has_mxfp4(spec))
+
+
+def _has_mxfp4(spec: ModelSpec) -> bool:
+    """Whether the experts are published in MXFP4, or are in the GGUF file of the spec."""
+    own = spec.quantization
+    return own is not None and (
+        own.method == "mxfp4"
+        or any(t.type == "MXFP4" and t.name.endswith("_exps.weight") for t in own.tensor_types)
+    )
 
 
 def _attention(spec: ModelSpec, *, vary: bool) -> Mixer | None:
@@ -444,7 +453,7 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
     tensor = entry.tensor
     role = tensor.role
     base, bias = role.removesuffix(".bias"), role[len(role.removesuffix(".bias")) :]
-    if base == "attention.kv_b":
+    if base == "attention.kv_b" and not has_undivided_kv_b(spec):
         for half in _split_kv_b(spec, entry):
             yield replace(entry, tensor=half)
     elif base == "attention.linear.qkvz":
@@ -477,6 +486,19 @@ def _converted(spec: ModelSpec, family: _Family, entry: Entry) -> Iterator[Entry
             yield _joined(spec, entry, "routed_experts.gate_up", roles)
     else:
         yield entry
+
+
+def has_undivided_kv_b(spec: ModelSpec) -> bool:
+    """Whether the spec is of a GGUF file of before spring 2025, with MLA's kv_b in one piece.
+
+    llama.cpp runs such a model as one without MLA: it caches keys and values of every head
+    (src/models/deepseek2.cpp, `is_mla`).
+    """
+    own = spec.quantization
+    return own is not None and any(item.name == _UNDIVIDED for item in own.tensor_types)
+
+
+_UNDIVIDED = "attn_kv_b.weight"
 
 
 def _attention_residuals(spec: ModelSpec, entry: Entry) -> int:
@@ -582,11 +604,21 @@ def _name(spec: ModelSpec, entry: Entry) -> str:
     role = entry.tensor.role
     if entry.section == "stored" and entry.layers:
         role = "other.mtp_" + ("embedding" if role == "embedding.tokens" else "head")
+    if role == "router.bias" and _adds_bias(spec, entry):
+        return "ffn_gate_inp.bias"
     mixers = spec.block(entry.block).mixers if entry.block else ()
     kinds = [mixer.kind for mixer in mixers]
     if role.startswith("attention.linear."):
         kinds = [kind for kind in kinds if kind not in ("gqa", "mla", "compressed")]
     return gguf_name(role, mixer=kinds[0] if kinds else "")
+
+
+def _adds_bias(spec: ModelSpec, entry: Entry) -> bool:
+    """Whether the router's bias is one of its product (gpt-oss), not one of the choice."""
+    return any(
+        isinstance(part, MoeMlp) and part.router_bias == "bias"
+        for part in spec.block(entry.block).feed_forwards
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -669,7 +701,8 @@ def gguf_entries(
     cache = spec.__dict__.setdefault("_gguf_entries", {})
     key = (file_type, imatrix, mtp)
     if key not in cache:
-        cache[key] = tuple(_stored(_view(spec, mtp), file_type, imatrix))
+        view = _view(spec, mtp)
+        cache[key] = tuple(_stored(view, view.types(file_type, imatrix)))
     return cache[key]
 
 
@@ -693,6 +726,8 @@ def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ..
                 "use --quant Q4_K_M, Q8_0, ...: `moesize quants` lists all",
             )
         return gguf_entries(spec, scheme)
+    if spec.quantization is not None and spec.quantization.method == "gguf":
+        return _file_entries(spec, spec.quantization)
     method = spec.quantization.method if spec.quantization is not None else ""
     if method and method not in _COPIED:
         raise UnsupportedError(
@@ -701,6 +736,31 @@ def gguf_stored(spec: ModelSpec, scheme: Scheme | None) -> tuple[StoredEntry, ..
             "choose the file's type: --quant Q8_0, Q4_K_M, ...; `moesize quants` lists all",
         )
     return gguf_entries(spec, find_scheme(_CONVERTED[spec.dtype]))
+
+
+def _file_entries(spec: ModelSpec, quantization: CheckpointQuantization) -> tuple[StoredEntry, ...]:
+    """The tensors of the GGUF file that the spec was read from, each of the type that it has."""
+    cache: dict[str, tuple[StoredEntry, ...]] = spec.__dict__.setdefault("_file_entries", {})
+    if "" not in cache:
+        view = _view(spec, True)
+        by_name: dict[tuple[str, int | None], str] = {}
+        for item in quantization.tensor_types:
+            by_name.update({(item.name, layer): item.type for layer in item.layers or (None,)})
+        types = tuple(_stored_type(tensor, by_name) for tensor in view.tensors)
+        cache[""] = tuple(_stored(view, types))
+    return cache[""]
+
+
+def _stored_type(tensor: GgufTensor, types: dict[tuple[str, int | None], str]) -> BlockType:
+    name = tensor.name if tensor.block is None else tensor.name.split(".", 2)[2]
+    found = types.get((name, tensor.block), "")
+    if found not in BLOCK_TYPES:
+        raise InvalidInputError(
+            f"quantization.tensor_types of the spec gives {tensor.name} "
+            + (f"the unknown type {found[:40]!r}" if found else "no type"),
+            "import the GGUF file again",
+        )
+    return BLOCK_TYPES[found]
 
 
 def gguf_model_bytes(
@@ -744,8 +804,8 @@ _SENTENCEPIECE_TOKEN_BYTES, _BPE_TOKEN_BYTES = 24, 46
 _TOKEN_BYTES_LOW, _TOKEN_BYTES_HIGH = 18, 66
 
 
-def _stored(view: _View, file_type: str, imatrix: bool) -> Iterator[StoredEntry]:
-    types = iter(view.types(file_type, imatrix))
+def _stored(view: _View, of_tensors: tuple[BlockType, ...]) -> Iterator[StoredEntry]:
+    types = iter(of_tensors)
     for part in view.parts:
         of_part = [next(types) for _ in part.tensors]
         entry = part.entry

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.deployment import Request
     from moesize.core.gpu import GpuSpec
+    from moesize.core.mixers import Mixer
     from moesize.core.model_spec import Block, ModelSpec
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -259,6 +260,35 @@ def _is_last(rank: int, places: list[list[_Module]]) -> bool:
     return rank == len(places) - 1
 
 
+def prompt_peak(
+    spec: ModelSpec, rules: TransformersRules, tokens: int, sequences: int, *, eager: bool
+) -> tuple[int, int, int, str]:
+    """(best, low, high, moment) bytes of the worst moment of a prompt beside weights and cache.
+
+    The item `activations.peak` of a plan, for all layers on one GPU. eager: attention makes the
+    whole matrix of scores, which some classes do whatever is asked for.
+    """
+    settings = TransformersSettings(attn_implementation="eager" if eager else "sdpa")
+    forward = _Forward(spec, rules, settings)
+    peak, moment = forward.peak(set(spec.layout), tokens, sequences, last=True)
+    return (*_band(rules.constants["forward_activation_factor"], peak), moment)
+
+
+def state_sizes(mixer: Mixer, element_bytes: int) -> list[int]:
+    """Bytes of the tensors that a recurrent layer keeps of a sequence.
+
+    A convolution of k keeps k inputs in the model's type, where engines keep k - 1; the recurrent
+    state is float32, as its kernels leave it (cache_utils.py:LinearAttentionLayer). Measured equal
+    on classes of ten families with transformers 5.23.0.
+    """
+    return [
+        (part.shape[0] + 1) * prod(part.shape[1:]) * element_bytes
+        if part.name.startswith("conv")
+        else prod(part.shape) * _FLOAT_BYTES
+        for part in mixer.state()
+    ]
+
+
 def _modules(
     spec: ModelSpec, stored: tuple[StoredEntry, ...], rules: TransformersRules
 ) -> list[_Module]:
@@ -347,14 +377,18 @@ class _Forward:
         )
         self._caches = {block.name: self._cache(block) for block in spec.blocks}
 
-    def _cache(self, block: Block) -> list[tuple[int, int | None]]:
-        """(bytes per token, window) of the tensors that a layer keeps."""
-        out: list[tuple[int, int | None]] = []
+    def _cache(self, block: Block) -> list[int]:
+        """Bytes per token of the tensors that a layer keeps while a prompt runs.
+
+        Of a window too: the slice of its last w - 1 tokens is a view (DynamicSlidingWindowLayer),
+        which holds on to the keys and values of the whole prompt until the next token is added.
+        """
+        out: list[int] = []
         for mixer in block.mixers:
             if isinstance(mixer, LatentAttention) and self.rules.latent_cache == "expanded":
                 key = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
-                out.append((mixer.num_heads * key * self.element, None))
-                out.append((mixer.num_heads * mixer.v_head_dim * self.element, None))
+                out.append(mixer.num_heads * key * self.element)
+                out.append(mixer.num_heads * mixer.v_head_dim * self.element)
                 continue
             for cache in mixer.cache():
                 if cache.ratio > 1:
@@ -363,48 +397,33 @@ class _Forward:
                         "is not known",
                         "plan it with --engine vllm",
                     )
-                # A window of w keeps w - 1 tokens (DynamicSlidingWindowLayer).
-                window = None if cache.window is None else max(1, cache.window - 1)
-                if cache.chunk is not None:
-                    window = max(1, cache.chunk - 1)
                 heads = max(1, cache.heads)
-                out.append((heads * cache.key_size * self.element, window))
+                out.append(heads * cache.key_size * self.element)
                 if cache.value_size:
-                    out.append((heads * cache.value_size * self.element, window))
+                    out.append(heads * cache.value_size * self.element)
         return out
 
     def layer_cache(self, name: str, tokens: int, sequences: int) -> list[int]:
         """Allocated bytes of every cache tensor of a layer of that block."""
         block = self.spec.block(name)
-        sizes = [
-            allocated_bytes(sequences * size * (tokens if window is None else min(tokens, window)))
-            for size, window in self._caches[block.name]
-        ]
+        sizes = [sequences * size * tokens for size in self._caches[block.name]]
         for mixer in block.mixers:
-            for part in mixer.state():
-                element = number_bytes(part.dtype or self.dtype, 1)
-                sizes.append(allocated_bytes(sequences * prod(part.shape) * element))
-        return sizes
+            sizes += [sequences * size for size in state_sizes(mixer, self.element)]
+        return [allocated_bytes(size) for size in sizes]
 
     def cache_bytes(self, held: list[_Module]) -> tuple[int, int]:
         """(bytes per further token, bytes of a sequence that do not grow) on one GPU."""
-        per_token = fixed = 0
-        layers = [module.layer for module in held if module.layer is not None]
-        for layer in layers:
-            for size, window in self._caches[self.spec.layout[layer]]:
-                if window is None:
-                    per_token += size
-                else:
-                    fixed += size * window
-        return per_token, fixed + self.recurrent_bytes(set(layers))
+        layers = {module.layer for module in held if module.layer is not None}
+        per_token = sum(sum(self._caches[self.spec.layout[layer]]) for layer in layers)
+        return per_token, self.recurrent_bytes(layers)
 
     def recurrent_bytes(self, layers: set[int]) -> int:
         """States of linear attention and Mamba of one sequence."""
         return sum(
-            prod(part.shape) * number_bytes(part.dtype or self.dtype, 1)
+            size
             for layer in layers
             for mixer in self.spec.block(self.spec.layout[layer]).mixers
-            for part in mixer.state()
+            for size in state_sizes(mixer, self.element)
         )
 
     def cache_sizes(self, kinds: dict[str, int], tokens: int, sequences: int) -> tuple[int, int]:
@@ -501,7 +520,7 @@ def _items(
     if total:
         text = (
             f"{sequences} x {tokens:,} tokens in {sum(kinds.values())} layers, every tensor "
-            "rounded as the allocator does; windows keep one token less than their size"
+            "rounded as the allocator does; windows hold on to the whole prompt"
         )
         if forward.has_latent:
             text += f"; MLA: {rules.latent_cache} form"

@@ -17,6 +17,7 @@ from moesize.core.deployment import COMMON_FIELDS
 from moesize.core.engine import Constants, EngineAnswer, EngineProfile, RankCost
 from moesize.core.errors import InvalidDeploymentError, UnsupportedError
 from moesize.core.feed_forward import MoeMlp
+from moesize.core.gguf_view import has_undivided_kv_b
 from moesize.core.ledger import GpuLedger, MemoryItem, exact_item
 from moesize.core.llamacpp_compute import ComputeBuffers, ComputeSettings, compute_buffers
 from moesize.core.llamacpp_estimate import estimate_buffers, growth_bytes
@@ -367,6 +368,8 @@ def _plan(
     ranks = _ranks(settings, request.num_gpus)
     flash = _flash(spec, settings, rules)
     kv_rules = rules.kv_rules(flash=flash, mla=settings.mla)
+    if has_undivided_kv_b(spec):
+        kv_rules = replace(kv_rules, latent="decompressed")
     caches = model_caches(spec, kv_rules)
     slots = _slots(spec, request, settings, rules)
     guessed = _guessed(spec, request, rules, caches)
@@ -509,8 +512,11 @@ def _flash(spec: ModelSpec, settings: LlamaCppSettings, rules: LlamaCppRules) ->
                 if (mixer.head_dim, mixer.v_head_dim) not in _FLASH_HEADS:
                     return False
             elif isinstance(mixer, LatentAttention):
-                rank = mixer.kv_lora_rank
-                if (rank + mixer.qk_rope_head_dim, rank) not in _FLASH_HEADS:
+                rank, rope = mixer.kv_lora_rank, mixer.qk_rope_head_dim
+                sizes = (rank + rope, rank)
+                if has_undivided_kv_b(spec):
+                    sizes = (mixer.qk_nope_head_dim + rope, mixer.v_head_dim)
+                if sizes not in _FLASH_HEADS:
                     return False
     return True
 

@@ -162,12 +162,26 @@ class QuantizationRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorTypes:
+    """The GGML type of a tensor of a GGUF file, in some layers (none: outside of layers).
+
+    name   `core.gguf`'s, without the block: `ffn_down.weight`
+    """
+
+    name: str
+    type: str
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointQuantization:
     """How the published files are quantized: the first rule that matches a matrix decides.
 
     method     as the config names it: gptq, awq, fp8, compressed-tensors, modelopt, ...
     towers     True when the vision and audio towers are quantized as well
     kv_dtype   number format of the KV cache that the checkpoint asks for; "" = none
+    file_type, tensor_types   of a GGUF file (method "gguf"): what it says it is of ("" = nothing
+               that is known), and the type of every tensor
     Embeddings, norms, routers and whatever is no matrix are never quantized; a head only when
     `quantized_head` says so.
     """
@@ -177,6 +191,8 @@ class CheckpointQuantization:
     quantized_head: bool = False
     towers: bool = False
     kv_dtype: str = ""
+    file_type: str = ""
+    tensor_types: tuple[TensorTypes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -229,7 +229,7 @@ def _write_model(console: Console, report: ModelReport, tensors: bool) -> None:
             f"{quantization.format}: {format_gib(quantization.weight_bytes)}, "
             f"{quantization.bits_per_weight:.2f} bits per weight",
         ),
-        ("file size", f"{format_gib(report.stored_bytes)} of tensors as published"),
+        ("file size", f"{format_gib(report.stored_bytes)} of tensors {_of_files(report)}"),
         (
             "KV cache",
             f"{report.kv_bytes_per_token:,} bytes ({report.kv_bytes_per_token / KIB:,.1f} KiB) per "
@@ -248,6 +248,11 @@ def _write_model(console: Console, report: ModelReport, tensors: bool) -> None:
     if tensors:
         console.print()
         _print_rich_rows(console, _tensor_rows(report))
+
+
+def _of_files(report: ModelReport) -> str:
+    own = report.spec.quantization
+    return "in the GGUF file" if own is not None and own.method == "gguf" else "as published"
 
 
 def _source(report: ModelReport) -> str:

@@ -40,16 +40,20 @@ def failure_line(report: VerifyReport) -> str:
         "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
     )
     live = ", ".join(f"{name} {format_bytes(size)}" for name, size in failure.live.items())
-    return f"memory ran out in {failure.phase}{asked}; live: {live}"
+    rest = f"live: {live}" if live else failure.message
+    return f"memory ran out in {failure.phase}{asked}; {rest}"
 
 
 def setting_line(report: VerifyReport) -> str:
     """What was run."""
     if not report.sequences:  # block formats are loaded, not computed with
         return f"{report.shards} shards, loaded as they are, torch {report.device.torch}"
+    engine = f"torch {report.device.torch}"
+    if report.engine != "torch":
+        engine = f"{report.engine} {report.engine_version}, {engine}"
     return (
         f"{report.sequences:,} sequences x {report.tokens:,} tokens and {report.decode_steps:,} "
-        f"steps, {report.dtype}, {report.shards} shards, {report.engine} {report.device.torch}"
+        f"steps, {report.dtype}, {report.shards} shards, {engine}"
     )
 
 
@@ -61,7 +65,14 @@ def speed_line(report: VerifyReport) -> str:
     text = f"loaded at {speed.load_gb_per_s:.2f} GB/s"
     if speed.to_device_gb_per_s:
         share = speed.load_gb_per_s / speed.to_device_gb_per_s
-        text += f", {share:.0%} of the {speed.to_device_gb_per_s:.2f} GB/s that the device copies"
+        what = (
+            "at which this machine copies into new memory"
+            if report.device.kind == "cpu"
+            else "that the device copies"
+        )
+        text += f", {share:.0%} of the {speed.to_device_gb_per_s:.2f} GB/s {what}"
+    if speed.cached_share is not None and speed.cached_share < 1:
+        text += f"; {speed.cached_share:.0%} of the bytes were in the page cache"
     return text
 
 

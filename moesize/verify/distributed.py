@@ -124,7 +124,7 @@ def session(meter: Meter) -> Iterator[Group | None]:
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set", "start it with torchrun"
         )
     rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
-    timeout = datetime.timedelta(seconds=_number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S))
+    timeout = datetime.timedelta(seconds=timeout_s())
     free = meter.free_bytes() if meter.kind != "cpu" else 0
     held = meter.reading().reserved
     backend = "nccl" if meter.kind == "cuda" else "xccl" if meter.kind == "xpu" else "gloo"
@@ -167,6 +167,11 @@ def _is_connection(error: BaseException) -> bool:
     text = str(error).lower()
     words = ("connection", "gloo", "nccl", "peer", "timed out", "timeout", "socket")
     return isinstance(error, dist.DistError) or any(word in text for word in words)
+
+
+def timeout_s() -> int:
+    """Seconds that are waited for another process: MOESIZE_VERIFY_TIMEOUT, else 1800."""
+    return _number("MOESIZE_VERIFY_TIMEOUT", _TIMEOUT_S)
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -18,20 +18,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from moesize.api import is_gguf_file
+from moesize.catalog import is_gguf_path
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
-from moesize.core.units import GIB, MIB, format_gib
-from moesize.verify.caching_allocator import CachingAllocator
-from moesize.verify.gguf_files import GgufFile, block_of, open_gguf
-from moesize.verify.gguf_ledger import (
+from moesize.core.quantization import find_scheme
+from moesize.core.units import MIB, format_gib
+from moesize.readers.gguf.header import GgufFile, block_of, open_gguf
+from moesize.readers.gguf.tensors import (
     check_against,
     expected_of,
     of_layers,
     refuse_missing,
     scheme_of,
 )
-from moesize.verify.gguf_synthetic import write_synthetic_gguf
-from moesize.verify.loading import DEFAULT_READERS, Job, Loaded, load_jobs
+from moesize.verify.caching_allocator import CachingAllocator
+from moesize.verify.gguf_synthetic import file_type, write_synthetic_gguf
+from moesize.verify.loading import Job, Loaded, cached_share, load_jobs, speed_of
 from moesize.verify.report import Device, Failure, PhaseRecord, Speed, Term, VerifyReport
 from moesize.verify.safetensors_files import Place, StoredTensor
 from moesize.verify.selection import num_layers, parse_layers
@@ -41,8 +44,8 @@ if TYPE_CHECKING:
 
     from moesize.core.model_spec import ModelSpec
     from moesize.core.quantization import Scheme
+    from moesize.readers.gguf.tensors import ExpectedTensor
     from moesize.verify.devices import Meter
-    from moesize.verify.gguf_ledger import ExpectedTensor
     from moesize.verify.phases import Progress
 
 # Of free memory this is left alone: fragments, buffers, other processes.
@@ -58,7 +61,7 @@ def load_gguf(
     file: GgufFile,
     device: str | torch.device = "cpu",
     layers: Collection[int] | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """The raw blocks of some layers, and what stands outside of them, as uint8 on the device.
@@ -68,11 +71,12 @@ def load_gguf(
     Raises InvalidInputError for a file that is cut off meanwhile; torch's own out-of-memory error
     passes through.
     """
-    begin = time.perf_counter()
     jobs = _jobs(file, layers)
+    cached = cached_share(jobs)
+    begin = time.perf_counter()
     state = load_jobs(jobs, torch.device(device), readers=readers, progress=progress)
     total = sum(job.size_bytes for job in jobs)
-    return Loaded(state, total, total, time.perf_counter() - begin, {})
+    return Loaded(state, total, total, time.perf_counter() - begin, {}, cached)
 
 
 def _jobs(file: GgufFile, layers: Collection[int] | None) -> list[Job]:
@@ -102,21 +106,23 @@ class GgufMeasured(NamedTuple):
     failure: Failure | None
     requested_bytes: int
     load_gb_per_s: float
+    cached_share: float | None
 
 
 def verify_gguf_terms(
     spec: ModelSpec,
-    scheme: Scheme,
+    scheme: Scheme | None,
     file: GgufFile,
     meter: Meter,
     *,
     layers: Collection[int] | None = None,
     tolerance: float | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Progress | None = None,
 ) -> GgufMeasured:
     """Load layers of a file and compare what they take with what moesize counts for them.
 
+    scheme  None: the types that the spec has of its own
     layers  None: everything in the file, MTP blocks too
     The terms are `weights`, with a device that has blocks also `weights.blocks`,
     `weights.reserved`, `weights.driver` and `process`, and `load_peak` and `after_free`.
@@ -159,6 +165,7 @@ def verify_gguf_terms(
                 process=process_bytes(meter),
                 peak=record.peak_bytes - begin,
                 gb_per_s=loaded.gb_per_s,
+                cached_share=loaded.cached_share,
             )
             del loaded
         except Exception as error:
@@ -175,7 +182,10 @@ def verify_gguf_terms(
         meter.synchronize()
         left = meter.reading().allocated - before.allocated
     terms = _terms(expected, meter, found, left, tolerance)
-    return GgufMeasured(terms, tuple(watch.records), failure, found.requested or 0, found.gb_per_s)
+    return GgufMeasured(
+        terms, tuple(watch.records), failure, found.requested or 0, found.gb_per_s,
+        found.cached_share,
+    )  # fmt: skip
 
 
 class _Found(NamedTuple):
@@ -188,6 +198,7 @@ class _Found(NamedTuple):
     process: int | None = None
     peak: int | None = None
     gb_per_s: float = 0.0
+    cached_share: float | None = None
 
 
 def _terms(
@@ -241,11 +252,14 @@ def _reserved(sizes: Sequence[int]) -> int:
 # --- The command ----------------------------------------------------------------------------------
 
 
-def wants_gguf(shards: str | None, quant: str) -> bool:
+def wants_gguf(model: str | ModelSpec, shards: str | None, quant: str) -> bool:
     """Whether a run is about GGUF: by the file or folder that is named, or by the type asked for.
 
-    A folder counts when it has no safetensors.
+    A folder counts when it has no safetensors. A GGUF file as MODEL counts unless another scheme is
+    asked for.
     """
+    if shards in (None, "synthetic") and _names_file(model) and _is_own(quant):
+        return True
     if shards not in (None, "synthetic", "hub"):
         path = Path(str(shards)).expanduser()
         if path.is_dir():
@@ -255,10 +269,22 @@ def wants_gguf(shards: str | None, quant: str) -> bool:
     return shards != "hub" and _asked_scheme(quant) is not None
 
 
+def _names_file(model: str | ModelSpec) -> bool:
+    if not isinstance(model, str):
+        return is_gguf_file(model)
+    try:
+        return is_gguf_path(Path(model).expanduser())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _is_own(quant: str) -> bool:
+    return quant.strip().lower() in ("checkpoint", "auto")
+
+
 def _asked_scheme(quant: str) -> Scheme | None:
     """The GGUF scheme that --quant names; None for anything else."""
     from moesize.core.errors import UnknownNameError
-    from moesize.core.quantization import find_scheme
 
     try:
         found = find_scheme(quant)
@@ -286,7 +312,8 @@ def verify_gguf(
 ) -> VerifyReport:
     """Measure a model's layers out of a GGUF file, or out of one of random blocks.
 
-    shards  a file, a part of a divided one or a folder; None or `synthetic`: written for the run
+    shards  a file, a part of a divided one or a folder; `synthetic`: written for the run; None:
+            MODEL where it is a file, else written
     Raises as `moesize.verify.run.verify` does.
     """
     from moesize.catalog import resolve_model
@@ -299,6 +326,9 @@ def verify_gguf(
     if engine != "torch":
         raise UnsupportedError(f"--engine {engine[:40]} is not measured with GGUF files")
     spec, kind = (model, "spec") if not isinstance(model, str) else resolve_model(model)
+    own = is_gguf_file(spec) and shards in (None, "synthetic") and _is_own(quant)
+    if own and shards is None and isinstance(model, str) and kind == "gguf":
+        shards = model
     meter = find_meter(device)
     if limit_bytes is not None:
         meter.limit(limit_bytes)
@@ -307,13 +337,17 @@ def verify_gguf(
         free -= max(_MARGIN_BYTES, round(_MARGIN_SHARE * free))
     written = shards in (None, "synthetic")
     notes = [_NO_PASS]
-    with _opened(spec, shards, quant, layers, seed, keep_shards, free, progress) as file:
-        asked = "" if quant.strip().lower() in ("checkpoint", "auto") else quant
-        scheme = scheme_of(file, asked)
+    written_as = None
+    if written and not own:
+        written_as = _asked_scheme(quant)
+        if written_as is None:
+            raise InvalidInputError(f"--quant {quant[:40]!r} is no GGUF type", "such as Q4_K_M")
+    with _opened(spec, shards, written_as, layers, seed, keep_shards, free, progress) as file:
+        scheme = None if own else scheme_of(file, "" if _is_own(quant) else quant)
         # A kept file of random blocks has some layers only.
         compared = check_against(spec, scheme, file, file.blocks)
         refuse_missing(compared, file)
-        if compared.summary:
+        if compared.summary and scheme is not None:
             notes.append(f"the file is not what {scheme.name} makes: {compared.summary}")
         chosen = _choose(spec, file, layers, free)
         whole = len(chosen) == num_layers(spec)
@@ -324,9 +358,14 @@ def verify_gguf(
         found = verify_gguf_terms(
             spec, scheme, file, meter, layers=chosen, tolerance=tolerance, progress=progress
         )
-        speed = _speed(found, meter, file)
+        speed = speed_of(
+            found.requested_bytes, found.load_gb_per_s, found.cached_share,
+            meter.device, file.paths[0], meter.free_bytes(),
+        )  # fmt: skip
+    said = file_type(spec, scheme)
+    name = find_scheme(said).name if said else "gguf"
     return _report(
-        spec, kind, scheme.name, meter, chosen, found, speed, notes,
+        spec, kind, name, meter, chosen, found, speed, notes,
         shards="synthetic" if written else "folder", seed=seed, save=save, command=command,
     )  # fmt: skip
 
@@ -335,7 +374,7 @@ def verify_gguf(
 def _opened(
     spec: ModelSpec,
     shards: str | None,
-    quant: str,
+    scheme: Scheme | None,
     layers: str | Sequence[int],
     seed: int,
     keep_shards: str | None,
@@ -346,9 +385,6 @@ def _opened(
     if shards not in (None, "synthetic"):
         yield open_gguf(Path(str(shards)).expanduser())
         return
-    scheme = _asked_scheme(quant)
-    if scheme is None:
-        raise InvalidInputError(f"--quant {quant[:40]!r} is no GGUF type", "such as Q4_K_M")
     chosen = _fitting(spec, scheme, layers, free)
     kept = None if keep_shards is None else Path(keep_shards).expanduser()
     folder = Path(tempfile.mkdtemp(prefix="moesize-verify-")) if kept is None else kept
@@ -374,10 +410,10 @@ def _named(layers: str | Sequence[int], spec: ModelSpec) -> tuple[int, ...] | No
 
 
 def _fitting(
-    spec: ModelSpec, scheme: Scheme, layers: str | Sequence[int], free: int
+    spec: ModelSpec, scheme: Scheme | None, layers: str | Sequence[int], free: int
 ) -> tuple[int, ...]:
     """Layers to write."""
-    from moesize.verify.gguf_ledger import expected_tensors
+    from moesize.readers.gguf.tensors import expected_tensors
 
     sizes: dict[int | None, list[int]] = {}
     for tensor in expected_tensors(spec, scheme):
@@ -431,20 +467,6 @@ def _within(
             chosen.add(layer)
             used += cost[layer]
     return tuple(sorted(chosen))
-
-
-def _speed(found: GgufMeasured, meter: Meter, file: GgufFile) -> Speed:
-    """The load's pace beside the device's own; little data says nothing."""
-    pace = round(found.load_gb_per_s, 3)
-    if found.requested_bytes < GIB or meter.free_bytes() < 2 * GIB:
-        return Speed(pace, None, None)
-    from moesize.verify.loading import copy_limit
-
-    limit = copy_limit(meter.device, file.paths[0])
-    cached = limit.page_cache_gb_per_s
-    return Speed(
-        pace, round(limit.to_device_gb_per_s, 3), None if cached is None else round(cached, 3)
-    )
 
 
 def _report(

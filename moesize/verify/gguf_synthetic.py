@@ -15,8 +15,8 @@ from moesize.core.errors import InvalidInputError
 from moesize.core.gguf import TENSOR_ALIGNMENT_BYTES
 from moesize.core.gguf_view import gguf_architecture, gguf_tensors
 from moesize.core.units import MIB, round_up
-from moesize.verify.gguf_files import FILE_TYPES, GGML_NUMBERS, MAGIC, STRING, VERSIONS
-from moesize.verify.gguf_ledger import ExpectedTensor, expected_tensors, of_layers
+from moesize.readers.gguf.header import FILE_TYPES, GGML_NUMBERS, MAGIC, STRING, VERSIONS
+from moesize.readers.gguf.tensors import ExpectedTensor, expected_tensors, of_layers
 from moesize.verify.synthetic import Synthetic, new_files
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _QUANTIZATION_VERSION = 2
 
 def write_synthetic_gguf(
     spec: ModelSpec,
-    scheme: Scheme,
+    scheme: Scheme | None,
     layers: Collection[int],
     folder: Path,
     seed: int = 0,
@@ -42,6 +42,7 @@ def write_synthetic_gguf(
 ) -> Synthetic:
     """Write the layers and what stands outside of them as one file into `folder`; all or nothing.
 
+    scheme    None: the types that the spec has of its own, of the GGUF file it was read from
     progress  called with the bytes written since the last call
     Raises EnvironmentProblem when the disk is full, InvalidInputError for a folder with weights.
     """
@@ -71,23 +72,31 @@ def write_synthetic_gguf(
     return Synthetic(folder, (name,), total, time.perf_counter() - begin)
 
 
-def file_name(spec: ModelSpec, scheme: Scheme) -> str:
+def file_type(spec: ModelSpec, scheme: Scheme | None) -> str:
+    """`Q4_K_M`; empty for types of a file that says of itself nothing that is known."""
+    if scheme is not None:
+        return scheme.gguf_file_type
+    return spec.quantization.file_type if spec.quantization is not None else ""
+
+
+def file_name(spec: ModelSpec, scheme: Scheme | None) -> str:
     """`mixtral-8x7b-Q4_K_M.gguf`."""
     model = "".join(c if c.isalnum() or c in "-._" else "-" for c in spec.id).strip(".")[:200]
-    return f"{model or 'model'}-{scheme.gguf_file_type}.gguf"
+    return f"{model or 'model'}-{file_type(spec, scheme) or 'own'}.gguf"
 
 
-def _header(spec: ModelSpec, scheme: Scheme, tensors: Sequence[ExpectedTensor]) -> bytes:
+def _header(spec: ModelSpec, scheme: Scheme | None, tensors: Sequence[ExpectedTensor]) -> bytes:
     architecture = gguf_architecture(spec)
     # Of the whole model: the types of its tensors depend on it.
     num_blocks = gguf_tensors(spec)[0].num_layers
     pairs = [
         _pair_text("general.architecture", architecture),
         _pair_text("general.name", spec.title),
-        _pair_number("general.file_type", FILE_TYPES[scheme.gguf_file_type]),
         _pair_number("general.quantization_version", _QUANTIZATION_VERSION),
         _pair_number(f"{architecture}.block_count", num_blocks),
     ]
+    if number := FILE_TYPES.get(file_type(spec, scheme)):
+        pairs.append(_pair_number("general.file_type", number))
     out = MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(pairs)) + b"".join(pairs)
     offset = 0
     infos = []

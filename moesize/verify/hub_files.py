@@ -1,12 +1,16 @@
 """The shards of a hub repository that hold the chosen tensors, and none of the others.
 
-The hub's own client downloads, resumes, and finds the token in the environment. Only the index and
-*.safetensors files are asked for; no code of a repository is fetched. The revision is pinned to
-a commit first, so that all files are of one state.
+The hub's own client downloads and finds the token in the environment. Files that are there are not
+fetched again; a file that was cut off starts anew (huggingface_hub 2.4 keeps no part of one, pull
+request 4228). Only the index and *.safetensors files are asked for; no code of a repository is
+fetched. The revision is pinned to a commit first, so that all files are of one state. What has been
+fetched is compared with the size and the SHA-256 that the hub names for it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,11 +21,12 @@ from moesize.core.errors import (
     MoesizeError,
 )
 from moesize.core.units import format_gib
+from moesize.files import listed
 from moesize.verify.safetensors_files import (
     INDEX_NAME,
+    MAX_HEADER_BYTES,
     CheckpointFiles,
     align_names,
-    listed,
     open_checkpoint,
     read_index,
     refuse_pickle,
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
 
 _SINGLE = "model.safetensors"
 _SPARE_BYTES = 1 << 30
+# For the answer of the server; the client itself would wait for ever.
+_TIMEOUT_SECONDS = 30
+_COMMIT = re.compile("[0-9a-f]{40}")
 _LOGIN = "log in with `hf auth login` (or set HF_TOKEN), and accept the terms on the model's page"
 
 
@@ -59,13 +67,16 @@ def download(
     that is not there or holds no safetensors files.
     """
     names = list(needed)
-    commit, sizes = _listing(repo, revision)
+    commit, sizes, sums = _listing(repo, revision)
     wanted = _shards(repo, names, commit, sizes, cache_dir)
-    _check_room(repo, {name: sizes[name] for name in wanted}, commit, cache_dir)
+    there = _cached(repo, wanted, commit, cache_dir)
+    _check_room(repo, sum(sizes[name] for name in wanted if name not in there), cache_dir)
     paths = []
     for name in wanted:
         paths.append(_fetch(repo, name, commit, cache_dir))
         _check_size(repo, paths[-1], name, sizes[name])
+        if name in sums and name not in there:
+            _check_sum(repo, paths[-1], name, sums[name])
         if progress is not None:
             progress(name, sizes[name])
     folder = paths[0].parent
@@ -73,16 +84,20 @@ def download(
     return Downloaded(files, commit, folder, sum(sizes[name] for name in wanted))
 
 
-def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """The commit of a revision, and the size of every file of it."""
+def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, int], dict[str, str]]:
+    """The commit of a revision, the size of every file of it, the SHA-256 of the large ones."""
     from huggingface_hub import HfApi
 
     with _Explained(repo, "its list of files", revision):
-        info: Any = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    if not info.sha:
+        info: Any = HfApi().model_info(
+            repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
+        )
+    # It becomes a folder of the cache.
+    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise EnvironmentProblem(f"the hub names no commit of {repo}")
-    sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
-    return info.sha, sizes
+    files = list(info.siblings or ())
+    sizes = {item.rfilename: int(item.size or 0) for item in files}
+    return info.sha, sizes, {item.rfilename: item.lfs.sha256 for item in files if item.lfs}
 
 
 def _shards(
@@ -100,6 +115,8 @@ def _shards(
             # Names the pickles that are there instead, with what to do about them.
             refuse_pickle(name)
         raise InvalidInputError(f"{repo} has neither {INDEX_NAME} nor {_SINGLE}")
+    if sizes[INDEX_NAME] > MAX_HEADER_BYTES:
+        raise InvalidInputError(f"{repo}: {INDEX_NAME} of {sizes[INDEX_NAME]:,} bytes is no index")
     path = _fetch(repo, INDEX_NAME, commit, cache_dir)
     _check_size(repo, path, INDEX_NAME, sizes[INDEX_NAME])
     weight_map = read_index(path)
@@ -118,15 +135,21 @@ def _shards(
     return wanted
 
 
-def _check_room(repo: str, sizes: Mapping[str, int], commit: str, cache_dir: Path | None) -> None:
-    """Enough room for what is not in the cache yet."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _cached(repo: str, names: list[str], commit: str, cache_dir: Path | None) -> frozenset[str]:
+    """Those that are in the cache already."""
+    from huggingface_hub import try_to_load_from_cache
 
-    cached = {
-        name: try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=commit)
-        for name in sizes
-    }
-    needed = sum(size for name, size in sizes.items() if not isinstance(cached[name], str))
+    return frozenset(
+        name
+        for name in names
+        if isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=commit), str)
+    )
+
+
+def _check_room(repo: str, needed: int, cache_dir: Path | None) -> None:
+    """Enough room for what is to be fetched."""
+    from huggingface_hub import constants
+
     folder = Path(cache_dir or constants.HF_HUB_CACHE)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -152,6 +175,23 @@ def _check_size(repo: str, path: Path, name: str, size: int) -> None:
         raise InvalidInputError(
             f"{repo}: {name} has {found:,} bytes here and {size:,} on the hub",
             f"delete {path.resolve()} and try again",
+        )
+
+
+def _check_sum(repo: str, path: Path, name: str, expected: str) -> None:
+    """Of a file that has just been fetched: its bytes are what the repository says."""
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            # Otherwise it would be taken for good the next time.
+            path.resolve().unlink()
+    except OSError as error:
+        raise EnvironmentProblem(f"{path}: cannot be read ({error.strerror})") from error
+    if found != expected:
+        raise InvalidInputError(
+            f"{repo}: {name} arrived with other bytes than the hub names (SHA-256)",
+            "it has been removed; start again",
         )
 
 
@@ -200,10 +240,12 @@ class _Explained:
             case OSError() if error.errno in (28, 122):
                 return EnvironmentProblem(
                     f"the disk is full while {self.what} of {repo} was fetched",
-                    "what has arrived stays; make room, or set HF_HOME, and start again",
+                    "files that have arrived stay; make room, or set HF_HOME, and start again",
                 )
             case _:
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                why = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
                 return EnvironmentProblem(
-                    f"{self.what} of {repo} could not be fetched ({type(error).__name__})",
-                    "is there a network? what has arrived stays; a local folder needs none",
+                    f"{self.what} of {repo} could not be fetched ({why})",
+                    "is there a network? files that have arrived stay; a local folder needs none",
                 )

@@ -1,11 +1,12 @@
 """Moves a rank's part of a checkpoint's tensors to a device, at the pace of disk and link.
 
-Several reader threads fill buffers of a few MiB; a rank's slices are cut while reading. What lies
-in one run of the file is read straight into its place (preadv: no page is mapped, the interpreter's
-lock is not held); what lies in rows of which only a part is wanted goes through a memory map. For
-CUDA and ROCm every reader has two page-locked buffers and a stream of its own, so that one buffer
-is filled while the other is copied. Nothing is unpickled, and nothing is moved before every tensor
-has been checked against what the spec says.
+Several reader threads fill chunks of a few MiB, of one large tensor or of many small ones; a rank's
+slices are cut while reading. Long runs of a file are read straight into their place (preadv: no
+page is mapped, the interpreter's lock is not held); rows of which only a short part is wanted go
+through a memory map. For CUDA and ROCm every reader has two page-locked buffers and a stream of its
+own, so that one buffer is filled while the other is copied; memory of the device is taken while the
+first chunks are on their way. Nothing is unpickled, and nothing is moved before every tensor has
+been checked against what the spec says.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import os
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cache
 from math import prod
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
-from moesize.core.units import MIB, ceil_div
-from moesize.verify.safetensors_files import CODES, DTYPES, CheckpointFiles, Place, listed
+from moesize.core.units import GIB, KIB, MIB, ceil_div, round_up
+from moesize.files import listed
+from moesize.verify.safetensors_files import CODES, DTYPES, CheckpointFiles, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,11 +36,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moesize.verify.file_tensors import FileTensor
+    from moesize.verify.report import Speed
 
-CHUNK_BYTES = 16 * MIB
-DEFAULT_READERS = 4
+# Long enough for the link to run at its pace, short enough that page-locking two of them for each
+# reader costs little beside the load.
+CHUNK_BYTES = 4 * MIB
+# Tensors that share a chunk; a system call takes 1,024 buffers at the most (IOV_MAX).
+_MOST_PIECES = 256
+# Parts of rows below this are copied out of a memory map: a system call for each would hold the
+# interpreter's lock for longer than the copy takes.
+_SHORT_RUN_BYTES = 128 * KIB
 # Page-locked buffers of one reader: one is filled while the other is copied.
 _BUFFERS = 2
+# Below this torch copies in the calling thread (its grain is 32,768 elements): readers are many
+# already, and each would start a team of threads of its own.
+_GRAIN = 32_000
+# Memory above this is asked for in huge pages.
+_HUGE_BYTES = 4 * MIB
+_PROGRESS_SECONDS = 0.1
+# Places of the files that are looked up in the page cache.
+_SAMPLES = 64
 # bitsandbytes keeps the size of a matrix in a small JSON text beside it.
 _COMPANION = ".quant_state.bitsandbytes__"
 _MAX_COMPANION_BYTES = 4096
@@ -48,6 +66,7 @@ class Loaded(NamedTuple):
 
     requested_bytes  of all tensors; read_bytes: taken from files (no more than a rank's ranges)
     companions       texts beside the tensors that forward passes need, on the CPU
+    cached_share     of the bytes, as sampled before: what was in the page cache; None: unknown
     """
 
     state: dict[str, Tensor]
@@ -55,22 +74,39 @@ class Loaded(NamedTuple):
     read_bytes: int
     seconds: float
     companions: dict[str, Tensor]
+    cached_share: float | None = None
 
     @property
     def gb_per_s(self) -> float:
-        """Speed over everything: allocation, reading, copying."""
+        """Speed over allocation, reading and copying; not of the checks before."""
         return self.read_bytes / max(self.seconds, 1e-9) / 1e9
 
 
 class CopyLimit(NamedTuple):
     """What this machine can do at most, in GB/s.
 
-    to_device   from page-locked memory to the device; of plain memory to memory on a CPU
-    page_cache  from a cached file to memory, with as many readers as the load has
+    to_device   from page-locked memory to the device; on a CPU from memory into new memory, whose
+                pages the system has to clear and map first, as it has to for tensors
+    page_cache  from a cached file to memory that is there, with as many readers as the load has
     """
 
     to_device_gb_per_s: float
     page_cache_gb_per_s: float | None
+
+
+def default_readers() -> int:
+    """Reader threads: one for each core that this process may use, 4 to 16.
+
+    A reader copies at 5 to 10 GB/s, a link takes up to 55; a disk wants a few requests at a time.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # neither on Windows nor on a Mac
+        cores = os.cpu_count() or 1
+    # torchrun says how many processes share the machine.
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    ranks = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 1
+    return min(16, max(4, cores // max(1, ranks)))
 
 
 def load(
@@ -80,7 +116,7 @@ def load(
     *,
     rank: int = 0,
     size: int = 1,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Loaded:
     """Load a rank's part of the given tensors.
@@ -91,39 +127,70 @@ def load(
     """
     import torch
 
-    target = torch.device(device)
-    begin = time.perf_counter()
     jobs = plan_load(files, tensors, rank, size)
-    state = load_jobs(jobs, target, readers=readers, progress=progress)
     companions = _companions(files, jobs)
+    cached = cached_share(jobs)
+    begin = time.perf_counter()
+    state = load_jobs(jobs, torch.device(device), readers=readers, progress=progress)
+    seconds = time.perf_counter() - begin
     requested = sum(job.size_bytes for job in jobs)
-    return Loaded(state, requested, requested, time.perf_counter() - begin, companions)
+    return Loaded(state, requested, requested, seconds, companions, cached)
 
 
 def load_jobs(
     jobs: Sequence[Job],
     device: torch.device,
     *,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Tensors on the device, by name, made in the order of the jobs. Raises InvalidInputError."""
     import torch
 
-    state = {
-        job.name: torch.empty(job.shape, dtype=torch_dtype(job.code), device=device) for job in jobs
-    }
-    pieces: deque[_Piece] = deque()
-    for job in jobs:
-        pieces.extend(job.pieces(state[job.name].reshape(-1).view(torch.uint8)))
-    # The memory may have been used by work that still runs on the device.
+    state: dict[str, Tensor] = {}
+    types = {code: torch_dtype(code) for code in {job.code for job in jobs}}
+    # Memory that the allocator kept may still be in use by work that runs on the device.
     _wait(device)
+    total = sum(job.size_bytes for job in jobs)
+    count = min(readers or default_readers(), ceil_div(total, CHUNK_BYTES))
     with ExitStack() as stack:
         sources = {
             path: stack.enter_context(_Source(path)) for path in {job.place.path for job in jobs}
         }
-        _run(pieces, sources, device, max(1, readers), progress)
+        crew = stack.enter_context(_Crew(sources, max(1, count), progress))
+
+        def pieces() -> Iterator[_Piece]:
+            for job in jobs:
+                tensor = torch.empty(job.shape, dtype=types[job.code], device=device)
+                _in_huge_pages(tensor)
+                state[job.name] = tensor
+                yield from job.pieces(tensor)
+
+        # Tensors are made as they come: taking memory from a driver takes time, too.
+        for chunk in _chunks(pieces()):
+            crew.put(chunk)
+        crew.finish()
     return state
+
+
+def _in_huge_pages(tensor: Tensor) -> None:
+    """On a CPU, ask for huge pages under a large tensor that nothing has been written to.
+
+    Clearing and mapping pages of 4 KiB one by one takes several times as long as the copy. Where
+    the system has none, or uses them anyway, nothing changes; where the host of a virtual machine
+    has to give the memory first, that takes longer than either.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or tensor.device.type != "cpu" or tensor.nbytes < _HUGE_BYTES:
+        return
+    begin = round_up(tensor.data_ptr(), mmap.PAGESIZE)
+    length = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    _c_library().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def torch_dtype(code: str) -> torch.dtype:
@@ -168,34 +235,61 @@ class Job(NamedTuple):
         """Bytes that are read."""
         return self.rows * self.width
 
-    def pieces(self, target: Tensor) -> Iterator[_Piece]:
-        """The reads that fill `target`, the tensor's own bytes, each of at most a chunk."""
-        offset = self.place.offset
-        if self.rows == 1 or self.width == self.row_bytes:
-            at = 0
-            runs = self.runs
-            if self.rows > 1:
-                runs = ((0, self.rows * self.row_bytes),)
-            for first, end in runs:
-                for start in range(first, end, CHUNK_BYTES):
-                    length = min(CHUNK_BYTES, end - start)
-                    yield _Piece(self, target[at : at + length], offset + start, 0)
-                    at += length
+    def pieces(self, tensor: Tensor) -> Iterator[_Piece]:
+        """The reads that fill a tensor, in its own order, each of at most a chunk."""
+        offset, rows, runs = self.place.offset, self.rows, self.runs
+        if not self.size_bytes:
             return
-        step = max(1, CHUNK_BYTES // self.width)
-        for row in range(0, self.rows, step):
-            count = min(step, self.rows - row)
-            into = target[row * self.width : (row + count) * self.width]
-            yield _Piece(self, into, offset + row * self.row_bytes, count)
+        if self.width == self.row_bytes:
+            rows, runs = 1, ((0, rows * self.row_bytes),)
+        at = 0
+        if rows > 1 and self.width <= min(CHUNK_BYTES, len(runs) * _SHORT_RUN_BYTES):
+            step = CHUNK_BYTES // self.width
+            for row in range(0, rows, step):
+                count = min(step, rows - row)
+                length = count * self.width
+                yield _Piece(self, tensor, at, length, offset + row * self.row_bytes, count)
+                at += length
+            return
+        for row in range(offset, offset + rows * self.row_bytes, self.row_bytes):
+            for first, end in runs:
+                for start in range(row + first, row + end, CHUNK_BYTES):
+                    length = min(CHUNK_BYTES, row + end - start)
+                    yield _Piece(self, tensor, at, length, start, 0)
+                    at += length
 
 
 class _Piece(NamedTuple):
-    """One read into `target` (bytes on the device); `rows` > 0: that many rows, in part."""
+    """One read: bytes `at` to `at + length` of a tensor, from `offset` of the job's file on.
+
+    rows  0: they lie there as they are; else the job's runs of so many rows
+    """
 
     job: Job
-    target: Tensor
+    tensor: Tensor
+    at: int
+    length: int
     offset: int
     rows: int
+
+
+# Pieces of one file, together at most CHUNK_BYTES.
+_Chunk = list[_Piece]
+
+
+def _chunks(pieces: Iterable[_Piece]) -> Iterator[_Chunk]:
+    """Small tensors go together: each chunk has a price of its own."""
+    chunk: _Chunk = []
+    used = 0
+    for piece in pieces:
+        full = used + piece.length > CHUNK_BYTES or len(chunk) == _MOST_PIECES
+        if chunk and (full or piece.job.place.path != chunk[0].job.place.path):
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(piece)
+        used += piece.length
+    if chunk:
+        yield chunk
 
 
 def plan_load(
@@ -273,7 +367,7 @@ def _companions(files: CheckpointFiles, jobs: Sequence[Job]) -> dict[str, Tensor
     import torch
 
     out: dict[str, Tensor] = {}
-    quantized = [job.name for job in jobs if job.code == "U8" and job.name.endswith(".weight")]
+    quantized = {job.name for job in jobs if job.code == "U8" and job.name.endswith(".weight")}
     if not quantized:
         return out
     for name in files.holders:
@@ -285,7 +379,7 @@ def _companions(files: CheckpointFiles, jobs: Sequence[Job]) -> dict[str, Tensor
             raise InvalidInputError(f"{place.path}: {name} is no quantization state")
         out[owner + mark + kind] = tensor = torch.empty(place.tensor.size_bytes, dtype=torch.uint8)
         with _Source(place.path) as source:
-            source.read(place.offset, tensor)
+            source.read(place.offset, [tensor])
     return out
 
 
@@ -313,37 +407,64 @@ class _Source:
         # The mapping goes with the last tensor that looks at it.
         self.mapping = None
 
-    def read(self, offset: int, into: Tensor) -> None:
-        """Fill `into`, bytes in the memory of the CPU, from `offset` on."""
-        length = into.numel()
+    def fill(self, chunk: _Chunk, into: Sequence[Tensor]) -> None:
+        """Read each piece into its own bytes in the memory of the CPU."""
+        first = 0
+        while first < len(chunk):
+            if chunk[first].rows:
+                self._read_rows(chunk[first], into[first])
+                first += 1
+                continue
+            # Tensors that follow one another in the file are read at once.
+            end = chunk[first].offset
+            last = first
+            while last < len(chunk) and not chunk[last].rows and chunk[last].offset == end:
+                end += chunk[last].length
+                last += 1
+            self.read(chunk[first].offset, into[first:last])
+            first = last
+
+    def read(self, offset: int, into: Sequence[Tensor]) -> None:
+        """Fill tensors of bytes, one after the other, from `offset` on."""
         if not hasattr(os, "preadv"):  # Windows
-            into.copy_(self._mapped()[offset : offset + length])
+            for tensor in into:
+                tensor.copy_(self._mapped()[offset : offset + tensor.numel()])
+                offset += tensor.numel()
             return
-        window = memoryview((ctypes.c_char * length).from_address(into.data_ptr())).cast("B")
-        done = 0
-        while done < length:
+        windows = _windows(into)
+        while windows:
             try:
-                count = os.preadv(self.descriptor, [window[done:]], offset + done)
+                count = os.preadv(self.descriptor, windows, offset)
             except OSError as error:
                 raise InvalidInputError(
                     f"{self.path}: cannot be read ({error.strerror})"
                 ) from error
             if count == 0:
+                missing = sum(map(len, windows))
                 raise InvalidInputError(
-                    f"{self.path}: ended while it was read, {length - done:,} bytes too early"
+                    f"{self.path}: ended while it was read, {missing:,} bytes too early"
                 )
-            done += count
+            offset += count
+            while windows and count >= len(windows[0]):
+                count -= len(windows.pop(0))
+            if count:
+                windows[0] = windows[0][count:]
 
-    def read_rows(self, offset: int, piece: _Piece, into: Tensor) -> None:
+    def _read_rows(self, piece: _Piece, into: Tensor) -> None:
         """Fill `into` with the job's runs of `piece.rows` rows."""
         job = piece.job
-        length = piece.rows * job.row_bytes
-        rows = self._mapped()[offset : offset + length].view(piece.rows, job.row_bytes)
+        end = piece.offset + piece.rows * job.row_bytes
+        mapped = self._mapped()
+        if mapped.numel() < end:
+            raise InvalidInputError(
+                f"{self.path}: ended while it was read, {end - mapped.numel():,} bytes too early"
+            )
+        rows = mapped[piece.offset : end].view(piece.rows, job.row_bytes)
         wanted = into.view(piece.rows, job.width)
         at = 0
-        for first, end in job.runs:
-            _copy_columns(rows[:, first:end], wanted[:, at : at + end - first])
-            at += end - first
+        for first, last in job.runs:
+            _copy_columns(rows[:, first:last], wanted[:, at : at + last - first])
+            at += last - first
 
     def _mapped(self) -> Tensor:
         import torch
@@ -351,12 +472,30 @@ class _Source:
         with self.lock:
             if self.mapping is None:
                 # A copy-on-write map: torch warns of memory that cannot be written to.
-                self.mapping = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+                try:
+                    self.mapping = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+                except (OSError, ValueError) as error:  # ValueError: the file is empty by now
+                    raise InvalidInputError(f"{self.path}: cannot be mapped ({error})") from error
             return torch.frombuffer(self.mapping, dtype=torch.uint8)
 
 
+def _windows(tensors: Iterable[Tensor]) -> list[memoryview]:
+    """The memory of tensors of bytes, which must outlive this; neighbours make one."""
+    spans: list[list[int]] = []
+    for tensor in tensors:
+        begin = tensor.data_ptr()
+        if spans and spans[-1][1] == begin:
+            spans[-1][1] += tensor.numel()
+        else:
+            spans.append([begin, begin + tensor.numel()])
+    return [
+        memoryview((ctypes.c_char * (end - begin)).from_address(begin)).cast("B")
+        for begin, end in spans
+    ]
+
+
 def _copy_columns(source: Tensor, target: Tensor) -> None:
-    """A strided copy, in words of 8 bytes where everything is aligned to them."""
+    """A strided copy in this thread, in words of 8 bytes where everything is aligned to them."""
     import torch
 
     def fits(tensor: Tensor) -> bool:
@@ -364,86 +503,141 @@ def _copy_columns(source: Tensor, target: Tensor) -> None:
         return all(fact % 8 == 0 for fact in facts)
 
     if source.shape[0] > 1 and fits(source) and fits(target):
-        target.view(torch.int64).copy_(source.view(torch.int64))
-    else:
-        target.copy_(source)
+        source, target = source.view(torch.int64), target.view(torch.int64)
+    step = max(1, _GRAIN // source.shape[1])
+    for row in range(0, source.shape[0], step):
+        target[row : row + step].copy_(source[row : row + step])
 
 
-_DONE = -1
+class _Crew:
+    """Threads that read chunks as they are given; the first error stops them all."""
 
+    def __init__(
+        self,
+        sources: dict[Path, _Source],
+        readers: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.sources, self.progress = sources, progress
+        self.chunks: SimpleQueue[_Chunk | None] = SimpleQueue()
+        # How each thread ended: None, or with an error.
+        self.ends: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.stop = threading.Event()
+        self.left = readers
+        self.arrived = [0] * readers
+        self.shown = 0
+        self.next_look = 0.0
+        self.threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"reader-{number}")
+            for number in range(readers)
+        ]
 
-def _run(
-    pieces: deque[_Piece],
-    sources: dict[Path, _Source],
-    device: torch.device,
-    readers: int,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Read all pieces with several threads; the first error stops them all."""
-    arrived: SimpleQueue[int | BaseException] = SimpleQueue()
-    stop = threading.Event()
-    readers = min(readers, len(pieces))
-
-    def work() -> None:
+    def __enter__(self) -> _Crew:
         try:
-            reader = _reader(device)
-            try:
-                while not stop.is_set():
-                    try:
-                        piece = pieces.popleft()
-                    except IndexError:
-                        break
-                    reader.take(piece, sources[piece.job.place.path])
-                    arrived.put(piece.target.numel())
-            finally:
-                # After an error too: nothing may be freed while it is copied to.
-                reader.finish()
-            arrived.put(_DONE)
-        except BaseException as error:
-            arrived.put(error)
+            for thread in self.threads:
+                thread.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
-    threads = [threading.Thread(target=work, name=f"reader-{i}") for i in range(readers)]
-    try:
-        for thread in threads:
-            thread.start()
-        left = readers
-        while left:
-            got = arrived.get()
-            if isinstance(got, BaseException):
-                raise got
-            if got == _DONE:
-                left -= 1
-            elif progress is not None:
-                progress(got)
-    finally:
-        # Ctrl-C arrives here too: readers end after the piece that they are at.
-        stop.set()
-        for thread in threads:
+    def __exit__(self, *_: object) -> None:
+        # Ctrl-C arrives here too: readers end after the chunk that they are at.
+        self.stop.set()
+        self._close()
+        for thread in self.threads:
             if thread.ident is not None:
                 thread.join()
-        _drain(arrived)
+        # After an error chunks are left, and they hold tensors.
+        self.chunks = SimpleQueue()
+
+    def put(self, chunk: _Chunk) -> None:
+        """Let a chunk be read. Raises what a reader has raised."""
+        self.chunks.put(chunk)
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + _PROGRESS_SECONDS
+            if not self.ends.empty():
+                self._ended()
+            self._show()
+
+    def finish(self) -> None:
+        """Wait until all is read. Raises what a reader has raised."""
+        self._close()
+        while self.left:
+            with suppress(Empty):
+                self._ended(_PROGRESS_SECONDS)
+            self._show()
+
+    def _close(self) -> None:
+        for _ in self.threads:
+            self.chunks.put(None)
+
+    def _ended(self, timeout: float | None = None) -> None:
+        error = self.ends.get(timeout=timeout)
+        self.left -= 1
+        if error is not None:
+            raise error
+
+    def _show(self) -> None:
+        """Readers only add to a figure of theirs: waking this thread for each chunk takes time."""
+        arrived = sum(self.arrived)
+        if self.progress is not None and arrived > self.shown:
+            self.progress(arrived - self.shown)
+            self.shown = arrived
+
+    def _work(self, number: int) -> None:
+        reader: _Reader | None = None
+        try:
+            try:
+                while (chunk := self.chunks.get()) is not None and not self.stop.is_set():
+                    reader = reader or _reader(chunk[0].tensor.device)
+                    reader.take(chunk, self.sources[chunk[0].job.place.path])
+                    self.arrived[number] += sum(piece.length for piece in chunk)
+            finally:
+                # After an error too: nothing may be freed while it is copied to.
+                if reader is not None:
+                    reader.finish()
+            self.ends.put(None)
+        except BaseException as error:
+            # The others need not wait until this one has been heard of.
+            self.stop.set()
+            self.ends.put(error)
 
 
-def _drain(queue: SimpleQueue[Any]) -> None:
-    try:
-        while True:
-            queue.get_nowait()
-    except Empty:
-        return
+class _Reader(Protocol):
+    """What a thread does with a chunk."""
+
+    def take(self, chunk: _Chunk, source: _Source) -> None:
+        """Read a chunk; its copies may still run when this returns."""
+
+    def finish(self) -> None:
+        """Wait for the copies."""
 
 
-def _reader(device: torch.device) -> _ToMemory | _ToCuda | _ToOther:
+def _reader(device: torch.device) -> _Reader:
     if device.type == "cpu":
         return _ToMemory()
     return _ToCuda(device) if device.type == "cuda" else _ToOther()
 
 
-class _ToMemory:
-    """Straight into the tensor."""
+def _targets(chunk: _Chunk) -> list[Tensor]:
+    """The bytes of the tensors that the pieces fill."""
+    import torch
 
-    def take(self, piece: _Piece, source: _Source) -> None:
-        """Read one piece."""
-        _fill(piece, source, piece.target)
+    out = []
+    for piece in chunk:
+        flat = piece.tensor.view(-1).view(torch.uint8)
+        whole = flat.numel() == piece.length
+        out.append(flat if whole else flat[piece.at : piece.at + piece.length])
+    return out
+
+
+class _ToMemory:
+    """Straight into the tensors."""
+
+    def take(self, chunk: _Chunk, source: _Source) -> None:
+        """Read a chunk."""
+        source.fill(chunk, _targets(chunk))
 
     def finish(self) -> None:
         """Nothing is pending."""
@@ -457,65 +651,65 @@ class _ToOther:
 
         self.buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
 
-    def take(self, piece: _Piece, source: _Source) -> None:
-        """Read one piece."""
-        buffer = _room(self.buffer, piece)
-        _fill(piece, source, buffer)
-        piece.target.copy_(buffer)
+    def take(self, chunk: _Chunk, source: _Source) -> None:
+        """Read a chunk."""
+        parts = _parts(self.buffer, chunk)
+        source.fill(chunk, parts)
+        for target, part in zip(_targets(chunk), parts, strict=True):
+            target.copy_(part)
 
     def finish(self) -> None:
         """Nothing is pending."""
 
 
 class _ToCuda:
-    """Through two page-locked buffers, on a stream of its own."""
+    """Through two page-locked buffers, on a stream of its own.
+
+    Everything is made in the reader's own thread, whose current device and stream are its own: of
+    a new thread the device is the first one, and touching that would make a context there.
+    """
 
     def __init__(self, device: torch.device) -> None:
         import torch
 
+        torch.cuda.set_device(device)
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.buffers = [
-            torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_BUFFERS)
-        ]
-        self.events = [
-            torch.cuda.Event()  # type: ignore[no-untyped-call]
-            for _ in range(_BUFFERS)
-        ]
-        self.next = 0
+        torch.cuda.set_stream(self.stream)
+        # Page-locked bytes, and when the last copy out of them is done.
+        self.buffers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
-    def take(self, piece: _Piece, source: _Source) -> None:
-        """Read one piece; its copy may still run when this returns."""
+    def take(self, chunk: _Chunk, source: _Source) -> None:
+        """Read a chunk; its copies may still run when this returns."""
+        buffer, copied = self._buffer()
+        parts = _parts(buffer, chunk)
+        source.fill(chunk, parts)
+        for target, part in zip(_targets(chunk), parts, strict=True):
+            target.copy_(part, non_blocking=True)
+        copied.record(self.stream)
+        self.buffers.append((buffer, copied))
+
+    def _buffer(self) -> tuple[Tensor, torch.cuda.Event]:
+        """The one that was copied longest ago, once that is done."""
         import torch
 
-        slot = self.next
-        self.next = (slot + 1) % _BUFFERS
-        self.events[slot].synchronize()
-        buffer = _room(self.buffers[slot], piece)
-        _fill(piece, source, buffer)
-        with torch.cuda.stream(self.stream):
-            piece.target.copy_(buffer, non_blocking=True)
-            self.events[slot].record(self.stream)
+        if len(self.buffers) < _BUFFERS:
+            # Page-locking takes milliseconds: a second buffer only when there is work for it.
+            buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True)
+            # A thread that waits leaves its core to one that reads.
+            return buffer, torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        buffer, copied = self.buffers[0]
+        copied.synchronize()
+        return self.buffers.popleft()
 
     def finish(self) -> None:
         """Wait for the copies."""
         self.stream.synchronize()
 
 
-def _room(buffer: Tensor, piece: _Piece) -> Tensor:
-    """A buffer for a piece; one row may be larger than a chunk."""
-    import torch
-
-    length = piece.target.numel()
-    if length <= buffer.numel():
-        return buffer[:length]
-    return torch.empty(length, dtype=torch.uint8)
-
-
-def _fill(piece: _Piece, source: _Source, into: Tensor) -> None:
-    if piece.rows:
-        source.read_rows(piece.offset, piece, into)
-    else:
-        source.read(piece.offset, into)
+def _parts(buffer: Tensor, chunk: _Chunk) -> Sequence[Tensor]:
+    """A buffer's bytes for each piece, one after the other."""
+    lengths = [piece.length for piece in chunk]
+    return buffer[: sum(lengths)].split_with_sizes(lengths)
 
 
 # --- What the machine can do ----------------------------------------------------------------------
@@ -525,27 +719,99 @@ def copy_limit(
     device: str | torch.device = "cpu",
     path: Path | None = None,
     *,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
     measured_bytes: int = 512 * MIB,
 ) -> CopyLimit:
     """The device's own copy rate, and that of reading `path` once it is cached.
 
-    Needs `measured_bytes` of free memory on the device while it runs. The best of three rounds.
+    Needs `measured_bytes` of free memory on the device and of the host. The best of three rounds.
     """
     import torch
 
     target = torch.device(device)
     pinned = target.type == "cuda"
     source = torch.ones(measured_bytes, dtype=torch.uint8, pin_memory=pinned)
-    into = torch.zeros(measured_bytes, dtype=torch.uint8, device=target)
+    known = None
+    if target.type != "cpu":
+        known = torch.zeros(measured_bytes, dtype=torch.uint8, device=target)
 
-    def copy() -> None:
+    def copy() -> Tensor:
+        into = known
+        if into is None:
+            into = torch.empty(measured_bytes, dtype=torch.uint8)
+            _in_huge_pages(into)
         into.copy_(source, non_blocking=pinned)
         _wait(target)
+        return into
 
     to_device = measured_bytes / _best_of(3, copy) / 1e9
-    cached = None if path is None else _cache_rate(path, source, readers)
+    cached = None if path is None else _cache_rate(path, source, readers or default_readers())
     return CopyLimit(to_device, cached)
+
+
+def speed_of(
+    loaded_bytes: int,
+    gb_per_s: float,
+    cached: float | None,
+    device: torch.device,
+    path: Path,
+    free_bytes: int,
+) -> Speed:
+    """A load's pace beside what the device can do, measured now. Little data says nothing.
+
+    gb_per_s, cached  of the load; path: a file that was loaded
+    free_bytes        of the device; the limits are measured where there is room for it
+    """
+    from moesize.verify.report import Speed
+
+    pace = Speed(round(gb_per_s, 3), None, None, None if cached is None else round(cached, 3))
+    # Page-locking buffers and starting threads takes some 50 ms: as much as 2 GiB on a fast link.
+    enough = GIB if device.type == "cpu" else 8 * GIB
+    if loaded_bytes < enough or free_bytes < 2 * GIB:
+        return pace
+    try:
+        limit = copy_limit(device, path)
+    except (RuntimeError, MemoryError, InvalidInputError):
+        # No room for it in the host's memory, a file that is gone: the measurement stands.
+        return pace
+    found = limit.page_cache_gb_per_s
+    return pace._replace(
+        to_device_gb_per_s=round(limit.to_device_gb_per_s, 3),
+        page_cache_gb_per_s=None if found is None else round(found, 3),
+    )
+
+
+def cached_share(jobs: Sequence[Job]) -> float | None:
+    """How much of what is to be read is in the page cache; None where the system does not say.
+
+    Single bytes at even distances are read on the condition that nothing is waited for
+    (RWF_NOWAIT, Linux): what a disk would have to bring is refused.
+    """
+    flag = getattr(os, "RWF_NOWAIT", None) if hasattr(os, "preadv") else None
+    total = sum(job.size_bytes for job in jobs)
+    if flag is None or not total:
+        return None
+    places: dict[Path, list[int]] = {}
+    passed, due = 0, 0
+    for job in jobs:
+        # As if the runs of a row lay together: this is a sample.
+        while due < passed + job.size_bytes:
+            row, rest = divmod(due - passed, job.width)
+            within = row * job.row_bytes + job.runs[0][0] + rest
+            places.setdefault(job.place.path, []).append(job.place.offset + within)
+            due += ceil_div(total, _SAMPLES)
+        passed += job.size_bytes
+    there = 0
+    for path, offsets in places.items():
+        with _Source(path) as source:
+            for offset in offsets:
+                try:
+                    there += os.preadv(source.descriptor, [bytearray(1)], offset, flag)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    return None
+    return there / sum(map(len, places.values()))
 
 
 def _wait(device: torch.device) -> None:
@@ -572,7 +838,7 @@ def _cache_rate(path: Path, into: Tensor, readers: int) -> float:
                         start = starts.popleft()
                     except IndexError:
                         return
-                    source.read(start, into[start : min(start + step, length)])
+                    source.read(start, [into[start : min(start + step, length)]])
 
             threads = [threading.Thread(target=work) for _ in range(readers)]
             for thread in threads:
@@ -585,10 +851,12 @@ def _cache_rate(path: Path, into: Tensor, readers: int) -> float:
         return length / _best_of(3, once) / 1e9
 
 
-def _best_of(rounds: int, run: Callable[[], None]) -> float:
+def _best_of(rounds: int, run: Callable[[], object]) -> float:
     seconds = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        run()
+        made = run()
         seconds.append(time.perf_counter() - begin)
+        # Giving memory back is not part of it.
+        del made
     return max(min(seconds), 1e-9)

@@ -52,6 +52,7 @@ class Measured(NamedTuple):
     process: int | None = None
     load_peak: int | None = None
     load_gb_per_s: float = 0.0
+    cached_share: float | None = None
     static: PassPeaks | None = None
     growing: PassPeaks | None = None
     routings: Routings | None = None
@@ -166,6 +167,7 @@ class _Session:
             process=process_bytes(meter),
             load_peak=record.peak_bytes - begin - texts,
             load_gb_per_s=loaded.gb_per_s,
+            cached_share=loaded.cached_share,
         )
 
     def passes(self, kind: CacheKind) -> None:

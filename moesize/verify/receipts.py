@@ -120,6 +120,8 @@ def _file_name(document: dict[str, Any]) -> str:
 
     same = ("spec_sha256", "quantization", "layers", "settings", "engine", "shards", "date")
     facts = [document[name] for name in same] + [document["device"]["name"]]
+    if document.get("engine_version"):
+        facts.append(document["engine_version"])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return f"{_prefix(document['model'])}{digest}.json"
 

@@ -141,11 +141,16 @@ class Extrapolation(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """How fast shards were loaded, beside what the device and the page cache can do; GB/s."""
+    """How fast shards were loaded, beside what the device and the page cache can do; GB/s.
+
+    to_device     copies from page-locked memory; on a CPU from memory into new memory
+    cached_share  of the bytes, what was in the page cache before; None where that is not known
+    """
 
     load_gb_per_s: float
     to_device_gb_per_s: float | None
     page_cache_gb_per_s: float | None
+    cached_share: float | None = None
 
 
 class Device(NamedTuple):
@@ -166,6 +171,7 @@ class VerifyReport:
     extrapolated  terms of the whole model, when not all layers were loaded
     attribution   whose bytes the highest peak and that of the prompt are
     failure       None, or how memory ran out
+    engine_version  release of transformers or vLLM; torch's own is the device's
     """
 
     model: str
@@ -196,6 +202,7 @@ class VerifyReport:
     failure: Failure | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     saved_to: str = ""
+    engine_version: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -217,6 +224,7 @@ class VerifyReport:
             "quantization": self.quantization,
             "device": self.device._asdict(),
             "engine": self.engine,
+            "engine_version": self.engine_version or None,
             "shards": self.shards,
             "layers": list(self.layers),
             "num_layers": self.num_layers,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from moesize.api import is_gguf_file
 from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
@@ -22,6 +23,7 @@ from moesize.verify import distributed, predict
 from moesize.verify.devices import Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
+from moesize.verify.loading import speed_of
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
@@ -83,7 +85,7 @@ def verify(
     work = _workload(tokens, sequences, decode_steps, seed)
     if save:
         check_writable()
-    if wants_gguf(shards, quant):
+    if wants_gguf(model, shards, quant):
         return verify_gguf(
             model,
             shards,
@@ -180,6 +182,11 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
         spec, kind = model, "spec"
     else:
         spec, kind = resolve_model(model)
+    if is_gguf_file(spec) and quant.strip().lower() in ("checkpoint", "auto"):
+        raise UnsupportedError(
+            f"{spec.title} is the spec of a GGUF file, and its tensors are measured from the file",
+            "name the *.gguf file, or another scheme with --quant",
+        )
     name = "" if isinstance(model, ModelSpec) else model
     folder, config = _folders(name, kind, shards)
     where = shards if shards in ("synthetic", "hub") else ("folder" if folder else "synthetic")
@@ -266,6 +273,9 @@ class _Run:
         expected = self._expected(subject)
         self._say_what_runs(expected)
         self._refuse_when_too_large(subject, expected)
+        # What torch has loaded for the dry run need not be looked through at every phase either.
+        gc.collect()
+        gc.freeze()
         runs: list[tuple[Subject, Measured]] = []
         speed = None
         for number, selection in enumerate(one for one in (small, large) if one is not None):
@@ -506,19 +516,11 @@ class _Run:
     # --- After ---
 
     def _speed(self, found: Measured, files: CheckpointFiles) -> Speed:
-        """The load's pace beside the device's own; little data says nothing."""
-        enough = (found.weights_requested or 0) >= GIB
-        if not enough or self._free() < 2 * GIB:
-            return Speed(round(found.load_gb_per_s, 3), None, None)
-        from moesize.verify.loading import copy_limit
-
-        limit = copy_limit(self.meter.device, next(iter(files.headers)))
-        cached = limit.page_cache_gb_per_s
-        return Speed(
-            round(found.load_gb_per_s, 3),
-            round(limit.to_device_gb_per_s, 3),
-            None if cached is None else round(cached, 3),
-        )
+        """The load's pace beside the device's own."""
+        return speed_of(
+            found.weights_requested or 0, found.load_gb_per_s, found.cached_share,
+            self.meter.device, next(iter(files.headers)), self._free(),
+        )  # fmt: skip
 
     def _constant(self) -> Constant | None:
         """What is known of the context of this kind of device."""

@@ -8,13 +8,12 @@ unpickling runs what is in them.
 
 from __future__ import annotations
 
-import stat
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
-from moesize.files import parse_json, read_text
+from moesize.files import inside, listed, opened, parse_json, read_text, regular_size, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,8 +31,6 @@ _CONVERT = (
     "pickle files run code when they are opened: convert them to safetensors "
     "(https://huggingface.co/spaces/safetensors/convert), or take a revision that has them"
 )
-# How many names an error lists.
-_SHOWN = 5
 
 # safetensors code -> (number format of `weight_formats`, "" = it has none there; bits)
 DTYPES: Mapping[str, tuple[str, int]] = {
@@ -137,28 +134,6 @@ def refuse_pickle(name: str) -> None:
         raise InvalidInputError(f"{name}: pickled weights are never read", _CONVERT)
 
 
-def regular_size(path: Path) -> int:
-    """Size of a regular file. Raises InvalidInputError."""
-    try:
-        found = path.stat()
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error})") from error
-    # A pipe would be waited for, a device never ends.
-    if not stat.S_ISREG(found.st_mode):
-        raise InvalidInputError(f"{path}: is not a regular file")
-    return found.st_size
-
-
-def opened(path: Path) -> Any:
-    """The file's bytes as a stream. Raises InvalidInputError."""
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def _parse(raw: bytes, path: Path, size: int) -> Header:
     if not raw.startswith(b"{"):
         raise InvalidInputError(f"{path}: its header is no JSON object", "is this safetensors?")
@@ -220,12 +195,6 @@ def _is_plain_name(name: str) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_ELEMENTS
-
-
-def short(value: Any) -> str:
-    """A stranger's value in an error: ASCII and not long."""
-    shown = ascii(value) if isinstance(value, str) else type(value).__name__
-    return shown if len(shown) <= 80 else shown[:76] + "...'"
 
 
 def _check_layout(tensors: Mapping[str, StoredTensor], path: Path, data_bytes: int) -> None:
@@ -415,33 +384,3 @@ def _by_index(folder: Path, index: Path, needed: Iterable[str] | None) -> Checkp
             )
         holders[name] = path
     return CheckpointFiles(headers, holders)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a file of a folder; a link must not lead out of it.
-
-    A folder of a stranger could otherwise make any file of this machine be read. The hub's own
-    cache is the exception: snapshots/<revision>/file is a link to ../../blobs/<hash>.
-    """
-    path = folder / name
-    target = path.resolve()
-    if target.parent == folder:
-        return path
-    cache = folder.parent.parent
-    if folder.parent.name == "snapshots" and target.parent == cache / "blobs":
-        return path
-    raise InvalidInputError(
-        f"{path}: is a link that leads out of its folder, to {target}",
-        "only the links of a hub cache (snapshots/<revision> to blobs) are followed; "
-        "copy the file, or give the folder that it is in",
-    )
-
-
-def listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(_plain, names[:_SHOWN])) + more
-
-
-def _plain(name: str) -> str:
-    return name if name.isprintable() and name.isascii() and len(name) <= 200 else short(name)

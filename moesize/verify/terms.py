@@ -33,7 +33,7 @@ TOLERANCES = {
 }
 # cuBLAS keeps a workspace once it has multiplied: 8 MiB, and 32 MiB on Hopper and later
 # (pytorch aten/src/ATen/cuda/CublasHandlePool.cpp).
-_WORKSPACE_BYTES = 32 * MIB
+WORKSPACE_BYTES = 32 * MIB
 # What was reserved before may serve a tensor, or the last segment be hardly begun.
 SEGMENT_BYTES = 20 * MIB
 
@@ -101,7 +101,7 @@ def terms_of(
         out += _cache_terms(term, subject, work, found)
         out += _peak_terms(term, subject, work, found, peaks, even, no_peaks, meter.kind)
     if found.left is not None:
-        high = _WORKSPACE_BYTES if meter.counts_blocks else 0
+        high = WORKSPACE_BYTES if meter.counts_blocks else 0
         why = "still live after everything was let go"
         out.append(
             Term(

@@ -54,11 +54,22 @@ def test_latent_attention_was_cached_expanded_before_5_15() -> None:
     assert old.kv_cache.bytes_per_token == 61 * 128 * (192 + 128) * 2
 
 
-def test_sliding_layers_keep_one_token_less_than_the_window() -> None:
-    """gpt-oss-20b: 12 of 24 layers, window 128, 8 heads x 64, keys and values, bfloat16."""
+def test_sliding_layers_hold_the_whole_prompt() -> None:
+    """gpt-oss-20b: 24 layers, 8 heads x 64, keys and values, bfloat16; 12 have windows of 128.
+
+    `torch.cat(...)[:, :, -w + 1 :]` is a view: after a prompt of 200 tokens, a Mistral with windows
+    of 16 was measured to hold 200 of them (tests/verify/test_engine_transformers.py).
+    """
     answer = plan("gpt-oss-20b", gpu="h100", context=32768)
-    assert answer.kv_cache.state_bytes_per_sequence == 12 * 127 * 8 * 64 * 2 * 2
-    assert answer.kv_cache.bytes_per_token == 12 * 8 * 64 * 2 * 2
+    assert answer.kv_cache.state_bytes_per_sequence == 0
+    assert answer.kv_cache.bytes_per_token == 24 * 8 * 64 * 2 * 2
+
+
+def test_recurrent_states_are_float32() -> None:
+    """Qwen3-Next: 36 layers, 32 heads x 128 x 128 in 4 bytes, 4 inputs of 8192 channels in 2."""
+    answer = plan("qwen3-next-80b-a3b", gpu="24TiB", context=4096)
+    fixed = 36 * (32 * 128 * 128 * 4 + 4 * 8192 * 2)
+    assert answer.kv_cache.state_bytes_per_sequence == fixed
 
 
 def test_eager_attention_holds_the_score_matrix() -> None:

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import click
 import pytest
+from gguf_headers import header, write_with_package
 from running import ROOT, call
 
 from moesize.cli import main
@@ -85,7 +86,8 @@ def test_every_document_is_documented() -> None:
 
 
 def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `moesize ...` line of the shell blocks, in order, beside a config.json."""
+    """Every `moesize ...` line of the shell blocks, in order, beside the files that they name."""
+    write_with_package(header("qwen3_moe"), tmp_path / "model.gguf")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     lines = [line for block in code_blocks(README, "sh") for line in block.splitlines()]
@@ -146,6 +148,7 @@ def test_contributing_has_a_page_for_each_thing_to_add() -> None:
         "deployment format",
         "rule of `moesize check`",
         "config family",
+        "GGUF architecture",
         "file format",
     ]
 

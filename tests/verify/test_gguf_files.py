@@ -16,8 +16,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_headers import header, write_with_package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import call
 
 from moesize.catalog import load_spec, spec_folder
 from moesize.core.checkpoint import StoredEntry
@@ -30,8 +32,8 @@ from moesize.core.errors import (
 from moesize.core.gguf_view import gguf_architecture, gguf_entries, gguf_model_bytes
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import find_scheme
-from moesize.verify.devices import find_meter
-from moesize.verify.gguf_files import (
+from moesize.importer import spec_yaml
+from moesize.readers.gguf.header import (
     FILE_TYPES,
     GGML_TYPES,
     MAX_KEYS,
@@ -41,9 +43,11 @@ from moesize.verify.gguf_files import (
     open_gguf,
     read_header,
 )
-from moesize.verify.gguf_ledger import check_against, expected_tensors, scheme_of
+from moesize.readers.gguf.tensors import check_against, expected_tensors, scheme_of
+from moesize.verify.devices import find_meter
 from moesize.verify.gguf_run import load_gguf, verify_gguf, verify_gguf_terms, wants_gguf
 from moesize.verify.gguf_synthetic import write_synthetic_gguf
+from moesize.verify.run import verify
 from verify.small import scratch, small
 
 
@@ -113,6 +117,7 @@ def refused(path: Path) -> str:
         open_gguf(path)
     assert "\n" not in caught.value.message
     assert caught.value.message.startswith(str(path.parent))
+    assert caught.value.hint
     return f"{caught.value.message} | {caught.value.hint}"
 
 
@@ -359,6 +364,7 @@ HUGE = 1 << 62
         ({"infos": [info("", [8], 0, 0)]}, "is no name"),
         ({"infos": [info("a\nb", [8], 0, 0)]}, "is no name"),
         ({"infos": [info(b"\xff", [8], 0, 0)]}, "name is not UTF-8"),
+        ({"infos": [info("a\0b", [8], 0, 0)]}, "is no name"),
     ],
 )  # fmt: skip
 def test_a_header_that_lies(parts: Any, words: str, tmp_path: Path) -> None:
@@ -460,6 +466,7 @@ CASES = [
         ("smollm2-135m", (0, 29)),
         ("qwen3-30b-a3b", (7,)),
         ("deepseek-v2-lite", (0, 1)),
+        ("gpt-oss-20b", (0, 1)),
     )
     for quant in ("Q4_K_M", "Q8_0", "MXFP4_MOE")
     if (name, quant) != ("smollm2-135m", "MXFP4_MOE")
@@ -662,10 +669,74 @@ def test_a_synthetic_run(tmp_path: Path) -> None:
         )
 
 
+# Biases of experts and router, sinks; MLA; state-space layers; windows; delta layers.
+CONVERTED = ["gpt_oss", "deepseek_v3", "qwen3_moe", "granitemoehybrid", "gemma3_text", "qwen3_next"]
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_file_as_model(name: str, tmp_path: Path) -> None:
+    """Of llama.cpp's converter, written by the gguf package: no byte of the weights is off."""
+    path = write_with_package(header(name), tmp_path / "model.gguf")
+    tensors = gguf.GGUFReader(path).tensors
+
+    def measured(**options: Any) -> int:
+        report = verify(str(path), device="cpu", **options)
+        assert report.agrees
+        (weights,) = [term for term in report.terms if term.name == "weights"]
+        assert weights.measured_bytes == weights.predicted_bytes
+        assert (report.model_source, report.quantization) == ("gguf", "bf16")
+        return weights.measured_bytes or 0
+
+    assert measured() == sum(int(tensor.n_bytes) for tensor in tensors)
+    some = [
+        int(tensor.n_bytes)
+        for tensor in tensors
+        if not tensor.name.startswith("blk.") or tensor.name.startswith(("blk.0.", "blk.2."))
+    ]
+    assert measured(layers="0,2") == sum(some)
+    # Random blocks of the file's own types.
+    assert measured(shards="synthetic") == sum(int(tensor.n_bytes) for tensor in tensors)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = write_with_package(header("gpt_oss"), tmp_path / "model.gguf")
+    document = call("verify", str(path), "--device", "cpu", "--format", "json").json()
+    assert document["model_source"] == "gguf"
+    weights = next(term for term in document["terms"] if term["name"] == "weights")
+    assert (weights["error"], weights["ok"]) == (0, True)
+    path.write_bytes(path.read_bytes()[:-100])
+    result = call("verify", str(path), "--device", "cpu")
+    assert result.code == 2
+    assert "model.gguf: truncated" in result.err
+    assert "hint: fetch the file again" in result.err
+
+
+def test_another_scheme_of_a_file(tmp_path: Path) -> None:
+    """A what-if: 3 layers of 4 heads in Q8_0, whose blocks of 32 are 34 bytes."""
+    path = write_with_package(header("llama"), tmp_path / "model.gguf")
+    report = verify(str(path), device="cpu", quant="Q8_0")
+    assert report.agrees
+    matrices = 2 * 96 * 32 + 3 * (2 * 32 * 32 + 2 * 16 * 32 + 2 * 48 * 32)
+    down = 3 * 48 * 32  # rows of 48 do not divide into blocks of 32: 16 bits
+    norms = (3 * 2 + 1) * 32 * 4
+    assert report.terms[0].measured_bytes == matrices // 32 * 34 + down * 2 + norms
+    with pytest.raises(InvalidInputError, match="its architecture is 'llama'"):
+        verify("qwen3-0.6b", device="cpu", shards=str(path))
+
+
+def test_the_spec_of_a_file_is_no_file(tmp_path: Path) -> None:
+    path = write_with_package(header("llama"), tmp_path / "model.gguf")
+    (tmp_path / "model.yaml").write_text(spec_yaml(str(path)))
+    with pytest.raises(UnsupportedError, match="spec of a GGUF file"):
+        verify(str(tmp_path / "model.yaml"), device="cpu")
+
+
 def test_what_asks_for_gguf(tmp_path: Path) -> None:
-    assert wants_gguf("model.gguf", "checkpoint")
-    assert wants_gguf(None, "Q4_K_M")
-    assert wants_gguf("synthetic", "q8_0")
+    assert wants_gguf("m", "model.gguf", "checkpoint")
+    assert wants_gguf("m.gguf", None, "auto")
+    assert not wants_gguf("m.gguf", None, "fp8")
+    assert wants_gguf("m", None, "Q4_K_M")
+    assert wants_gguf("m", "synthetic", "q8_0")
     for shards, quant in (
         (None, "checkpoint"),
         (None, "auto"),
@@ -675,8 +746,8 @@ def test_what_asks_for_gguf(tmp_path: Path) -> None:
         (str(tmp_path), "checkpoint"),
         ("x.safetensors", "auto"),
     ):
-        assert not wants_gguf(shards, quant)
+        assert not wants_gguf("m", shards, quant)
     (tmp_path / "a.gguf").touch()
-    assert wants_gguf(str(tmp_path), "checkpoint")
+    assert wants_gguf("m", str(tmp_path), "checkpoint")
     (tmp_path / "a.safetensors").touch()
-    assert not wants_gguf(str(tmp_path), "checkpoint")
+    assert not wants_gguf("m", str(tmp_path), "checkpoint")

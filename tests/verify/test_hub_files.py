@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import namedtuple
@@ -33,6 +34,9 @@ class Hub:
         self.revisions: set[str | None] = set()
         self.trouble: Exception | None = None
         self.short = False
+        self.changed = False
+        self.commit = COMMIT
+        self.sizes: dict[str, int] = {}
 
     def shard(self, name: str, tensor: str) -> None:
         """One file with one tensor."""
@@ -42,17 +46,28 @@ class Hub:
         """The index of the shards."""
         (self.folder / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
 
-    def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+    def model_info(
+        self, repo: str, *, revision: str | None, files_metadata: bool, timeout: float
+    ) -> Any:
         """HfApi.model_info."""
         if self.trouble:
             raise self.trouble
         self.revisions.add(revision)
         assert files_metadata
+        # The client's own default is to wait for ever.
+        assert 0 < timeout < 600
         files = [
-            SimpleNamespace(rfilename=path.name, size=path.stat().st_size)
+            SimpleNamespace(
+                rfilename=path.name,
+                size=self.sizes.get(path.name, path.stat().st_size),
+                # Files outside of LFS have no checksum of their content.
+                lfs=SimpleNamespace(sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+                if path.suffix == ".safetensors"
+                else None,
+            )
             for path in sorted(self.folder.iterdir())
         ]
-        return SimpleNamespace(sha=COMMIT, siblings=files)
+        return SimpleNamespace(sha=self.commit, siblings=files)
 
     def hf_hub_download(self, repo: str, name: str, *, revision: str, cache_dir: Any) -> str:
         """As the library: a blob, and a link to it in the snapshot."""
@@ -67,6 +82,10 @@ class Hub:
         shutil.copy(self.folder / name, blobs / f"hash-{name}")
         if self.short:
             (blobs / f"hash-{name}").write_bytes(b"x")
+        if self.changed and name != INDEX_NAME:
+            content = bytearray((blobs / f"hash-{name}").read_bytes())
+            content[-1] ^= 1
+            (blobs / f"hash-{name}").write_bytes(content)
         if not (snapshot / name).is_symlink():
             (snapshot / name).symlink_to(Path("../../blobs") / f"hash-{name}")
         return str(snapshot / name)
@@ -153,6 +172,25 @@ def test_a_file_that_is_shorter_than_the_hub_says(hub: Hub) -> None:
     assert "has 1 bytes here" in failure(hub).message
 
 
+def test_a_file_of_other_bytes_is_removed(hub: Hub) -> None:
+    """A bit of a weight: size and header are right."""
+    hub.changed = True
+    assert "model-1.safetensors arrived with other bytes" in failure(hub).message
+    hub.changed = False
+    assert not list(hub.cache.rglob("blobs/hash-model-1*"))
+    assert download("o/n", ["layers.1.w"], cache_dir=hub.cache).files.size_bytes == 8
+
+
+def test_what_the_hub_says_is_bounded(hub: Hub) -> None:
+    hub.sizes[INDEX_NAME] = 10**12
+    assert "is no index" in failure(hub).message
+    assert not hub.fetched
+    for commit in ("../../elsewhere", "", None, COMMIT[:-1]):
+        hub.commit = commit  # type: ignore[assignment]
+        assert "names no commit" in failure(hub).message
+    assert not hub.fetched
+
+
 _Usage = namedtuple("_Usage", "total used free")
 
 
@@ -185,3 +223,10 @@ def test_trouble_in_words(
     caught = failure(hub)
     assert isinstance(caught, kind)
     assert words in caught.message
+
+
+def test_a_server_that_refuses_is_named_by_its_status(hub: Hub) -> None:
+    error = errors.HfHubHTTPError.__new__(errors.HfHubHTTPError)
+    error.response = SimpleNamespace(status_code=429)  # type: ignore[assignment]
+    hub.trouble = error
+    assert "(HTTP 429)" in failure(hub).message

@@ -13,6 +13,7 @@ from running import call
 
 from moesize.catalog import resolve_model
 from moesize.core.errors import EnvironmentProblem
+from moesize.renderers.verify import speed_line
 from moesize.schemas import find_schema
 from moesize.verify import receipts
 from moesize.verify.receipts import (
@@ -25,7 +26,7 @@ from moesize.verify.receipts import (
     save,
     spec_hash,
 )
-from moesize.verify.report import Device, Failure, Term, VerifyReport
+from moesize.verify.report import Device, Failure, Speed, Term, VerifyReport
 from verify.records import context, document, keep, term
 
 MIXTRAL = resolve_model("mixtral-8x7b")[0]
@@ -438,3 +439,26 @@ def test_damaged_records_never_stop_a_plan() -> None:
             receipts.catalogue_gpu(record.gpu)
             assert quote_of(record, UNCUT).text.isprintable()
     assert 100 < kept < 2500
+
+
+@pytest.mark.parametrize(
+    ("kind", "speed", "words"),
+    [
+        ("cuda", None, ""),
+        ("cuda", Speed(40.0, None, None), "loaded at 40.00 GB/s"),
+        (
+            "cuda",
+            Speed(40.0, 50.0, 60.0, 1.0),
+            "loaded at 40.00 GB/s, 80% of the 50.00 GB/s that the device copies",
+        ),
+        (
+            "cpu",
+            Speed(2.0, 10.0, 20.0, 0.25),
+            "loaded at 2.00 GB/s, 20% of the 10.00 GB/s at which this machine copies into new "
+            "memory; 25% of the bytes were in the page cache",
+        ),
+    ],
+)
+def test_the_pace_in_words(kind: str, speed: Speed | None, words: str) -> None:
+    device = REPORT.device._replace(kind=kind)
+    assert speed_line(replace(REPORT, device=device, speed=speed)) == words

@@ -63,7 +63,7 @@ def inventory_bytes(spec: ModelSpec, layers: tuple[int, ...]) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_written_and_loaded_bytes_are_those_of_the_inventory(family: str, tmp_path: Path) -> None:
     name, layers = FAMILIES[family]
-    spec = small(name, experts=4)
+    spec = small(name, experts=2)
     stored = published(spec)
     selection = Selection(layers)
     arrived: list[int] = []

@@ -232,17 +232,6 @@ def test_without_torch_it_says_so() -> None:
     assert ".[verify]" in result.err
 
 
-def test_the_transformers_engine_runs_the_librarys_class(tmp_path: Path) -> None:
-    folder = write_config("dense GQA", tmp_path / "model")
-    result = call("verify", str(folder), *SMALL, "--engine", "transformers", "--format", "json")
-    assert result.code == 0, result.err
-    terms = {term["name"]: term for term in result.json()["terms"]}
-    assert terms["kv_cache.growing"]["error"] == 0
-    assert abs(terms["weights"]["error"]) < 0.001
-    refused = call("verify", str(folder), *SMALL, "--engine", "transformers", "--layers", "0")
-    assert refused.code == 3
-
-
 def test_saved_records_can_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOESIZE_RECEIPTS", str(tmp_path / "records"))
     folder = write_config("dense GQA", tmp_path / "model")

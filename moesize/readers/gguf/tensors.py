@@ -6,6 +6,7 @@ many architectures, which change no size and which core leaves out; they stand h
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from moesize.core.errors import InvalidInputError, UnsupportedError
@@ -13,11 +14,12 @@ from moesize.core.gguf_view import (
     file_tensor,
     gguf_architecture,
     gguf_entries,
+    gguf_stored,
     gguf_tensors,
 )
 from moesize.core.quantization import Scheme, find_scheme
-from moesize.verify.gguf_files import GGML_NUMBERS, GGML_TYPES, GgufFile, block_of
-from moesize.verify.safetensors_files import listed, short
+from moesize.files import listed, short
+from moesize.readers.gguf.header import GGML_NUMBERS, GGML_TYPES, GgufFile, block_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 class ExpectedTensor(NamedTuple):
     """A tensor that the file should have.
 
-    role   of the inventory; block: None outside of blocks
-    shape  ne0 first
+    role       of the inventory; block: None outside of blocks
+    shape      ne0 first
+    stored_as  core's name for it, without the block
     """
 
     name: str
@@ -40,6 +43,7 @@ class ExpectedTensor(NamedTuple):
     type: BlockType
     shape: tuple[int, ...]
     size_bytes: int
+    stored_as: str
 
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -95,7 +99,6 @@ _HIDDEN_OF = {
     ("seed_oss", 2): _SECOND,
 }
 _OTHERS_OF = {
-    ("gpt-oss", "router.bias"): "ffn_gate_inp.bias",
     ("lfm2", "norms.final"): "token_embd_norm.weight",
     ("lfm2moe", "norms.final"): "token_embd_norm.weight",
 }
@@ -123,14 +126,18 @@ def _names(architecture: str, role: str, name: str, copies: int) -> tuple[str, .
 
 
 def expected_tensors(
-    spec: ModelSpec, scheme: Scheme, *, imatrix: bool = False, mtp: bool = True
+    spec: ModelSpec, scheme: Scheme | None, *, imatrix: bool = False, mtp: bool = True
 ) -> Iterator[ExpectedTensor]:
-    """All tensors of the file, blocks in the order of the inventory.
+    """All tensors of the file, blocks in the order of the inventory; scheme None: as published.
 
     Raises UnsupportedError for families that llama.cpp lacks and schemes that are not its own.
     """
     architecture = gguf_architecture(spec)
-    for item in gguf_entries(spec, scheme, imatrix=imatrix, mtp=mtp):
+    if scheme is None:
+        entries = gguf_stored(spec, None)
+    else:
+        entries = gguf_entries(spec, scheme, imatrix=imatrix, mtp=mtp)
+    for item in entries:
         entry = item.entry
         own = file_tensor(spec, item)
         shape, copies = own.shape, own.copies
@@ -144,7 +151,7 @@ def expected_tensors(
         for block in entry.layers or (None,):
             for name in _names(architecture, entry.tensor.role, own.name, copies):
                 full = name if block is None else f"blk.{block}.{name}"
-                yield ExpectedTensor(full, entry.tensor.role, block, kind, shape, size)
+                yield ExpectedTensor(full, entry.tensor.role, block, kind, shape, size, own.name)
 
 
 def _type_of(item: StoredEntry, block_type: BlockType) -> BlockType:
@@ -268,14 +275,19 @@ def has_mtp(spec: ModelSpec, file: GgufFile) -> bool:
     )
 
 
-def expected_of(spec: ModelSpec, scheme: Scheme, file: GgufFile) -> list[ExpectedTensor]:
-    """What a file should hold, given what it says of itself. Raises InvalidInputError."""
+def expected_of(spec: ModelSpec, scheme: Scheme | None, file: GgufFile) -> list[ExpectedTensor]:
+    """What a file should hold, given what it says of itself. Raises InvalidInputError.
+
+    scheme  None: the spec was read from the file, and has the type of every tensor
+    """
+    if scheme is None:
+        return list(expected_tensors(spec, None))
     mtp = has_mtp(spec, file)
     return list(expected_tensors(spec, scheme, imatrix=file.has_imatrix, mtp=mtp))
 
 
 def check_against(
-    spec: ModelSpec, scheme: Scheme, file: GgufFile, layers: Collection[int] | None = None
+    spec: ModelSpec, scheme: Scheme | None, file: GgufFile, layers: Collection[int] | None = None
 ) -> Comparison:
     """Bytes of a file's tensors against what is counted, by role and layer.
 
@@ -336,14 +348,53 @@ def _paired(
     return pairs
 
 
+def match_shapes(
+    file: GgufFile, expected: Iterable[ExpectedTensor]
+) -> tuple[dict[str, str], list[str]]:
+    """Expected name -> name in the file, whatever the types; and what does not fit, in words.
+
+    What is not found by name is looked for by block and shape, since names of norms differ between
+    converters.
+    """
+    expected = list(expected)
+    pairs = {tensor.name: tensor.name for tensor in expected if tensor.name in file.tensors}
+    spare: dict[tuple[int | None, tuple[int, ...]], list[str]] = {}
+    for name in sorted(file.tensors.keys() - pairs.keys(), reverse=True):
+        spare.setdefault((block_of(name), _without_ones(file.tensors[name].shape)), []).append(name)
+    problems = []
+    for tensor in expected:
+        name = pairs.get(tensor.name, "")
+        if not name:
+            left = spare.get((tensor.block, _without_ones(tensor.shape)))
+            if left:
+                pairs[tensor.name] = left.pop()
+            else:
+                problems.append(f"it has no {tensor.name}")
+        elif not _same_shape(tensor, file.tensors[name].shape):
+            problems.append(
+                f"{name} has shape {list(file.tensors[name].shape)}, and "
+                f"{list(tensor.shape)} follows from the metadata"
+            )
+    extra = sorted(name for left in spare.values() for name in left)
+    problems += [f"{_shown(name)} is not known" for name in extra]
+    return pairs, problems
+
+
 def _differences(tensor: ExpectedTensor, file: GgufFile, name: str) -> list[str]:
     found = file.tensors[name]
     out = []
     if found.type.name != tensor.type.name:
         out.append(f"{found.type.name} for {tensor.type.name}")
-    if _without_ones(found.shape) != _without_ones(tensor.shape):
+    if not _same_shape(tensor, found.shape):
         out.append(f"shape {list(found.shape)} for {list(tensor.shape)}")
     return out
+
+
+def _same_shape(tensor: ExpectedTensor, shape: tuple[int, ...]) -> bool:
+    """A norm over groups may be stored as a row for each group (Mamba-2)."""
+    if tensor.role.startswith("norms."):
+        return prod(shape) == prod(tensor.shape)
+    return _without_ones(shape) == _without_ones(tensor.shape)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import re
 import struct
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from moesize.core.errors import InvalidInputError
 from moesize.core.gguf import TENSOR_ALIGNMENT_BYTES
 from moesize.core.units import round_up
 from moesize.core.weight_formats import BLOCK_TYPES, BlockType
-from moesize.verify.safetensors_files import inside, listed, opened, regular_size, short
+from moesize.files import inside, listed, opened, regular_size, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,6 +43,7 @@ MAX_RANK = 4
 MAX_DEPTH = 4
 MAX_ALIGNMENT = 1 << 20
 MAX_PARTS = 4096
+_AGAIN = "fetch the file again; if that changes nothing, convert the model again"
 _MAX_ELEMENTS = 1 << 60
 # The longest text of the metadata that is kept.
 _MAX_KEPT_BYTES = 1024
@@ -85,15 +86,14 @@ _SCALARS = {
 }  # fmt: skip
 STRING, ARRAY = 8, 9
 
-_KEPT = frozenset(
-    {
-        "general.architecture", "general.name", "general.file_type", "general.alignment",
-        "general.quantization_version", "quantize.imatrix.file", "split.no", "split.count",
-        "split.tensors.count",
-    }
-)  # fmt: skip
-# After the architecture's name.
-_KEPT_ENDS = (".block_count", ".expert_count", ".nextn_predict_layers")
+# Vocabularies, templates: nothing there concerns tensors.
+_PASSED_OVER = ("tokenizer.",)
+# Numbers in the lists that are kept: of one, and of all.
+_MAX_KEPT_LIST = 4096
+_MAX_KEPT_NUMBERS = 1 << 16
+
+Value: TypeAlias = "int | float | str | tuple[int | float, ...]"
+
 _PART_NAME = re.compile(r"(?P<stem>.{1,240})-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _BLOCK_NAME = re.compile(r"blk\.([0-9]{1,6})\.")
 
@@ -121,7 +121,7 @@ class GgufFile(NamedTuple):
     paths: tuple[Path, ...]
     version: int
     tensors: dict[str, GgufTensor]
-    metadata: dict[str, int | float | str]
+    metadata: dict[str, Value]
 
     @property
     def architecture(self) -> str:
@@ -176,6 +176,20 @@ def open_gguf(path: Path) -> GgufFile:
 
     Raises InvalidInputError, which names the file and what is missing or wrong.
     """
+    try:
+        return _opened(path)
+    except InvalidInputError as error:
+        if not path.exists():
+            raise type(error)(error.message, "is the path right?") from error
+        raise with_advice(error) from error
+
+
+def with_advice(error: InvalidInputError) -> InvalidInputError:
+    """The error with something to do, where it has nothing better."""
+    return error if error.hint else type(error)(error.message, _AGAIN)
+
+
+def _opened(path: Path) -> GgufFile:
     if path.is_dir():
         path = _only_model(path)
     first = read_header(path)
@@ -223,7 +237,7 @@ def _with_parts(path: Path, first: Part, count: int) -> GgufFile:
             "fetch them; a link whose target is gone counts as missing",
         )
     tensors: dict[str, GgufTensor] = {}
-    metadata: dict[str, int | float | str] = {}
+    metadata: dict[str, Value] = {}
     paths = []
     for number, name in enumerate(names):
         own = inside(folder, name)
@@ -266,7 +280,7 @@ class Part(NamedTuple):
 
     version: int
     tensors: dict[str, GgufTensor]
-    metadata: dict[str, int | float | str]
+    metadata: dict[str, Value]
 
 
 def read_header(path: Path) -> Part:
@@ -318,9 +332,9 @@ def _check_count(path: Path, what: str, count: int, most: int) -> None:
         raise InvalidInputError(f"{path}: claims {count:,} {what}; no model has more than {most:,}")
 
 
-def _metadata(source: _Source, count: int) -> dict[str, int | float | str]:
-    """The keys that matter here; every value is walked through."""
-    kept: dict[str, int | float | str] = {}
+def _metadata(source: _Source, count: int) -> dict[str, Value]:
+    """What may concern tensors; every value is walked through."""
+    kept: dict[str, Value] = {}
     seen: set[str] = set()
     for _ in range(count):
         key = _text(source, source.string(MAX_KEY_BYTES, "a key"), "a key")
@@ -335,16 +349,33 @@ def _metadata(source: _Source, count: int) -> dict[str, int | float | str]:
     return kept
 
 
-def _value(source: _Source, kind: int, key: str) -> int | float | str | None:
+def _value(source: _Source, kind: int, key: str) -> Value | None:
     """A value that is kept; None for one that is passed over."""
-    wanted = key in _KEPT or key.endswith(_KEPT_ENDS)
-    if kind == STRING and wanted:
+    if key.startswith(_PASSED_OVER):
+        _pass_over(source, kind, 0)
+        return None
+    if kind == STRING:
         raw = source.string(MAX_STRING_BYTES, key)
         return _text(source, raw, key) if len(raw) <= _MAX_KEPT_BYTES else None
-    if kind in _SCALARS and wanted:
+    if kind in _SCALARS:
         return source.number(_SCALARS[kind])
+    if kind == ARRAY:
+        return _list(source)
     _pass_over(source, kind, 0)
     return None
+
+
+def _list(source: _Source) -> tuple[int | float, ...] | None:
+    """A list with a number for each layer, at most; None for any other."""
+    inner, count = source.count("I"), source.count("Q")
+    code = _SCALARS.get(inner)
+    kept = code is not None and count <= _MAX_KEPT_LIST
+    if code is None or not kept or source.numbers + count > _MAX_KEPT_NUMBERS:
+        _pass_over_list(source, inner, count, 0)
+        return None
+    source.numbers += count
+    source.expect(count, struct.calcsize(code))
+    return struct.unpack(f"<{count}{code}", source.take(count * struct.calcsize(code)))
 
 
 def _pass_over(source: _Source, kind: int, depth: int) -> None:
@@ -356,18 +387,21 @@ def _pass_over(source: _Source, kind: int, depth: int) -> None:
     elif kind == ARRAY:
         if depth >= MAX_DEPTH:
             raise InvalidInputError(f"{source.path}: {source.what} is nested too deeply")
-        inner, count = source.count("I"), source.count("Q")
-        code = _SCALARS.get(inner)
-        if code is not None:
-            source.skip(count * struct.calcsize(code))
-        elif inner == STRING:
-            source.skip_strings(count)
-        else:
-            source.claim(count, 12, MAX_LISTS)
-            for _ in range(count):
-                _pass_over(source, inner, depth + 1)
+        _pass_over_list(source, source.count("I"), source.count("Q"), depth)
     else:
         raise InvalidInputError(f"{source.path}: {source.what} is of the unknown type {kind}")
+
+
+def _pass_over_list(source: _Source, inner: int, count: int, depth: int) -> None:
+    code = _SCALARS.get(inner)
+    if code is not None:
+        source.skip(count * struct.calcsize(code))
+    elif inner == STRING:
+        source.skip_strings(count)
+    else:
+        source.claim(count, 12, MAX_LISTS)
+        for _ in range(count):
+            _pass_over(source, inner, depth + 1)
 
 
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
@@ -470,13 +504,15 @@ def _text(source: _Source, raw: bytes, what: str) -> str:
 class _Source:
     """Bounded reading forward through a header.
 
-    what  is being read, for errors
+    what     is being read, for errors
+    numbers  in lists that are kept
     """
 
     def __init__(self, path: Path, stream: Any, size: int) -> None:
         self.path, self.stream, self.size = path, stream, size
         self.what = "the header"
         self.values = 0
+        self.numbers = 0
         self._data = b""
         self._at = 0
         self._base = 0
