@@ -177,6 +177,7 @@ def _deepseek_v4(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out = {}
     for name, tensor in state.items():
         name = name.removeprefix("model.").replace("embed_tokens.", "embed.")
+        tensor = tensor.int() if name.endswith("tid2eid") else tensor
         out[name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")] = (
             tensor
         )

@@ -61,7 +61,7 @@ def _dense(
     if gated:
         gate = f.linear(x, w.get(f"{group}.gate"), w.maybe(f"{group}.gate.bias"))
     if numerics.sparsity and gate is not None and numerics.sparsity[w.index]:
-        gate = cut_off(gate, numerics.sparsity[w.index], w.all.size)
+        gate = cut_off(gate, numerics.sparsity[w.index], step.reduce, w.all.size)
     up = f.linear(x, w.get(f"{group}.up"), w.maybe(f"{group}.up.bias"))
     inner = _activated(gate, up, numerics, w)
     if group == "dense_mlp" and w.has("norms.mlp_inner"):
