@@ -50,7 +50,7 @@ MAMBA2_CHUNK = 256
 LIGHTNING_CHUNK = 256
 # MiniMax-M3 chooses blocks of this many tokens (sparse_attention_config.sparse_block_size), the
 # newest one always among them (sparse_local_block).
-_INDEX_BLOCK_TOKENS = 128
+INDEX_BLOCK_TOKENS = 128
 
 
 # --- How many tokens a token attends to ---------------------------------------------------------
@@ -63,7 +63,7 @@ class _Span:
     window   the newest `window`; chunk: those since the last multiple of `chunk`
     ratio    one state stands for `ratio` tokens, complete ones only; limit: at most so many
     tail     beyond the limit, also the newest tokens that fill no pool of `tail` yet
-    blocks   the newest, begun block and at most blocks - 1 whole ones of _INDEX_BLOCK_TOKENS
+    blocks   the newest, begun block and at most blocks - 1 whole ones of INDEX_BLOCK_TOKENS
     """
 
     window: int = 0
@@ -77,7 +77,7 @@ class _Span:
         """Attended states of the token at 1-based `position`."""
         n = position
         if self.blocks:
-            size, most = _INDEX_BLOCK_TOKENS, self.blocks * _INDEX_BLOCK_TOKENS
+            size, most = INDEX_BLOCK_TOKENS, self.blocks * INDEX_BLOCK_TOKENS
             return n if n <= most else most - size + (n - 1) % size + 1
         if self.chunk:
             n = (n - 1) % self.chunk + 1
@@ -89,7 +89,7 @@ class _Span:
         """Sum of `at` over positions 1..tokens, in closed form."""
         n = tokens
         if self.blocks:
-            size, most = _INDEX_BLOCK_TOKENS, self.blocks * _INDEX_BLOCK_TOKENS
+            size, most = INDEX_BLOCK_TOKENS, self.blocks * INDEX_BLOCK_TOKENS
             head = min(n, most)
             rest = n - head
             tail = rest * (most - size) + _Span(chunk=size).total(rest)
@@ -301,6 +301,8 @@ def _make_profile(spec: ModelSpec, phase: Phase) -> _Profile:
         if not tensor.matmul or entry.section not in ("layers", "encoder", "final"):
             continue
         flops = 2 * tensor.elements * entry.count
+        if tensor.role in _TWICE:
+            flops *= 2
         if tensor.expert:
             if entry.section == "layers" or encoder_only:
                 routed_all += flops
@@ -336,6 +338,10 @@ def _make_profile(spec: ModelSpec, phase: Phase) -> _Profile:
 
 # Keys and values of cross attention are made from the encoder's output, once per request.
 _ENCODER_SIDE = ("attention.cross.k", "attention.cross.v")
+
+
+# Gemma 3n asks its router of streams before a layer and behind it.
+_TWICE = ("other.altup_router",)
 
 
 def _part_of(tensor: Tensor) -> str:

@@ -170,6 +170,18 @@ NAMES: dict[str, Naming] = {
             "shared_experts.down": "shared_mlp.output_linear",
         }
     ),
+    "granitemoe_swa": Naming(
+        roles={
+            "router.weight": "block_sparse_moe.router",
+            "routed_experts.gate": "block_sparse_moe.experts.gate_up_proj",
+            "routed_experts.up": "block_sparse_moe.experts.gate_up_proj",
+            "routed_experts.down": "block_sparse_moe.experts.down_proj",
+            "shared_experts.gate": "shared_mlp.input_linear",
+            "shared_experts.up": "shared_mlp.input_linear",
+            "shared_experts.down": "shared_mlp.output_linear",
+        },
+        bare=frozenset({"routed_experts.gate", "routed_experts.up", "routed_experts.down"}),
+    ),
     "dbrx": Naming(
         norms=("norm_attn_norm.norm_1", "norm_attn_norm.norm_2"),
         layers="transformer.blocks.{layer}.",
@@ -255,6 +267,7 @@ NAMES: dict[str, Naming] = {
         tokens="embed",
         head="head",
         final_norm="norm",
+        norms=("attn_norm", "ffn_norm"),
         roles={
             "attention.q_a": "attn.wq_a",
             "attention.q_b": "attn.wq_b",
@@ -340,6 +353,7 @@ NAMES: dict[str, Naming] = {
             "norms.latent": "block_sparse_moe.routed_expert_norm",
         }
     ),
+    "axk1": Naming(norms=("input_layernorm", "post_attention_layernorm", "post_mlp_layernorm")),
     "hy_v3": Naming(
         roles={
             "router.weight": "mlp.router.gate",
@@ -757,6 +771,12 @@ _T5 = Naming(
     },
 )
 
+# Ling 3.0: the output norm of its Kimi delta attention.
+NAMES["bailing_delta"] = replace(
+    NAMES["bailing_hybrid"],
+    roles={**NAMES["bailing_hybrid"].roles, "norms.linear": "attention.o_norm"},
+)
+
 NAMES |= {
     "mimo": Naming(
         mtp_layers="model.mtp_layers.{layer}.",
@@ -964,6 +984,7 @@ NAMES |= {
         ),
     ),
     "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
     "gptj": _GPTJ,
     "codegen": replace(_GPTJ, roles={**_GPTJ.roles, **_fused("attn.qkv_proj", "attn.out_proj")}),
     "gpt_neo": replace(

@@ -35,9 +35,9 @@ from moesize.verify.layouts import (
     TRANSPOSED,
     Section,
     expert_layout,
-    is_per_group,
     sections_of,
     stored_apart,
+    woven,
 )
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ def _members(spec: ModelSpec, item: StoredEntry, layer: int | None) -> Iterator[
     for index in range(tensor.copies):
         own = name.replace("{expert}", str(index))
         inside = module.replace("{expert}", str(index))
-        if tensor.copies > 1 and "{expert}" not in name:
+        if "{index}" in own:
+            own, inside = (text.replace("{index}", str(index)) for text in (own, inside))
+        elif tensor.copies > 1 and "{expert}" not in name:
             own, inside = f"{own}.{index}", f"{inside}.{index}"
         if not item.is_quantized:
             shape = tensor.shape
@@ -547,8 +549,9 @@ def _joined(family: str, name: str, layer: int | None, members: list[_Member]) -
                 for member in members
                 for _ in range(member.repeat)
             )
-            if len(pieces) > 1 and _is_woven(family, members):
-                pieces = (_woven(pieces),)
+            units = _woven_units(family, members) if len(pieces) > 1 else 0
+            if units:
+                pieces = (_woven(pieces, units),)
         elif cut[0].piece is not None:
             pieces = (cut[0].piece,)
     return FileTensor(
@@ -573,16 +576,18 @@ def _by_section(member: _Member, length: int) -> tuple[Piece, ...]:
     return (Piece(length, sum(part.rows for part in member.sections), 1, per=per),)
 
 
-def _is_woven(family: str, members: Sequence[_Member]) -> bool:
-    """Whether the rows of joined members alternate instead of following each other."""
+def _woven_units(family: str, members: Sequence[_Member]) -> int:
+    """Most units that members share whose rows alternate; 0 where they follow each other."""
     role = members[0].role
+    least = min((member.piece.units for member in members if member.piece is not None), default=0)
     if role.startswith("routed_experts."):
-        return expert_layout(family).interleaved
+        return least if expert_layout(family).interleaved else 0
     key = members[1].piece
-    return key is not None and is_per_group(family, role, key.units)
+    found = None if key is None else woven(family, role, key.units)
+    return 0 if found is None else min(least, found.groups)
 
 
-def _woven(pieces: tuple[Piece, ...]) -> Piece:
+def _woven(pieces: tuple[Piece, ...], units: int) -> Piece:
     """One run, whose units hold a share of every member.
 
     More ranks than groups would share a group's key, and not its queries: no run is a rank's own.
@@ -590,7 +595,7 @@ def _woven(pieces: tuple[Piece, ...]) -> Piece:
     return Piece(
         sum(piece.length for piece in pieces),
         sum(piece.logical for piece in pieces),
-        min(piece.units for piece in pieces),
+        units,
         per=pieces[0].per,
     )
 

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from moesize.core.mixers import Mixer
 
 # Families whose joined q, k and v stand head by head, or group by group: queries, a key, a value.
-# Falcon (transformers `_split_heads`): all kinds; with a single group that is one after another.
-PER_HEAD = ("gpt_neox", "bloom", "persimmon")
-PER_GROUP = ("internlm2", "falcon", "falcon_new")
+# Falcon (transformers `_split_heads`), GPT-BigCode: all kinds; with a single group that is one
+# after another.
+_PER_HEAD = ("gpt_neox", "bloom", "persimmon", "gpt_bigcode")
+_PER_GROUP = ("internlm2", "falcon", "falcon_new")
+# CodeGen: a fixed number of groups, whatever the heads, values before keys (transformers
+# modeling_codegen.py `mp_num`).
+_CODEGEN_GROUPS = 4
 # Families whose matrices lie (in, out).
-TRANSPOSED = ("gpt2", "gpt_bigcode")
+TRANSPOSED = ("gpt2",)
 # Lightning attention whose q, k and v stand head by head; elsewhere one after another.
 _LIGHTNING_PER_HEAD = ("minimax",)
 
@@ -132,6 +136,19 @@ def _of_mixer(family: str, mixer: Mixer, part: str) -> tuple[Section, ...]:
             return ()
 
 
-def is_per_group(family: str, role: str, groups: int) -> bool:
-    """Whether a joined q, k and v alternates group by group, of so many key heads."""
-    return role.startswith("attention.") and groups > 1 and family in (*PER_HEAD, *PER_GROUP)
+class Woven(NamedTuple):
+    """How a joined q, k and v alternates: so many groups, in each of them these parts."""
+
+    groups: int
+    order: str = "qkv"
+
+
+def woven(family: str, role: str, key_heads: int) -> Woven | None:
+    """Of a joined projection with so many key heads; None where one part follows another."""
+    if not role.startswith("attention."):
+        return None
+    if family == "codegen":
+        return Woven(_CODEGEN_GROUPS, "qvk")
+    if key_heads > 1 and family in (*_PER_HEAD, *_PER_GROUP):
+        return Woven(key_heads)
+    return None

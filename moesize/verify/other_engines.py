@@ -143,6 +143,8 @@ def _config(engine: str, source: Source, settings: Any) -> dict[str, Any]:
             f"--engine {engine} fetches nothing from the hub",
             "fetch the model, and give its folder (the hub cache's snapshots/<revision> will do)",
         )
+    if source.spec.encoder_layout:
+        raise UnsupportedError(f"--engine {engine} does not measure models with an encoder")
     if source.config is None:
         raise UnsupportedError(
             f"--engine {engine} needs the model's config.json",

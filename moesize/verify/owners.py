@@ -24,6 +24,7 @@ _MODULES = {
     "forward/caches": "kv_cache",
     "forward/attention": "attention",
     "forward/latent": "attention",
+    "forward/compressed": "attention",
     "forward/rotary": "attention",
     "forward/delta": "linear_attention",
     "forward/lightning": "linear_attention",
@@ -38,6 +39,8 @@ _MODULES = {
     "forward/norms": "norms",
     "forward/per_layer": "per_layer_inputs",
     "forward/model": "hidden_states",
+    "forward/hyper": "hidden_states",
+    "forward/altup": "hidden_states",
     "forward/step": "inputs",
 }
 _FUNCTIONS = {

@@ -74,12 +74,14 @@ def measure(
     *,
     context: ContextCost | None = None,
     progress: Progress | None = None,
+    with_passes: bool = True,
     with_flops: bool = True,
     group: Group | None = None,
 ) -> Measured:
-    """Run everything. Raises MoesizeError for shards that are not what they should be.
+    """Load, and run what is to run.
 
     group  the ranks that sum their parts; without one the sums are left out
+    Raises MoesizeError for shards that are not what they should be.
     """
     say = progress or silent
     session = _Session(subject, meter, work, say, group)
@@ -87,9 +89,9 @@ def measure(
         start = meter.reading()
         try:
             session.load(files)
-            for kind in CACHE_KINDS:
+            for kind in CACHE_KINDS if with_passes else ():
                 session.passes(kind)
-            if with_flops:
+            if with_passes and with_flops:
                 session.count()
         except Exception as error:
             asked = out_of_memory(error)

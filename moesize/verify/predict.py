@@ -12,7 +12,7 @@ FLOPs      `core.compute` for the chosen layers, on one rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,7 @@ from moesize.verify.forward import ForwardModel
 from moesize.verify.forward.caches import BLOCK_TOKENS, CacheKind
 from moesize.verify.forward.flops import unseen
 from moesize.verify.forward.model import RunOptions
+from moesize.verify.forward.weights import formats_of
 from moesize.verify.loading import torch_dtype
 from moesize.verify.owners import Listener
 from moesize.verify.passes import PassPeaks, Stopwatch, Workload, run_passes
@@ -39,12 +40,11 @@ from moesize.verify.selection import Held, Selection, held_by_rank
 from moesize.verify.synthetic import plan_synthetic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from moesize.core.checkpoint import StoredEntry
     from moesize.core.mixers import Mixer
     from moesize.core.model_spec import ModelSpec
-    from moesize.core.weight_formats import WeightFormat
     from moesize.verify.forward import Numerics
 
 CACHE_KINDS: tuple[CacheKind, ...] = ("static", "growing")
@@ -73,6 +73,11 @@ class Subject:
         """Type of the computation."""
         return DTYPES[self.dtype]
 
+    @property
+    def unpacks_head(self) -> bool:
+        """Whether the head is stored quantized."""
+        return ("lm_head.weight", None) in formats_of(self.stored)
+
     def model(
         self,
         state: Mapping[str, torch.Tensor],
@@ -97,16 +102,6 @@ class Subject:
         # The formats of the files, which --quant may have made others than the published ones.
         model.weights.formats = formats_of(self.stored)
         return model
-
-
-def formats_of(stored: Sequence[StoredEntry]) -> dict[tuple[str, int], WeightFormat]:
-    """How each quantized matrix of a layer is stored, by role and layer."""
-    return {
-        (item.entry.tensor.role, layer): item.weight_format
-        for item in stored
-        if item.is_quantized and item.weight_format is not None and item.entry.section == "layers"
-        for layer in item.entry.layers
-    }
 
 
 # --- Weights --------------------------------------------------------------------------------------
@@ -137,7 +132,8 @@ def cache_bytes(subject: Subject, work: Workload, kind: CacheKind) -> int:
     """Cache and states of all sequences after the last step.
 
     static: whole blocks of 16 tokens for the longest context, whatever the window; growing: the
-    tokens so far, of a window no more than it holds. Convolutions keep the type of the
+    tokens so far, of a window no more than it holds. A row that stands for several tokens is there
+    once they are complete. Convolutions keep the type of the
     computation, recurrent states float32.
     """
     spec, own = subject.spec, subject.selection
@@ -152,12 +148,13 @@ def cache_bytes(subject: Subject, work: Workload, kind: CacheKind) -> int:
 def _cache_of(mixer: Mixer, tokens: int, kind: CacheKind, element: int) -> int:
     total = 0
     for cache in mixer.cache():
-        rows = round_up(tokens, BLOCK_TOKENS)
+        held = tokens // cache.ratio
+        rows = round_up(held, BLOCK_TOKENS)
         if kind == "growing":
             bound = cache.window
             if isinstance(mixer, GroupedQueryAttention):
                 bound = bound or cache.chunk
-            rows = min(tokens, bound or tokens)
+            rows = min(held, bound or held)
         total += rows * max(1, cache.heads) * (cache.key_size + cache.value_size) * element
     for part in mixer.state():
         # Our pass keeps recurrences in float32, where engines may take the model's type.
@@ -311,7 +308,7 @@ def flop_tokens(subject: Subject) -> int:
 def flops(subject: Subject) -> tuple[FlopsOf, FlopsOf]:
     """One sequence: a prompt with logits of its last token, and the decode step after it."""
     own, count = subject.selection, flop_tokens(subject)
-    sub = rank_spec(subject.spec, own.layers, own.size)
+    sub = rank_spec(as_run(subject.spec, subject.numerics), own.layers, own.size)
     layers = range(len(own.layers))
     return (
         FlopsOf("prefill", prefill_flops(sub, count).total, unseen(sub, layers, count, "prefill")),
@@ -319,7 +316,33 @@ def flops(subject: Subject) -> tuple[FlopsOf, FlopsOf]:
     )
 
 
-def check_head(subject: Subject) -> None:
-    """Logits need a head on this rank. Raises UnsupportedError."""
-    if not subject.spec.embedding.has_head:
-        raise UnsupportedError(f"{subject.spec.id} has no head: only its weights can be measured")
+def as_run(spec: ModelSpec, numerics: Numerics) -> ModelSpec:
+    """The model with the windows of the pass.
+
+    A spec counts them as vLLM allocates them; Cohere 2 computes with one token less.
+    """
+    shift = numerics.window_shift
+    if not shift:
+        return spec
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(block, mixers=tuple(_shifted(mixer, shift) for mixer in block.mixers))
+            for block in spec.blocks
+        ),
+    )
+
+
+def _shifted(mixer: Mixer, shift: int) -> Mixer:
+    if not isinstance(mixer, GroupedQueryAttention) or mixer.window is None:
+        return mixer
+    return replace(mixer, window=mixer.window + shift)
+
+
+def check_passes(subject: Subject) -> None:
+    """Passes need decoder layers alone and a head on this rank. Raises UnsupportedError."""
+    spec = subject.spec
+    if spec.encoder_layout:
+        raise UnsupportedError("models with an encoder have no forward pass")
+    if not spec.embedding.has_head:
+        raise UnsupportedError(f"{spec.id} has no head")

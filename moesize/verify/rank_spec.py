@@ -78,7 +78,9 @@ def rank_mixer(mixer: Mixer, size: int) -> Mixer:
         return mixer
     match mixer:
         case GroupedQueryAttention():
-            return replace(mixer, **part("num_heads"), **part("num_kv_heads", replicate=True))
+            index = part("index_heads", replicate=True) if mixer.index_heads else {}
+            groups = part("num_kv_heads", replicate=True)
+            return replace(mixer, **part("num_heads"), **groups, **index)
         case LatentAttention() | KimiDeltaAttention():
             return replace(mixer, **part("num_heads"))
         case LightningAttention():
@@ -93,7 +95,7 @@ def rank_mixer(mixer: Mixer, size: int) -> Mixer:
         case ShortConv():
             return replace(mixer, **part("size"))
         case CompressedAttention():
-            raise UnsupportedError("compressed attention (DeepSeek-V4) is not cut for ranks here")
+            return replace(mixer, **part("num_heads"), **part("output_groups"))
         case _:
             assert_never(mixer)
 

@@ -30,7 +30,7 @@ from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
-from moesize.verify.selection import Selection, choose_layers, parse_layers
+from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
 from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
 
@@ -196,8 +196,6 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
             f"{spec.title} is the spec of a GGUF file, and its tensors are measured from the file",
             "name the *.gguf file, or another scheme with --quant",
         )
-    if spec.encoder_layout:
-        raise UnsupportedError("encoder models are not measured yet")
     name = "" if isinstance(model, ModelSpec) else model
     folder, config = _folders(name, kind, shards)
     where = shards if shards in ("synthetic", "hub") else ("folder" if folder else "synthetic")
@@ -245,6 +243,14 @@ def _folders(name: str, kind: str, shards: str | None) -> tuple[Path | None, dic
 # --- The run --------------------------------------------------------------------------------------
 
 
+class _Expected(NamedTuple):
+    """What passes will take, or why nobody knows; runs: whether there are passes at all."""
+
+    peaks: DryPeaks | None
+    why: str = ""
+    runs: bool = True
+
+
 class _Run:
     """One process's part of a verification."""
 
@@ -263,7 +269,7 @@ class _Run:
         self.notes: list[str] = []
         self.rank, self.size = settings.tp_rank or (0, 1)
         self.dtype = _dtype(settings.dtype, source.spec)
-        self.numerics = self._numerics()
+        self.numerics, self.numerics_note = self._numerics()
         if settings.limit_bytes is not None:
             meter.limit(settings.limit_bytes)
         self.context = context
@@ -273,7 +279,8 @@ class _Run:
         """Choose layers, measure, compare; under torchrun the gathered report of all ranks."""
         large, small = self._agreed(*self._choose())
         subject = self._subject(large)
-        expected, why = self._expected(subject)
+        expected = self._expected(subject)
+        self._say_what_runs(expected)
         self._refuse_when_too_large(subject, expected)
         # What torch has loaded for the dry run need not be looked through at every phase either.
         gc.collect()
@@ -287,7 +294,8 @@ class _Run:
                 found = measure(
                     part, files, self.meter, self.work,
                     context=self.context if last else None, progress=self.progress,
-                    with_flops=last and not why, group=self.group,
+                    with_passes=expected.runs, with_flops=last and not expected.why,
+                    group=self.group,
                 )  # fmt: skip
                 runs.append((part, found))
                 if last and found.failure is None and not found.stopped:
@@ -296,33 +304,45 @@ class _Run:
             if number == 0 and (found.failure is not None or ended):
                 break
         part, found = runs[-1]
-        routed = self._as_routed(part, found, expected)
+        routed = self._as_routed(part, found, expected.peaks)
         terms = terms_of(
-            part, self.meter, self.work, found, routed, even=expected,
-            context=self._constant(), tolerance=self.settings.tolerance, no_peaks=why,
+            part, self.meter, self.work, found, routed, even=expected.peaks,
+            context=self._constant(), tolerance=self.settings.tolerance,
+            no_peaks=expected.why, with_passes=expected.runs,
         )  # fmt: skip
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
         report = self._report(part, found, terms, speed)
         report = replace(report, attribution=attribution(found, routed))
         if len(runs) == 2:
-            report = self._extrapolated(report, *runs[0])
+            report = self._extrapolated(report, *runs[0], with_passes=expected.runs)
         if self.group is not None:
             report = self.group.gathered(report)
         return self._saved(report)
 
     # --- Before ---
 
-    def _numerics(self) -> Numerics:
+    def _numerics(self) -> tuple[Numerics, str]:
+        """What the config says, and what is to be said of it."""
         source = self.source
         if source.config is None:
-            self.notes.append("no config.json: epsilons, scales and rotation are neutral ones")
-            return Numerics.neutral(source.spec)
+            note = "no config.json: epsilons, scales and rotation are neutral ones"
+            return Numerics.neutral(source.spec), note
         try:
-            return Numerics.from_config(source.config, source.spec)
+            return Numerics.from_config(source.config, source.spec), ""
         except UnsupportedError as problem:
-            self.notes.append(f"{problem.message}: neutral epsilons, scales and rotation")
-            return Numerics.neutral(source.spec)
+            note = f"{problem.message}: neutral epsilons, scales and rotation"
+            return Numerics.neutral(source.spec), note
+
+    def _say_what_runs(self, expected: _Expected) -> None:
+        """Words about the passes, or why there are none."""
+        if not expected.runs:
+            self.notes.append(
+                f"passes are not run ({expected.why}): weights, loading and what the device holds "
+                "are measured"
+            )
+        elif self.numerics_note:
+            self.notes.append(self.numerics_note)
 
     def _subject(self, selection: Selection) -> Subject:
         source = self.source
@@ -338,14 +358,15 @@ class _Run:
             layers = parse_layers(layers, spec)
         if not isinstance(layers, str):
             own = tuple(sorted(set(layers)))
-            if not own or own[0] < 0 or own[-1] >= spec.num_layers:
-                raise InvalidInputError(f"{spec.id} has layers 0-{spec.num_layers - 1}")
+            if not own or own[0] < 0 or own[-1] >= num_layers(spec):
+                raise InvalidInputError(f"{spec.id} has layers 0-{num_layers(spec) - 1}")
             return Selection(own, True, self.rank, self.size), None
         free = self._free()
         scratch = self._scratch()
         choice = choose_layers(
             spec, self.source.stored, free - self._margin(free), rank=self.rank, size=self.size,
-            fixed_bytes=scratch, layer_cost=self._layer_cost, disk_bytes=self._disk(),
+            fixed_bytes=scratch or 0, layer_cost=None if scratch is None else self._layer_cost,
+            disk_bytes=self._disk(),
         )  # fmt: skip
         return choice.large, None if choice.whole else choice.small
 
@@ -368,7 +389,7 @@ class _Run:
             small = None if fewer is None else replace(large, layers=tuple(fewer))
         if small is not None:
             self.notes.append(
-                f"{len(large.layers)} of {self.source.spec.num_layers} layers fit; figures of the "
+                f"{len(large.layers)} of {num_layers(self.source.spec)} layers fit; figures of the "
                 "whole model are extrapolated from two runs"
             )
         return large, small
@@ -387,26 +408,34 @@ class _Run:
         one = self._subject(Selection((layer,), True, self.rank, self.size))
         return predict.cache_bytes(one, self.work, "static")
 
-    def _scratch(self) -> int:
-        """What passes take beside weights and cache: of one layer of each kind, not all."""
+    def _scratch(self) -> int | None:
+        """What passes take beside weights and cache: of one layer of each kind, not all.
+
+        None where there are no passes.
+        """
         spec = self.source.spec
         first = tuple(
             sorted({name: i for i, name in reversed(list(enumerate(spec.layout)))}.values())
         )
         one = self._subject(Selection(first, True, self.rank, self.size))
-        expected, _ = self._expected(one)
-        if expected is None:
+        expected = self._expected(one)
+        if not expected.runs:
+            return None
+        if expected.peaks is None:
             return GIB
-        return max(expected.total - predict.weights(one).requested_bytes, 0)
+        return max(expected.peaks.total - predict.weights(one).requested_bytes, 0)
 
-    def _expected(self, subject: Subject) -> tuple[DryPeaks | None, str]:
+    def _expected(self, subject: Subject) -> _Expected:
         """Peaks with even routing, or why there are none."""
         try:
-            predict.check_head(subject)
+            predict.check_passes(subject)
             routings = predict.even(subject, self.work)
-            return self._dry(subject, routings), ""
+            peaks = self._dry(subject, routings)
         except NotImplementedError as problem:
-            return None, f"not predicted: {problem}"
+            return _Expected(None, f"not predicted: {problem}")
+        except UnsupportedError as problem:
+            return _Expected(None, problem.message, runs=False)
+        return _Expected(peaks)
 
     def _as_routed(
         self, subject: Subject, found: Measured, expected: DryPeaks | None
@@ -441,11 +470,11 @@ class _Run:
         share = _HOST_SHARE if self.meter.kind == "cpu" else _MARGIN_SHARE
         return max(_MARGIN_BYTES, round(share * free))
 
-    def _refuse_when_too_large(self, subject: Subject, expected: DryPeaks | None) -> None:
+    def _refuse_when_too_large(self, subject: Subject, expected: _Expected) -> None:
         needed = predict.weights(subject).allocated_bytes
-        if expected is not None:
-            needed = max(needed, expected.total)
-        else:
+        if expected.peaks is not None:
+            needed = max(needed, expected.peaks.total)
+        elif expected.runs:
             needed += predict.cache_bytes(subject, self.work, "static")
         free = self._free()
         margin = self._margin(free)
@@ -557,7 +586,7 @@ class _Run:
             engine="torch",
             shards=source.shards,
             layers=part.selection.layers,
-            num_layers=source.spec.num_layers,
+            num_layers=num_layers(source.spec),
             tokens=self.work.tokens,
             sequences=self.work.sequences,
             decode_steps=self.work.decode_steps,
@@ -575,18 +604,19 @@ class _Run:
             notes=tuple(self.notes),
         )
 
-    def _extrapolated(self, report: VerifyReport, small: Subject, first: Measured) -> VerifyReport:
-        terms = terms_of(small, self.meter, self.work, first, None, no_peaks="-")
-        whole = self._subject(
-            Selection(tuple(range(self.source.spec.num_layers)), True, self.rank, self.size)
+    def _extrapolated(
+        self, report: VerifyReport, small: Subject, first: Measured, *, with_passes: bool
+    ) -> VerifyReport:
+        terms = terms_of(
+            small, self.meter, self.work, first, None, no_peaks="-", with_passes=with_passes
         )
+        every = tuple(range(num_layers(self.source.spec)))
+        whole = self._subject(Selection(every, True, self.rank, self.size))
         held = predict.weights(whole)
-        known = {
-            "weights": held.requested_bytes,
-            "weights.blocks": held.allocated_bytes,
-            "kv_cache.static": predict.cache_bytes(whole, self.work, "static"),
-            "kv_cache.growing": predict.cache_bytes(whole, self.work, "growing"),
-        }
+        known = {"weights": held.requested_bytes, "weights.blocks": held.allocated_bytes}
+        if with_passes:
+            known["kv_cache.static"] = predict.cache_bytes(whole, self.work, "static")
+            known["kv_cache.growing"] = predict.cache_bytes(whole, self.work, "growing")
         return replace(report, extrapolated=extrapolate(terms, report.terms, known))
 
     def _saved(self, report: VerifyReport) -> VerifyReport:

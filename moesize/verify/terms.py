@@ -12,7 +12,8 @@ from moesize.verify.report import Extrapolation, Flops, Owned, Term
 if TYPE_CHECKING:
     from moesize.core.engine import Constant
     from moesize.verify.devices import Meter
-    from moesize.verify.passes import Workload
+    from moesize.verify.forward.caches import CacheKind
+    from moesize.verify.passes import PassPeaks, Workload
     from moesize.verify.phases import Measured
     from moesize.verify.predict import DryPeaks, Subject
 
@@ -48,6 +49,7 @@ def terms_of(
     context: Constant | None = None,
     tolerance: float | None = None,
     no_peaks: str = "",
+    with_passes: bool = True,
 ) -> tuple[Term, ...]:
     """Every figure of a run.
 
@@ -95,16 +97,9 @@ def terms_of(
         out.append(_beside("process", found.process, "NVML: this process, context included", rank))
     why = "tensors are made once; shards pass through buffers of the host"
     out.append(term("load_peak", loading, found.load_peak, why))
-    for kind, measured in (("static", found.static), ("growing", found.growing)):
-        out.append(
-            term(
-                f"kv_cache.{kind}",
-                predict.cache_bytes(subject, work, "static" if kind == "static" else "growing"),
-                None if measured is None else measured.cache,
-                _cache_why(subject, work, kind),
-            )
-        )
-    out += _peak_terms(term, subject, work, found, peaks, even, no_peaks, meter.kind)
+    if with_passes:
+        out += _cache_terms(term, subject, work, found)
+        out += _peak_terms(term, subject, work, found, peaks, even, no_peaks, meter.kind)
     if found.left is not None:
         high = WORKSPACE_BYTES if meter.counts_blocks else 0
         why = "still live after everything was let go"
@@ -145,6 +140,23 @@ def _context_terms(found: Measured, constant: Constant | None, rank: int) -> lis
         _beside("context.first_product", cost.first_product_bytes, "of it the product", rank),
         _beside("workspace", cost.workspace_bytes, "in the allocator since the product", rank),
     ]  # fmt: skip
+
+
+def _cache_terms(term: object, subject: Subject, work: Workload, found: Measured) -> list[Term]:
+    assert callable(term)
+    kinds: tuple[tuple[CacheKind, PassPeaks | None], ...] = (
+        ("static", found.static),
+        ("growing", found.growing),
+    )
+    return [
+        term(
+            f"kv_cache.{kind}",
+            predict.cache_bytes(subject, work, kind),
+            None if measured is None else measured.cache,
+            _cache_why(subject, work, kind),
+        )
+        for kind, measured in kinds
+    ]
 
 
 def _cache_why(subject: Subject, work: Workload, kind: str) -> str:
@@ -196,9 +208,15 @@ def _peak_terms(
             f"the cache of one layer is copied to grow, {shapes}",
         ),
         term(
+            "logits_peak", peaks and peaks.static.logits, static and static.logits,
+            f"the head unpacked, {shapes}",
+        )
+        if subject.unpacks_head
+        else term(
             "logits_peak",
             logits_bytes(
-                work.sequences, rows, subject.spec.hidden_size, subject.torch_dtype.itemsize,
+                work.sequences, rows, embedding.size or subject.spec.hidden_size,
+                subject.torch_dtype.itemsize,
                 softcap=bool(subject.numerics.logit_softcap),
                 copies_head=subject.dtype != subject.spec.dtype,
             ),

@@ -62,6 +62,13 @@ def llama() -> Made:
         ("gemma4_text", 2),
         ("glm_moe_dsa", 2),
         ("granitemoehybrid", 2),
+        ("deepseek_v4", 2),
+        ("minimax_m3_vl_text", 2),
+        ("bailing_hybrid", 2),
+        ("mimo_v2_flash", 2),
+        ("granite_swa", 2),
+        ("gpt_bigcode", 2),
+        ("codegen", 2),
     ],
 )
 def test_ranks_together_make_the_whole_model(name: str, size: int) -> None:
@@ -185,6 +192,20 @@ def test_nonsense_is_refused_by_key(llama: Made, change: dict[str, Any], message
         Numerics.from_config({**config, **change}, spec)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_group": 3}, "3 groups of 8 experts"),
+        ({"n_group": 2, "topk_group": 3}, "3 of 2 groups"),
+        ({"n_group": 8, "topk_group": 1}, "hold no 2 to choose"),
+    ],
+)
+def test_groups_of_experts_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    spec, config, _ = made("deepseek_v3")
+    with pytest.raises(InvalidSpecError, match=message):
+        Numerics.from_config({**config, **change}, spec)
+
+
 def test_what_is_not_known_is_refused_by_name(llama: Made) -> None:
     spec, config, state = llama
     with pytest.raises(UnsupportedError, match="how strange computes"):
@@ -214,10 +235,6 @@ def test_every_model_of_the_catalogue_runs_or_says_what_is_missing() -> None:
         except UnsupportedError as error:
             refused.setdefault(error.args[0].split(" has ")[0], []).append(spec.id)
     assert {reason: len(ids) for reason, ids in refused.items()} == {
-        "compressed attention (DeepSeek-V4)": 5,
         "attention of encoder-decoder models": 4,
         "kimi_k3": 1,
-        "block-sparse attention (MiniMax-M3)": 1,
-        "embeddings of another width than the layers are not projected": 1,
-        "gemma3n": 2,
     }

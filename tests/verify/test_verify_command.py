@@ -11,12 +11,15 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import transformers
 from running import ROOT, call, environment, run
 
 from moesize.schemas import find_schema
 from moesize.verify import run as verify_run
 from moesize.verify.receipts import read_folder
+from verify import tiny
 from verify.configs import FAMILIES, write_config
+from verify.small import small
 
 SMALL = ("--device", "cpu", "--tokens", "24", "--sequences", "2", "--decode-steps", "2")
 
@@ -242,3 +245,96 @@ def test_saved_records_can_be_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads(path.read_text())["schema"] == "moesize.receipt/1"
     call("verify", str(folder), *SMALL, "--save")
     assert len(read_folder(path.parent)) == 1
+
+
+# Configs of models without a forward pass; elements as their transformers classes count them.
+WITHOUT_PASSES = {
+    "t5": {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "dtype": "float32",
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 512,
+        "relative_attention_num_buckets": 32,
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": True,
+        "n_positions": 512,
+    },
+    "bert": {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "dtype": "float32",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "vocab_size": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_PASSES)
+def test_without_passes_weights_and_loading_are_measured(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(WITHOUT_PASSES[name]))
+    config = transformers.AutoConfig.for_model(**WITHOUT_PASSES[name])
+    elements = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
+    result = call("verify", str(tmp_path), *SMALL, "--format", "json")
+    assert result.code == 0, result.out + result.err
+    document = result.json()
+    terms = {term["name"]: term for term in document["terms"]}
+    assert set(terms) == {"weights", "load_peak", "after_free"}
+    assert terms["weights"]["measured_bytes"] == 4 * elements
+    assert document["flops"]["phases"] == []
+    assert any("passes are not run" in note for note in document["notes"])
+
+
+def test_layers_of_a_model_without_passes_are_extrapolated(tmp_path: Path) -> None:
+    facts = {**WITHOUT_PASSES["bert"], "num_hidden_layers": 12}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    whole = call("verify", str(tmp_path), *SMALL, "--format", "json").json()
+    weights = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
+    limit = ("--limit-memory", str(weights // 2))
+    document = call("verify", str(tmp_path), *SMALL, *limit, "--format", "json").json()
+    assert 2 <= len(document["layers"]) < 12
+    (item,) = document["extrapolated"]
+    assert (item["name"], item["extrapolated_bytes"]) == ("weights", weights)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deepseek_v4", "gemma3n_text", "gemma4_text", "minimax_m3_vl_text", "bailing_hybrid"],
+)
+def test_uncommon_kinds_end_to_end(name: str, tmp_path: Path) -> None:
+    """Compressed and block-sparse attention, several streams, shared caches: all to the byte."""
+    family = next(one for one in tiny.FAMILIES if one.id == name)
+    tiny.save(family, tmp_path)
+    size = ("--device", "cpu", "--tokens", str(family.tokens), "--sequences", "2")
+    result = call("verify", str(tmp_path), *size, "--shards", "synthetic", "--format", "json")
+    assert result.code == 0, result.out + result.err
+    document = result.json()
+    terms = {term["name"]: term for term in document["terms"]}
+    assert set(terms) >= TERMS
+    for term_name, term in terms.items():
+        assert term["measured_bytes"] == term["predicted_bytes"], term_name
+    assert [phase["error"] for phase in document["flops"]["phases"]] == [0.0, 0.0]
+
+
+def test_a_quantized_head_is_unpacked() -> None:
+    """NVIDIA's NVFP4 files of Nemotron hold the head in blocks as well."""
+    spec = small("nemotron-3.5-lightning-30b-a3b-nvfp4", experts=2)
+    report = verify_run.verify(
+        spec, device="cpu", layers=(5,), tokens=8, sequences=2, decode_steps=1
+    )
+    assert report.agrees
+    logits = next(term for term in report.terms if term.name == "logits_peak")
+    assert "unpacked" in logits.why
+    # Two copies of the head in float32 at the most, and one at the least.
+    head = 512 * spec.hidden_size * 4
+    assert head < (logits.measured_bytes or 0) < 3 * head

@@ -69,11 +69,17 @@ _MAMBA2: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model type and what its tiny config says beyond SMALL; `name` tells variants apart."""
+    """A model type and what its tiny config says beyond SMALL; `name` tells variants apart.
+
+    tokens      of the prompt and of the steps after it
+    class_name  where no config of the model stands for its causal language model
+    """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    tokens: int = 13
+    class_name: str = ""
 
     @property
     def id(self) -> str:
@@ -83,13 +89,19 @@ class Family:
 
 def save(family: Family, folder: Path, *, seed: int = 0) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A model of the library and the config.json it was saved with."""
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     facts = {k: v for k, v in {**SMALL, **family.config}.items() if v != "absent"}
     config = AutoConfig.for_model(family.model_type, **facts)
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    if family.class_name:
+        # A language model that the library registers as a part of a wrapper only.
+        model = getattr(transformers, family.class_name)(config)
+    else:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = model.float().eval()
     scramble(model)
     model.save_pretrained(folder)
     return model, json.loads((folder / "config.json").read_text())
@@ -119,10 +131,64 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
-    return {
-        _published_name(name, state): tensor
-        for name, tensor in (state | _published_convolutions(state)).items()
-    }
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    state |= _published_convolutions(state)
+    if kind in _PUBLISHED:
+        return _PUBLISHED[kind](state)
+    return {_published_name(name, state): tensor for name, tensor in state.items()}
+
+
+def _minimax_m3(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MiniMax-M3's own names: transformers 5.23 restores them for the wrapper only."""
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        name = re.sub(r"indexer\.([qk])_", r"index_\1_", name)
+        if re.search(r"mlp\.(experts|gate\.|shared_experts)", name):
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        name = name.replace("moe.gate.e_score", "moe.e_score")
+        if "gate_up_proj.weight" in name:
+            for part, half in zip(("gate", "up"), tensor.chunk(2), strict=True):
+                out[name.replace("gate_up", part)] = half
+        else:
+            out[name] = tensor
+    return _one_by_one(out, ("w1", "w3", "w2"))
+
+
+def _one_by_one(
+    state: dict[str, torch.Tensor], names: tuple[str, str, str]
+) -> dict[str, torch.Tensor]:
+    """Experts apart, and their gate and up, which the library stacks."""
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        stack, _, part = name.rpartition(".")
+        if not stack.endswith(".experts"):
+            out[name] = tensor
+            continue
+        for index, expert in enumerate(tensor):
+            parts = (*expert.chunk(2),) if part == "gate_up_proj" else (expert,)
+            own = names[:2] if part == "gate_up_proj" else names[2:]
+            for matrix, what in zip(parts, own, strict=True):
+                out[f"{stack}.{index}.{what}.weight"] = matrix.contiguous()
+    return out
+
+
+def _deepseek_v4(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """DeepSeek-V4's own names, of which transformers 5.23 does not restore all when it saves."""
+    out = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("model.").replace("embed_tokens.", "embed.")
+        tensor = tensor.int() if name.endswith("tid2eid") else tensor
+        out[name.replace("hc_head.hc_", "hc_head_").replace(".attn.norm.", ".attn.kv_norm.")] = (
+            tensor
+        )
+    return out
+
+
+_PUBLISHED = {
+    "deepseek_v4": _deepseek_v4,
+    "minimax_m3_vl_text": _minimax_m3,
+    "mistral4": lambda state: _one_by_one(state, ("gate_proj", "up_proj", "down_proj")),
+}
 
 
 def _published_convolutions(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -431,7 +497,10 @@ FAMILIES: tuple[Family, ...] = (
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
-    _F("minimax_m2", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
+    _F(
+        "minimax_m2",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "rotary_dim": 4},
+    ),
     _F("mamba", {"state_size": 8, "expand": 2, "time_step_rank": 4, "tie_word_embeddings": True}),
     _F(
         "falcon_mamba",
@@ -628,5 +697,177 @@ FAMILIES: tuple[Family, ...] = (
     _F("gpt_neox", {"rotary_pct": 0.5}),
     _F("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     _F("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    _F(
+        "opt",
+        {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        "opt-narrow",
+    ),
     _F("bloom", {"n_layer": 2, "n_head": 4}),
+    _F(
+        "gemma3n_text",
+        {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "num_hidden_layers": 10,
+            "num_kv_shared_layers": 5,
+            "vocab_size_per_layer_input": 90,  # of tokens beyond it the first row is taken
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+            "activation_sparsity_pattern": [0.95] * 3 + [0.0] * 7,
+            "tie_word_embeddings": True,
+        },
+    ),
+    _F(
+        "minimax_m3_vl_text",
+        {
+            "rotary_dim": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            },
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk_blocks": 2,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "dense_intermediate_size": 40,
+            "shared_intermediate_size": 48,
+            "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+        },
+        tokens=400,  # four blocks of keys, of which two are kept
+    ),
+    _F(
+        "mistral4",
+        {
+            **_MLA,
+            **_DEEPSEEK_MOE,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 4,
+                "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 32,
+                "beta_slow": 1,
+            },
+        },
+        class_name="Mistral4ForCausalLM",
+    ),
+    _F(
+        "bailing_hybrid",
+        {
+            **_MLA,
+            **_DEEPSEEK_MOE,
+            "q_lora_rank": "absent",
+            "n_routed_experts": "absent",
+            "num_experts": 8,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "layer_group_size": 2,
+            "no_kda_lora": True,
+            "gated_attention_proj_granularity_type": "head_wise",
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    _F("axk1", {**_MLA, **_DEEPSEEK_MOE}),
+    _F(
+        "deepseek_v4",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "intermediate_size": "absent",
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "q_lora_rank": 16,
+            "o_groups": 2,
+            "o_lora_rank": 8,
+            # Many, or scores of zero would be equal and the choice among them anybody's.
+            "index_n_heads": 16,
+            "index_head_dim": 16,
+            "index_topk": 2,
+            "sliding_window": 5,
+            "num_hidden_layers": 4,
+            "compress_ratios": [0, 128, 4, 4],
+            "num_hash_layers": 2,
+            "hc_mult": 3,
+            "num_nextn_predict_layers": 0,
+        },
+        tokens=140,  # one window of 128
+    ),
+    _F("codegen", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+    _F(
+        "gpt_bigcode",
+        {"intermediate_size": "absent", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    ),
+    _F(
+        "gpt_bigcode",
+        {
+            "intermediate_size": "absent",
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "multi_query": False,
+        },
+        "gpt_bigcode-all-heads",
+    ),
+    _F(
+        "gpt_neo",
+        {
+            "num_layers": 2,
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 5,
+        },
+    ),
+    _F(
+        "hyperclovax",
+        {
+            "head_dim": 8,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "use_post_norm": True,
+        },
+    ),
+    _F("internlm3", {"head_dim": 8}),
+    _F("granite_swa", {"sliding_window": 5, "layer_rope_theta": [0, 1e4, 2e4]}),
+    _F(
+        "granitemoe_swa",
+        {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    _F(
+        "mellum",
+        {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    _F(
+        "mimo_v2_flash",
+        {
+            "head_dim": 12,
+            "v_head_dim": 8,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "sliding_window": 5,
+        },
+    ),
+    _F("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
+    _F("persimmon", {"num_key_value_heads": 4}),
 )

@@ -69,7 +69,7 @@ def gpt2(config: ConfigView) -> SpecFields:
         max_context=positions,
         embedding=_embedding(config, tied=True, positions=positions),
         final_norm_bias=True,
-        naming="gpt2",
+        naming=config.text("model_type"),
     )
 
 

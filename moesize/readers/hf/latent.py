@@ -15,7 +15,7 @@ from moesize.core.attention import CompressedAttention, Indexer, LatentAttention
 from moesize.core.feed_forward import DenseMlp, FeedForward, MoeMlp
 from moesize.core.model_spec import Block, ExtraTensor, MultiTokenPrediction, RotaryTable
 from moesize.core.recurrent import KimiDeltaAttention, LightningAttention
-from moesize.readers.hf.common import head_dim, max_context
+from moesize.readers.hf.common import head_dim, max_context, with_defaults
 from moesize.readers.hf.moe import (
     bailing_experts,
     decoder,
@@ -152,6 +152,7 @@ def deepseek_v3(config: ConfigView) -> SpecFields:
         routed=dense_first(config, config.layers(), default=1 if third else 3),
         expert_norms=3 if third else 2,
         rotary=_rope(config),
+        naming="axk1" if third else "default",
     )
 
 
@@ -642,6 +643,10 @@ def hy_v4(config: ConfigView) -> SpecFields:
 def bailing_hybrid(config: ConfigView) -> SpecFields:
     """Ling and Ring 2.5 (lightning attention) and 3.0 (Kimi delta attention): the last layer of
     every group has latent attention."""
+    if "max_position_embeddings" not in config:
+        # As the transformers class writes it.
+        longest = config.int("model_max_length", high=MAX_CONTEXT)
+        config = with_defaults(config, max_position_embeddings=longest)
     num_layers = config.layers()
     group = config.count("layer_group_size", default=1)
     delta = "no_kda_lora" in config or "short_conv_kernel_size" in config
@@ -689,7 +694,7 @@ def bailing_hybrid(config: ConfigView) -> SpecFields:
         mtp=mtp,
         mtp_blocks=(guess,) if mtp else (),
         rotary=tables,
-        naming="bailing_hybrid",
+        naming="bailing_delta" if delta else "bailing_hybrid",
     )
 
 
@@ -711,7 +716,8 @@ def _kimi_delta(config: ConfigView) -> KimiDeltaAttention:
         raise config.fail("no_kda_lora is not set; only full-rank decay and gate are described")
     return KimiDeltaAttention(
         num_heads=config.int("num_attention_heads"),
-        head_dim=config.int("head_dim"),
+        # transformers writes the rope part of latent attention as `head_dim`.
+        head_dim=config.int("linear_head_dim", "head_dim"),
         conv_kernel=config.int("short_conv_kernel_size", high=1024),
         full_rank_gate=True,
         full_rank_decay=True,

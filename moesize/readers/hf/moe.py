@@ -338,7 +338,7 @@ def granitemoe(config: ConfigView) -> SpecFields:
         config,
         layout_of(num_layers, make),
         rotary=rotary(config, head_dim(config)),
-        naming="granitemoe",
+        naming="granitemoe_swa" if sinks else "granitemoe",
     )
 
 
@@ -1339,7 +1339,7 @@ def bailing_experts(config: ConfigView, *, correction: bool | None = None) -> Mo
     biased = config.flag("use_bias", default=False)
     return MoeMlp(
         num_experts=config.int("num_experts"),
-        experts_per_token=config.int("num_experts_per_tok"),
+        experts_per_token=config.int("num_experts_per_tok", "num_experts_per_token"),
         intermediate_size=width,
         router_bias="correction" if correction else "none",
         router_dtype=kinds[kind],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,22 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, alpha: float) -> Tens
     gate = gate.clamp(max=limit)
     up = up.clamp(-limit, limit)
     return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+
+def cut_off(gate: Tensor, share: float, reduce: Callable[[Tensor], Tensor], ranks: int) -> Tensor:
+    """Gemma 3n: what lies above the quantile of a normal distribution with its mean and spread.
+
+    gate (..., F / ranks): the mean is that of all ranks' parts.
+    """
+    count = gate.shape[-1] * ranks
+
+    def mean(x: Tensor) -> Tensor:
+        total = x.sum(-1, keepdim=True)
+        return (reduce(total) if ranks > 1 else total) / count
+
+    middle = mean(gate)
+    spread = mean((gate - middle).square()).sqrt()
+    return f.relu(gate - (middle + spread * NormalDist().inv_cdf(share)))
 
 
 def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: float, eps: float) -> Tensor:

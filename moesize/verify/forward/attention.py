@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as f
 from torch import Tensor
 
+from moesize.core.compute import INDEX_BLOCK_TOKENS
 from moesize.core.errors import UnsupportedError
 from moesize.core.tensors import Shard
+from moesize.core.units import ceil_div
 from moesize.verify.forward.norms import normalize, normalize_inside, normalize_over_ranks
 from moesize.verify.forward.rotary import rotate
 from moesize.verify.layouts import local_units
@@ -32,6 +34,7 @@ class Reach:
 
     query_block   rows of queries that are scored at once: bounds the memory of a prompt, and with
                   1 nothing is scored that a causal mask would throw away
+    masked_window   like a window, but what lies before it is scored all the same (GPT-Neo)
     """
 
     scale: float
@@ -40,6 +43,7 @@ class Reach:
     softcap: float = 0.0
     query_block: int = 128
     causal: bool = True
+    masked_window: int = 0
 
     def first(self, position: int) -> int:
         """Oldest position that `position` sees."""
@@ -58,18 +62,19 @@ def attend(
     first_key: int = 0,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """q (B, N, T, d) at positions start.., k (B, K, S, d), v (B, K, S, dv) -> (B, N, T, dv).
 
     first_key: position of k's first row. sinks (N): a logit that takes part in the softmax only.
-    bias (N): slope of ALiBi.
+    bias (N): slope of ALiBi. kept (B, G, T, blocks): blocks of keys that each of G groups of heads
+    attends to; the others are scored and hidden.
     """
-    out = [
-        _attend_rows(
-            q[:, :, a : a + reach.query_block], k, v, reach, start + a, first_key, sinks, bias
-        )
-        for a in range(0, q.shape[2], reach.query_block)
-    ]
+    out = []
+    for a in range(0, q.shape[2], reach.query_block):
+        b = a + reach.query_block
+        own = None if kept is None else kept[:, :, a:b]
+        out.append(_attend_rows(q[:, :, a:b], k, v, reach, start + a, first_key, sinks, bias, own))
     return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
 
@@ -82,6 +87,7 @@ def _attend_rows(
     first_key: int,
     sinks: Tensor | None,
     slopes: Tensor | None,
+    kept: Tensor | None,
 ) -> Tensor:
     b, n, t, d = q.shape
     end = start + t if reach.causal else first_key + k.shape[2]
@@ -94,8 +100,13 @@ def _attend_rows(
         scores = reach.softcap * torch.tanh(scores / reach.softcap)
     if slopes is not None:
         scores = scores + slopes[:, None, None] * torch.arange(low, end, device=q.device)
-    if reach.causal and (t > 1 or reach.first(start) > low):
+    masked = t > 1 or reach.first(start) > low or reach.masked_window
+    if reach.causal and masked:
         scores = scores.masked_fill(~_visible(start, t, low, end, reach, q.device), float("-inf"))
+    if kept is not None:
+        by_key = kept.repeat_interleave(INDEX_BLOCK_TOKENS, dim=-1)[..., low:end]
+        by_head = by_key.repeat_interleave(n // kept.shape[1], dim=1)
+        scores = scores.masked_fill(~by_head, float("-inf"))
     if sinks is None:
         weights = scores.softmax(-1)
     else:
@@ -112,8 +123,9 @@ def _visible(
     position = torch.arange(start, start + count, device=device)[:, None]
     key = torch.arange(low, end, device=device)[None, :]
     seen = key <= position
-    if reach.window:
-        seen &= key > position - reach.window
+    for window in (reach.window, reach.masked_window):
+        if window:
+            seen &= key > position - window
     if reach.chunk:
         seen &= key >= position - position % reach.chunk
     return seen
@@ -125,7 +137,8 @@ def local(mixer: GroupedQueryAttention, size: int) -> GroupedQueryAttention:
         return mixer
     heads = local_units(mixer.num_heads, size)
     groups = local_units(mixer.num_kv_heads, size, replicate=True)
-    return replace(mixer, num_heads=heads, num_kv_heads=groups)
+    index = local_units(mixer.index_heads, size, replicate=True) if mixer.index_heads else 0
+    return replace(mixer, num_heads=heads, num_kv_heads=groups, index_heads=index)
 
 
 class GroupedQuery:
@@ -134,8 +147,6 @@ class GroupedQuery:
     def __init__(
         self, mixer: GroupedQueryAttention, numerics: Numerics, weights: LayerWeights
     ) -> None:
-        if mixer.index_heads:
-            raise UnsupportedError("block-sparse attention (MiniMax-M3) has no forward pass yet")
         if mixer.relative_buckets or mixer.cross:
             raise UnsupportedError("attention of encoder-decoder models has no forward pass yet")
         self.mixer = local(mixer, weights.all.size)
@@ -159,6 +170,7 @@ class GroupedQuery:
             first_key=first,
             sinks=w.maybe("attention.sinks"),
             bias=self._slopes(x.device) if num.alibi else None,
+            kept=self._blocks(x, step, cache) if self.mixer.index_heads else None,
         )
         out = mixed.transpose(1, 2)
         if gate is not None:
@@ -169,13 +181,50 @@ class GroupedQuery:
         bias = w.maybe("attention.o.bias") if w.all.rank == 0 else None
         return f.linear(out, w.get("attention.o"), bias)
 
+    def _blocks(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """Blocks of keys that each token attends to, (B, index heads, T, blocks).
+
+        A block is worth its best key; the newest ones are always among the chosen (MiniMax-M3).
+        """
+        m, w, num = self.mixer, self.w, self.numerics
+        rope = num.rope(w.index)
+
+        def placed(part: str, heads: int) -> Tensor:
+            y = f.linear(x, w.get(f"attention.indexer.{part}")).unflatten(-1, (heads, -1))
+            y = normalize(y, num.norm, w.get(f"norms.indexer_{part}"), None, num.eps)
+            y = y.transpose(1, 2)
+            return y if rope is None else rotate(y, rope, step.angles(rope))
+
+        q = placed("q", m.index_heads)
+        store = cache.store("index")
+        keys = store.append(placed("k", 1))
+        store.trim(keys)
+        blocks = ceil_div(keys.shape[2], INDEX_BLOCK_TOKENS)
+        out = []
+        for a in range(0, step.count, step.query_block):
+            b = min(a + step.query_block, step.count)
+            seen = step.start + b
+            scores = (q[:, :, a:b] @ keys[:, :, :seen].transpose(-1, -2)).float()
+            position = torch.arange(step.start + a, seen, device=x.device)[:, None]
+            later = torch.arange(seen, device=x.device) > position
+            scores = scores.masked_fill(later, float("-inf"))
+            scores = f.pad(scores, (0, blocks * INDEX_BLOCK_TOKENS - seen), value=float("-inf"))
+            worth = scores.unflatten(-1, (blocks, -1)).amax(-1)
+            number = torch.arange(blocks, device=x.device)
+            newest = position // INDEX_BLOCK_TOKENS
+            local = (number <= newest) & (number > newest - num.local_blocks)
+            worth = worth.masked_fill(local, float("inf"))
+            best = worth.topk(min(m.index_top_k, blocks), dim=-1).indices
+            out.append(torch.zeros_like(worth, dtype=torch.bool).scatter_(-1, best, True))
+        return torch.cat(out, dim=2)
+
     def _slopes(self, device: torch.device) -> Tensor:
         """Of the rank's heads among all of them."""
         slopes = _slopes(self.mixer.num_heads * self.w.all.size).to(device)
         return self.w.all.cut(slopes, Shard(0, len(slopes)))
 
     def _reach(self, step: Step) -> Reach:
-        m, num = self.mixer, self.numerics
+        m, num, w = self.mixer, self.numerics, self.w.index
         scale = m.head_dim**-0.5 if num.attention_scale is None else num.attention_scale
         return Reach(
             scale=scale,
@@ -183,6 +232,7 @@ class GroupedQuery:
             chunk=m.chunk,
             softcap=num.attention_softcap,
             query_block=step.query_block,
+            masked_window=num.masked_windows[w] if num.masked_windows else 0,
         )
 
     def _tempered(self) -> bool:
@@ -260,6 +310,7 @@ class GroupedQuery:
         v = k
         if not m.key_is_value:
             v = f.linear(x, w.get("attention.v"), w.maybe("attention.v.bias"))
+            v = v * num.factor("value") if num.factor("value") != 1.0 else v
         k, v = (
             self._clipped(y).unflatten(-1, (m.num_kv_heads, -1)).transpose(1, 2) for y in (k, v)
         )

@@ -68,10 +68,10 @@ class LayerCache:
         self.stores: dict[str, TokenStore] = {}
         self.states: dict[str, Tensor] = {}
 
-    def store(self, name: str, window: int | None = None) -> TokenStore:
-        """The store of that name, made on first use."""
+    def store(self, name: str, window: int | None = None, ratio: int = 1) -> TokenStore:
+        """The store of that name, made on first use; ratio: tokens that one row stands for."""
         if name not in self.stores:
-            self.stores[name] = TokenStore(self.kind, self.max_tokens, window)
+            self.stores[name] = TokenStore(self.kind, self.max_tokens // ratio, window)
         return self.stores[name]
 
     @property

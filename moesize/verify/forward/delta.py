@@ -210,4 +210,7 @@ class KimiDelta:
         raw = self._low_rank(x, "f").float() + w.get("attention.linear.dt_bias").float().flatten()
         raw = raw.unflatten(-1, (m.num_heads, -1))
         rate = w.get("attention.linear.a_log").float().flatten().exp()[:, None]
+        bound = self.numerics.decay_bound
+        if bound:
+            return (bound * torch.sigmoid(rate * raw)).transpose(1, 2)
         return (-rate * f.softplus(raw)).transpose(1, 2)

@@ -3,6 +3,8 @@
 Layouts as `moesize.core.weight_formats` counts them; the value of a stored number follows from
 the OCP microscaling specification (MXFP4, MXFP8), NVIDIA's NVFP4, the GPTQ and AWQ packers, the
 compressed-tensors compressors and the QLoRA paper (NF4, arXiv 2305.14314).
+
+Numbers are scaled in place: at most two copies in float32 stand beside what is stored.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def _dequantize(parts: Mapping[str, Tensor], weight_format: WeightFormat) -> Ten
             values = _e2m1(weight.reshape(weight.shape[0], -1))
             return _by_group(values, _e8m0(parts["scale"]))
         case Mxfp8():
-            return _by_group(weight.float(), _e8m0(parts["scale"]))
+            return _by_group(weight.to(torch.float32, copy=True), _e8m0(parts["scale"]))
         case Nvfp4():
             overall = parts["global_scale"].float()
             if "reciprocal" in parts:
@@ -129,7 +131,7 @@ def _dequantize(parts: Mapping[str, Tensor], weight_format: WeightFormat) -> Ten
 def _tiles(weight: Tensor, scale: Tensor, rows: int, cols: int) -> Tensor:
     """One scale for each tile of rows x cols; the last tiles may be cut short."""
     wide = _scale_values(scale).repeat_interleave(rows, 0).repeat_interleave(cols, 1)
-    return weight.float() * wide[: weight.shape[0], : weight.shape[1]]
+    return weight.to(torch.float32, copy=True).mul_(wide[: weight.shape[0], : weight.shape[1]])
 
 
 def _scale_values(scale: Tensor) -> Tensor:
@@ -147,14 +149,14 @@ def _e2m1(packed: Tensor) -> Tensor:
     """Two values a byte, the low half first: (out, in / 2) bytes -> (out, in)."""
     table = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=packed.device)
     halves = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
-    return table[halves.long()]
+    return table[halves.int()]
 
 
 def _by_group(values: Tensor, scale: Tensor) -> Tensor:
     """values (out, in), scale (out, groups): each scale serves in / groups neighbours."""
     groups = scale.shape[-1]
     size = -(-values.shape[-1] // groups)
-    return values * scale.repeat_interleave(size, dim=-1)[..., : values.shape[-1]]
+    return values.mul_(scale.repeat_interleave(size, dim=-1)[..., : values.shape[-1]])
 
 
 def _unpack_words(words: Tensor, bits: int, dim: int, count: int) -> Tensor:
@@ -164,8 +166,9 @@ def _unpack_words(words: Tensor, bits: int, dim: int, count: int) -> Tensor:
     """
     moved = words.movedim(dim, -1)
     if 32 % bits == 0:
-        shifts = torch.arange(0, 32, bits, device=words.device)
-        numbers = (moved.unsqueeze(-1).long() >> shifts) & ((1 << bits) - 1)
+        # In the type of the words: twice as wide, a large matrix would take gigabytes.
+        shifts = torch.arange(0, 32, bits, device=words.device, dtype=words.dtype)
+        numbers = (moved.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1)
         numbers = numbers.flatten(-2)
     else:
         stream = (
@@ -185,7 +188,6 @@ def _gptq(parts: Mapping[str, Tensor], layout: GroupInt) -> Tensor:
     scale = parts["scale"].float()
     out_features = scale.shape[1]
     in_features = parts["weight"].shape[0] * 32 // layout.bits
-    numbers = _unpack_words(parts["weight"], layout.bits, 0, in_features)
     zero = _unpack_words(parts["zero_point"], layout.bits, 1, out_features) + 1
     # Packers let zero minus one wrap around, so one more wraps back.
     zero = zero & ((1 << layout.bits) - 1)
@@ -194,7 +196,8 @@ def _gptq(parts: Mapping[str, Tensor], layout: GroupInt) -> Tensor:
     else:
         size = in_features if layout.group_size == -1 else layout.group_size
         group = torch.arange(in_features, device=scale.device) // size
-    return ((numbers - zero[group]).float() * scale[group]).T
+    numbers = _unpack_words(parts["weight"], layout.bits, 0, in_features).float()
+    return numbers.sub_(zero.float()[group]).mul_(scale[group]).T
 
 
 # AutoAWQ packs the columns of a word in this order, lowest bits first.
@@ -206,11 +209,11 @@ def _awq(parts: Mapping[str, Tensor], layout: GroupInt) -> Tensor:
     if layout.bits != 4:
         raise UnsupportedError(f"AWQ of {layout.bits} bits is not unpacked")
     scale = parts["scale"].float()
-    numbers = _awq_columns(parts["weight"])
-    zero = _awq_columns(parts["zero_point"])
+    numbers = _awq_columns(parts["weight"]).float()
+    zero = _awq_columns(parts["zero_point"]).float()
     size = numbers.shape[0] // scale.shape[0]
     group = torch.arange(numbers.shape[0], device=scale.device) // size
-    return ((numbers - zero[group]).float() * scale[group]).T
+    return numbers.sub_(zero[group]).mul_(scale[group]).T
 
 
 def _awq_columns(words: Tensor) -> Tensor:
@@ -228,15 +231,18 @@ def _packed(parts: Mapping[str, Tensor], layout: PackQuantized) -> Tensor:
     in_features = min(int(parts["weight_shape"][1]), words[1] * 32 // layout.bits)
     out_features = words[0]
     offset = 1 << (layout.bits - 1)
-    numbers = _unpack_words(parts["weight"], layout.bits, 1, in_features) - offset
+    numbers = _unpack_words(parts["weight"], layout.bits, 1, in_features).float()
     size = in_features if layout.group_size == -1 else layout.group_size
     group = torch.arange(in_features, device=scale.device) // size
     if "g_idx" in parts and bool((parts["g_idx"] >= 0).all()):
         group = parts["g_idx"].long()
-    if not layout.symmetric:
-        zero = _unpack_words(parts["zero_point"], layout.bits, 0, out_features) - offset
-        numbers = numbers - zero[:, group]
-    return numbers.float() * scale[:, group]
+    if layout.symmetric:
+        numbers = numbers.sub_(offset)
+    else:
+        # Both have the offset.
+        zero = _unpack_words(parts["zero_point"], layout.bits, 0, out_features).float()
+        numbers = numbers.sub_(zero[:, group])
+    return numbers.mul_(scale[:, group])
 
 
 def _bitsandbytes4(parts: Mapping[str, Tensor], layout: BitsAndBytes4Bit) -> Tensor:

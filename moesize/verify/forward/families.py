@@ -10,10 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import (
+    CompressedAttention,
+    GroupedQueryAttention,
+    LatentAttention,
+)
+from moesize.core.compute import INDEX_BLOCK_TOKENS
 from moesize.core.errors import UnsupportedError
 from moesize.core.inventory import moe_of
 from moesize.core.model_spec import ModelSpec
+from moesize.core.recurrent import LightningAttention
 from moesize.readers.hf.view import MAX_CONTEXT, ConfigView
 from moesize.verify.forward.numerics import Rope, RopeScaling, Routing, rotary_size
 from moesize.verify.forward.rotary import yarn_mscale
@@ -81,43 +87,48 @@ def facts_of(view: ConfigView, spec: ModelSpec) -> Facts:
     facts["ropes"] = _ropes(view, spec, **own.pop("rope", {})) if ropes is None else ropes
     routing = own.pop("routing", {})
     facts["routing"] = replace(facts["routing"], **routing)
+    _check_groups(view, spec, facts["routing"])
     return {**facts, **own}
+
+
+def _check_groups(view: ConfigView, spec: ModelSpec, routing: Routing) -> None:
+    """Groups of experts are equal, and no more are open than there are."""
+    for moe in map(moe_of, spec.blocks):
+        if moe is None or routing.groups == 1:
+            continue
+        experts, groups = moe.num_experts + moe.extra_routes, routing.groups
+        if experts % groups or not 1 <= routing.top_groups <= groups:
+            raise view.fail(
+                f"{routing.top_groups} of {groups} groups of {experts} experts (topk_group, "
+                "n_group): groups must be equal, and no more open than there are"
+            )
+        if routing.top_groups * (experts // groups) < moe.experts_per_token:
+            raise view.fail(
+                f"{routing.top_groups} groups of {experts // groups} experts hold no "
+                f"{moe.experts_per_token} to choose"
+            )
 
 
 def neutral_facts(spec: ModelSpec) -> Facts:
     """Fields for a checkpoint without a config: norms by their number, all layers rotate."""
     count = max((block.num_norms for block in spec.blocks), default=2)
     slots: tuple[str, ...] = _SANDWICH if count >= 4 else ("pre_mixer", "pre_mlp")
+    alternates = any(e.role == "other.altup_router" for b in spec.blocks for e in b.extra)
     if count == 7:
         slots = (*_SANDWICH, "post_dense", "post_experts", "pre_experts")
+    elif alternates:
+        slots = (*_SANDWICH, "post_laurel")
     sizes = [rotary_size(spec, index) for index in range(spec.num_layers)]
-    windows = _sources(spec)
     return {
         "model_type": spec.model_type,
         "num_layers": spec.num_layers,
         "norm_slots": slots,
         "ropes": tuple(Rope(size=size - size % 2) if size else None for size in sizes),
         "parallel": count == 1 and all(b.mixers and b.feed_forwards for b in spec.blocks),
-        "kv_source": windows,
+        "streams": streams_of(spec),
+        "alternates": alternates,
         "notes": ("no config: neutral epsilons, scales and rotation",),
     }
-
-
-def _sources(spec: ModelSpec) -> tuple[int, ...]:
-    """Which layer's cache each layer reads: the last one of the same kind that has its own."""
-    out: list[int] = []
-    last: dict[Any, int] = {}
-    for index, name in enumerate(spec.layout):
-        attentions = [m for m in spec.block(name).mixers if isinstance(m, GroupedQueryAttention)]
-        source = index
-        for mixer in attentions:
-            key = (mixer.window, mixer.head_dim)
-            if mixer.shares_kv:
-                source = last.get(key, -1)
-            else:
-                last[key] = index
-        out.append(source)
-    return tuple(out) if any(i != s for i, s in enumerate(out)) else ()
 
 
 # --- Common facts -------------------------------------------------------------------------------
@@ -335,7 +346,6 @@ _like_llama(
     "internlm3",
     "bitnet",
     "xverse",
-    "hyperclovax",
 )
 _like_llama("olmo2", norm_slots=_POST)
 
@@ -393,16 +403,48 @@ def _olmo(view: ConfigView, spec: ModelSpec) -> Facts:
     return {"clip_qkv": _number(view, "clip_qkv", 0.0)}
 
 
+def _granite_scales(view: ConfigView) -> Facts:
+    return {
+        "embedding": (_number(view, "embedding_multiplier", 1.0),),
+        "residual": (_number(view, "residual_multiplier", 1.0),),
+        "logits": (1.0 / _number(view, "logits_scaling", 1.0),),
+    }
+
+
+@_family("granite_swa", "granitemoe_swa")
+def _granite_swa(view: ConfigView, spec: ModelSpec) -> Facts:
+    """A base of rotation for every layer; 0 where there is none."""
+    bases = view.list("layer_rope_theta", max_length=spec.num_layers)
+    facts = _granite(view, spec)
+    if len(bases) != spec.num_layers:
+        return facts
+    ropes = []
+    for base, rope in zip(bases, _ropes(view, spec), strict=True):
+        if not isinstance(base, (int, float)) or not (base == 0 or 1 <= base <= 1e15):
+            raise view.fail("layer_rope_theta must list bases of rotation")
+        ropes.append(replace(rope, theta=float(base)) if rope is not None and base else None)
+    del facts["rope"]
+    return {**facts, "ropes": tuple(ropes)}
+
+
+@_family("hyperclovax", norm_slots=("pre_mixer", "pre_mlp", "post_mixer", "post_mlp"))
+def _hyperclovax(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "attention_scale": _bounded(view, "attention_multiplier", 0.0, 1e9),
+        "multipliers": {
+            **_granite_scales(view),
+            # Granite divides by it.
+            "logits": (_number(view, "logits_scaling", 1.0),),
+        },
+    }
+
+
 @_family("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")
 def _granite(view: ConfigView, spec: ModelSpec) -> Facts:
     rotates = view.text("position_embedding_type", default="rope") == "rope"
     return {
         "attention_scale": _number(view, "attention_multiplier", 1.0),
-        "multipliers": {
-            "embedding": (_number(view, "embedding_multiplier", 1.0),),
-            "residual": (_number(view, "residual_multiplier", 1.0),),
-            "logits": (1.0 / _number(view, "logits_scaling", 1.0),),
-        },
+        "multipliers": _granite_scales(view),
         "routing": {"scoring": "softmax_of_chosen"},
         "rope": {"skip": lambda i: not rotates},
         "linear_norm_before_gate": False,
@@ -526,8 +568,27 @@ def _gemma4(view: ConfigView, spec: ModelSpec) -> Facts:
         "v_norm": "rms_plain",
         "logit_softcap": _number(view, "final_logit_softcapping", 0.0),
         "multipliers": {"embedding": (spec.hidden_size**0.5,)},
-        "kv_source": _sources(spec),
         "layer_scalar": True,
+    }
+
+
+@_family("gemma3n_text", norm_slots=(*_SANDWICH, "post_laurel"))
+def _gemma3n(view: ConfigView, spec: ModelSpec) -> Facts:
+    cuts = view.list("activation_sparsity_pattern", max_length=spec.num_layers)
+    if not all(isinstance(cut, (int, float)) and 0 <= cut < 1 for cut in cuts):
+        raise view.fail("activation_sparsity_pattern must list shares below one")
+    gemma3 = _gemma3(view, spec)
+    return {
+        "activation": gemma3["activation"],
+        "ropes": gemma3["ropes"],
+        "multipliers": gemma3["multipliers"],
+        "attention_scale": 1.0,
+        "v_norm": "rms_plain",
+        "logit_softcap": _number(view, "final_logit_softcapping", 30.0),
+        "alternates": True,
+        "active_stream": view.count("altup_active_idx", default=0, high=63),
+        "scaled_correction": view.flag("altup_correct_scale", default=True),
+        "sparsity": tuple(map(float, cuts)) if len(cuts) == spec.num_layers else (),
     }
 
 
@@ -566,7 +627,35 @@ def _plain_weights(view: ConfigView) -> Facts:
 
 _like_llama("jamba", routing={"renormalize": False}, rope={"skip": lambda i: True})
 _like_llama("glm4_moe", "dots1", "solar_open", "glm4v_moe_text", routing=_correction())
-_like_llama("minimax_m2", routing=_correction(epsilon=0.0))
+
+
+@_family("minimax_m2")
+def _minimax_m2(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {
+        "rope": {"share": _rotary_share(view, view.int("head_dim", default=128))},
+        "routing": _correction(epsilon=0.0),
+    }
+
+
+def _rotary_share(view: ConfigView, default: int) -> float:
+    """MiniMax gives the elements that turn, beside their share or instead of it."""
+    size = view.int("head_dim", default=default)
+    return min(1.0, view.int("rotary_dim", default=min(size, default), high=1 << 16) / size)
+
+
+@_family("minimax_m3", "minimax_m3_vl_text", norm="rms_offset")
+def _minimax_m3(view: ConfigView, spec: ModelSpec) -> Facts:
+    sparse = view.sub("sparse_attention_config") or view
+    block = sparse.int("sparse_block_size", "index_block_size", default=INDEX_BLOCK_TOKENS)
+    if block != INDEX_BLOCK_TOKENS:
+        raise UnsupportedError(f"blocks of {block} keys are not described")
+    return {
+        "rope": {"share": _rotary_share(view, 64)},
+        "swiglu_limit": _number(view, "swiglu_limit", 7.0),
+        "swiglu_alpha": _number(view, "swiglu_alpha", 1.702),
+        "local_blocks": sparse.count("sparse_local_block", "index_local_blocks", default=1),
+        "routing": _correction(epsilon=0.0, scale=_number(view, "routed_scaling_factor", 2.0)),
+    }
 
 
 @_family("gpt_oss")
@@ -684,6 +773,28 @@ def _laguna(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
+@_family("mellum")
+def _mellum(view: ConfigView, spec: ModelSpec) -> Facts:
+    return {"routing": {"renormalize": view.flag("norm_topk_prob", default=True)}}
+
+
+@_family("mimo_v2_flash", "mimo_v2")
+def _mimo_v2(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Values are scaled before they are cached; layers with a window have their own base."""
+    ropes = _ropes(view, spec, theta=5e6, share=0.334)
+    local = _bounded(view, "swa_rope_theta", 1.0, 1e15)
+    if local is not None:
+        ropes = tuple(
+            replace(rope, theta=local) if rope and _is_sliding(spec, i) else rope
+            for i, rope in enumerate(ropes)
+        )
+    return {
+        "ropes": ropes,
+        "multipliers": {"value": (_number(view, "attention_value_scale", 0.707),)},
+        "routing": _correction(),
+    }
+
+
 @_family("hy_v3")
 def _hy_v3(view: ConfigView, spec: ModelSpec) -> Facts:
     return {"routing": _correction(scale=_number(view, "router_scaling_factor", 1.0))}
@@ -692,7 +803,7 @@ def _hy_v3(view: ConfigView, spec: ModelSpec) -> Facts:
 # --- Latent attention ---------------------------------------------------------------------------
 
 
-@_family("deepseek_v2", "deepseek_ref")
+@_family("deepseek_v2")
 def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
     """Weights are scaled only where they are not renormalized, and groups only when asked for."""
     grouped = view.text("topk_method", default="greedy") == "group_limited_greedy"
@@ -705,7 +816,12 @@ def _deepseek_v2(view: ConfigView, spec: ModelSpec) -> Facts:
     }
 
 
-@_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "axk1")
+@_family("axk1", norm_slots=("pre_mixer", "pre_mlp", "post_mlp"))
+def _axk1(view: ConfigView, spec: ModelSpec) -> Facts:
+    return _deepseek_v3(view, spec)
+
+
+@_family("deepseek_v3", "kimi_k2", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa")
 def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
     turned_in_pairs = view.text("model_type") == "glm_moe_dsa"
     return {
@@ -714,6 +830,104 @@ def _deepseek_v3(view: ConfigView, spec: ModelSpec) -> Facts:
         "attention_scale": _latent_scale(view, spec),
         "latent_eps": 1e-6,
         "routing": _correction(),
+    }
+
+
+@_family("deepseek_v4", "deepseek_ref")
+def _deepseek_v4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Compressed layers rotate with a base of their own, scaled, and cos and sin are not."""
+    nested = view.sub("rope_parameters", "rope_scaling")
+    kinds = nested if nested is not None and nested.sub("compress") is not None else None
+    ropes = []
+    for name in spec.layout:
+        (mixer,) = spec.block(name).mixers
+        assert isinstance(mixer, CompressedAttention)
+        width, wide = mixer.qk_rope_head_dim, mixer.compress_ratio > 1
+        own: ConfigView | None
+        if kinds is not None:
+            own = kinds.need_sub("compress" if wide else "main")
+            theta = _bounded(own, "rope_theta", 1.0, 1e15)
+        else:
+            own = nested if wide else None
+            theta = _bounded(view, "compress_rope_theta" if wide else "rope_theta", 1.0, 1e15)
+        scaling = _scaling(view, own, width)
+        if scaling is not None and scaling.kind == "yarn":
+            scaling = replace(scaling, attention_factor=1.0)
+        ropes.append(
+            Rope(
+                size=width,
+                theta=theta or (160000.0 if wide else 10000.0),
+                interleaved=True,
+                scaling=scaling,
+            )
+        )
+    return {
+        "ropes": tuple(ropes),
+        "swiglu_limit": _number(view, "swiglu_limit", 10.0),
+        "routing": {
+            "scoring": "sqrt_softplus",
+            "epsilon": 1e-20,
+            "scale": _number(view, "routed_scaling_factor", 1.5),
+        },
+        **_streams(view, spec),
+    }
+
+
+def _streams(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Hyper-connections."""
+    return {
+        "streams": streams_of(spec),
+        "stream_eps": _number(view, "hc_eps", 1e-6),
+        "stream_rounds": view.int("hc_sinkhorn_iters", default=20, high=1000),
+    }
+
+
+def streams_of(spec: ModelSpec) -> int:
+    """Parallel residual streams: hyper-connections mix m of them, fn is ((2 + m) * m, m * H)."""
+    for block in spec.blocks:
+        for extra in block.extra:
+            if extra.role == "other.hc_attn_fn":
+                return extra.shape[1] // spec.hidden_size
+    return 0
+
+
+@_family("mistral4")
+def _mistral4(view: ConfigView, spec: ModelSpec) -> Facts:
+    """DeepSeek-V3's attention; a softmax routes, in groups by their two best."""
+    return {
+        **_llama4_scaling(view),
+        "ropes": _ropes(
+            _whole_rope(view), spec, interleaved=view.flag("rope_interleave", default=True)
+        ),
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "routing": {"group_score": "two_best", "epsilon": 1e-20},
+    }
+
+
+def _whole_rope(view: ConfigView) -> ConfigView:
+    """Without the share of a head that turns, where a rope part is all that is turned."""
+    params = dict(view.data.get("rope_parameters") or {})
+    params.pop("partial_rotary_factor", None)
+    data = {key: value for key, value in view.data.items() if key != "partial_rotary_factor"}
+    return ConfigView({**data, "rope_parameters": params}, view.file, view.where)
+
+
+@_family("bailing_hybrid")
+def _bailing_hybrid(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Ling 3.0: Kimi delta attention with a bounded decay, and latent attention."""
+    if any(isinstance(m, LightningAttention) for block in spec.blocks for m in block.mixers):
+        raise UnsupportedError("how Ling 2.5 computes is not written down")
+    safe = view.flag("kda_safe_gate", default=True)
+    return {
+        "rope": {"interleaved": True, "theta": 6e6},
+        "attention_scale": _latent_scale(view, spec),
+        "latent_eps": 1e-6,
+        "decay_bound": _number(view, "kda_lower_bound", -5.0) if safe else 0.0,
+        "routing": _correction(
+            groups=view.count("n_group", "num_expert_group", default=1) or 1,
+            renormalize=view.flag("norm_topk_prob", "moe_renormalize", default=True),
+        ),
     }
 
 
@@ -862,10 +1076,11 @@ def _falcon(view: ConfigView, spec: ModelSpec) -> Facts:
 
 @_family("opt", norm="layer", eps=1e-5, rope={"skip": lambda i: True})
 def _opt(view: ConfigView, spec: ModelSpec) -> Facts:
-    if not view.flag("do_layer_norm_before", default=True):
-        raise UnsupportedError("OPT with norms after the residual sum (350M) is not written down")
     # Learned positions begin at the third row.
-    return {"positions_offset": 2}
+    facts: Facts = {"positions_offset": 2}
+    if not view.flag("do_layer_norm_before", default=True):
+        facts["norm_slots"] = ("sum_mixer", "sum_mlp")
+    return facts
 
 
 _like_llama(
@@ -876,6 +1091,33 @@ _like_llama(
     embedding_norm="layer",
     rope={"skip": lambda i: True},
 )
+
+
+@_family("mpt", norm="layer", activation="gelu")
+def _mpt(view: ConfigView, spec: ModelSpec) -> Facts:
+    attention = view.sub("attn_config")
+    return {
+        "alibi": not spec.embedding.positions,
+        "clip_qkv": 0.0 if attention is None else _number(attention, "clip_qkv", 0.0),
+        "attention_scale": (
+            None if attention is None else _bounded(attention, "softmax_scale", 1e-9, 1e9)
+        ),
+        "rope": {"skip": lambda i: True},
+    }
+
+
+_like_llama("persimmon", norm="layer", activation="relu2", rope={"share": 0.5})
+
+
+@_family("gpt_neo", norm="layer", activation="gelu_new", attention_scale=1.0)
+def _gpt_neo(view: ConfigView, spec: ModelSpec) -> Facts:
+    """Every other layer hides what lies before a window; scores are not scaled."""
+    words = view.list("attention_layers", max_length=spec.num_layers)
+    window = view.int("window_size", default=256, high=MAX_CONTEXT)
+    if not words:
+        words = ["global", "local"] * (spec.num_layers // 2 + 1)
+    hidden = tuple(window if word == "local" else 0 for word in words[: spec.num_layers])
+    return {"masked_windows": hidden, "rope": {"skip": lambda i: True}}
 
 
 def known_families() -> list[str]:

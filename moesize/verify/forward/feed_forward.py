@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as f
 from torch import Tensor
 
-from moesize.verify.forward.activations import activation, clamped_swiglu, xielu
+from moesize.verify.forward.activations import activation, clamped_swiglu, cut_off, xielu
 from moesize.verify.forward.norms import normalize, normalize_inside
 from moesize.verify.forward.routing import choose
 
@@ -60,6 +60,8 @@ def _dense(
     gate = None
     if gated:
         gate = f.linear(x, w.get(f"{group}.gate"), w.maybe(f"{group}.gate.bias"))
+    if numerics.sparsity and gate is not None and numerics.sparsity[w.index]:
+        gate = cut_off(gate, numerics.sparsity[w.index], step.reduce, w.all.size)
     up = f.linear(x, w.get(f"{group}.up"), w.maybe(f"{group}.up.bias"))
     inner = _activated(gate, up, numerics, w)
     if group == "dense_mlp" and w.has("norms.mlp_inner"):

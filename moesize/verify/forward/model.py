@@ -27,15 +27,18 @@ from moesize.core.recurrent import (
     ShortConv,
 )
 from moesize.core.tensors import Shard
+from moesize.verify.forward.altup import ALTUP_ROLES, AltUp, join, laurel, spread
 from moesize.verify.forward.attention import GroupedQuery
 from moesize.verify.forward.caches import CacheKind, LayerCache
+from moesize.verify.forward.compressed import Compressed
 from moesize.verify.forward.delta import GatedDelta, KimiDelta
 from moesize.verify.forward.feed_forward import Dense, ExpertPath, Experts
+from moesize.verify.forward.hyper import HC_NAMES, HyperConnection, collapse
 from moesize.verify.forward.latent import Latent
 from moesize.verify.forward.lightning import Lightning
 from moesize.verify.forward.mamba import SelectiveScan, StateSpaceDual
 from moesize.verify.forward.norms import normalize
-from moesize.verify.forward.per_layer import add_per_layer_input, per_layer_inputs
+from moesize.verify.forward.per_layer import per_layer_inputs, per_layer_update
 from moesize.verify.forward.short_conv import GatedShortConv
 from moesize.verify.forward.step import Step
 from moesize.verify.forward.weights import LayerWeights, Weights
@@ -95,14 +98,13 @@ class ForwardModel:
         self.layers = list(range(spec.num_layers) if layers is None else layers)
         if any(not 0 <= index < spec.num_layers for index in self.layers):
             raise InvalidInputError(f"the model has layers 0..{spec.num_layers - 1}")
-        if spec.embedding.size not in (0, spec.hidden_size):
-            raise UnsupportedError("embeddings of another width than the layers are not projected")
         if not 0 <= tp[0] < tp[1]:
             raise InvalidInputError(f"rank {tp[0]} is not one of {tp[1]}")
         self.weights = Weights(spec, state, self.device, dtype, tp, cut=cut)
         self.on_phase = on_phase or (lambda name: None)
         self.reduce = reduce or (lambda x: x)
         self._blocks = {index: _Layer(self, index) for index in self.layers}
+        self._kv_sources = kv_sources(spec, self.layers)
         self.reset()
 
     def reset(self) -> None:
@@ -151,16 +153,25 @@ class ForwardModel:
             self.length,
             query_block=self.options.query_block,
             reduce=self.reduce,
+            kv_sources=self._kv_sources,
         )
         self.on_phase("embedding")
         x = self._embed(tokens, step)
         if self.spec.embedding.per_layer_size:
             step.per_layer = per_layer_inputs(self.spec, self.numerics, self.weights, step, x)
+        if self.numerics.streams:
+            x = x[:, :, None].repeat(1, 1, self.numerics.streams, 1)
+        if self.numerics.alternates:
+            x = spread(x, self.weights)
         for index in self.layers:
             self.on_phase(f"layer {index}")
             x = self._blocks[index](x, step, self.caches[index])
         self.length += tokens.shape[1]
         self.on_phase("final norm")
+        if self.numerics.streams:
+            x = collapse(x, self.numerics, self.weights)
+        if self.numerics.alternates:
+            x = join(x, self.weights)
         return self._final_norm(x)
 
     def _table(self) -> Tensor:
@@ -185,6 +196,8 @@ class ForwardModel:
         """(B, T) -> (B, T, H); a rank looks up its part of the vocabulary."""
         num, embedding = self.numerics, self.spec.embedding
         x = self.weights.look_up(self._local_table(), tokens, self.reduce)
+        if embedding.size not in (0, self.spec.hidden_size):
+            x = f.linear(x, self._projection("in"))
         if embedding.positions:
             positions = self.weights.outside("embedding.positions", "embedding")
             assert positions is not None
@@ -196,6 +209,13 @@ class ForwardModel:
             x = normalize(x, num.embedding_norm, *self._embedding_norm(), num.eps)
         return x
 
+    def _projection(self, way: str) -> Tensor:
+        """Between the width of the table and that of the layers (OPT-350M)."""
+        found = self.weights.outside(f"other.project_{way}", "final")
+        if found is None:
+            raise UnsupportedError("embeddings of another width than the layers are not projected")
+        return found
+
     def _embedding_norm(self) -> tuple[Tensor | None, Tensor | None]:
         if not self.spec.embedding.norm:
             return None, None
@@ -206,7 +226,36 @@ class ForwardModel:
         num = self.numerics
         weight = self.weights.outside("norms.final", "final")
         bias = self.weights.outside("norms.final.bias", "final")
-        return normalize(x, num.norm, weight, bias, num.eps)
+        # Of some families norms have no weight, and some models have no norm here.
+        if weight is not None or num.norm.endswith("plain"):
+            x = normalize(x, num.norm, weight, bias, num.eps)
+        narrow = self.spec.embedding.size not in (0, self.spec.hidden_size)
+        return f.linear(x, self._projection("out")) if narrow else x
+
+
+def kv_sources(spec: ModelSpec, layers: Sequence[int]) -> dict[int, int]:
+    """Which layer's cache each layer without one of its own reads.
+
+    The last of its kind before it that has its own; of some of a model's layers, the last that is
+    run. Raises UnsupportedError where none is.
+    """
+    out: dict[int, int] = {}
+    last: dict[tuple[int | None, int], int] = {}
+    for index in layers:
+        for mixer in spec.block(spec.layout[index]).mixers:
+            if not isinstance(mixer, GroupedQueryAttention):
+                continue
+            kind = (mixer.window, mixer.head_dim)
+            if not mixer.shares_kv:
+                last[kind] = index
+            elif kind in last:
+                out[index] = last[kind]
+            else:
+                raise UnsupportedError(
+                    f"layer {index} reads the cache of an earlier layer of its kind, and none of "
+                    "those is run"
+                )
+    return out
 
 
 class _Layer:
@@ -228,6 +277,13 @@ class _Layer:
             raise UnsupportedError(
                 f"{model.spec.model_type} has {', '.join(unknown)}, which no forward pass knows"
             )
+        roles = [tensor.role for tensor in model.spec.block_tensors[self.block.name]]
+        if len(set(roles)) < len(roles):
+            # LongCat: which of two equal tensors belongs to which half, nothing says.
+            raise UnsupportedError(
+                f"{model.spec.model_type} has two mixers of one kind in a layer, which no forward "
+                "pass knows"
+            )
 
     def _feed_forward(self, part: FeedForward, path: ExpertPath) -> Dense | Experts:
         if isinstance(part, DenseMlp):
@@ -248,6 +304,11 @@ class _Layer:
 
     def __call__(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
         num = self.numerics
+        if num.streams:
+            return self._over_streams(x, step, cache)
+        if num.alternates:
+            own = None if step.per_layer is None else step.per_layer[:, :, self.w.index]
+            return AltUp(num, self.w)(x, own, lambda y: self._with_laurel(y, step, cache))
         if num.parallel and self.mixers and self.feed_forwards:
             return self._parallel(x, step, cache)
         if self.mixers:
@@ -255,8 +316,26 @@ class _Layer:
         if self.feed_forwards:
             x = self._add("mlp", x, lambda y: self._feed(y, step, x))
         if step.per_layer is not None:
-            x = add_per_layer_input(x, step.per_layer[:, :, self.w.index], num, self.w)
-        return x * self.w.named("layer_scalar") if num.layer_scalar else x
+            x = x + per_layer_update(x, step.per_layer[:, :, self.w.index], num, self.w)
+        scaled = num.layer_scalar and self.w.has_named("layer_scalar")
+        return x * self.w.named("layer_scalar") if scaled else x
+
+    def _over_streams(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """x (B, T, m, H): hyper-connections before and behind each half."""
+        before = HyperConnection("attn", self.numerics, self.w)
+        inside = before.enter(x)
+        x = before.leave(x, self._mix(self._norm("pre_mixer", inside), step, cache))
+        before = HyperConnection("ffn", self.numerics, self.w)
+        inside = before.enter(x)
+        return before.leave(x, self._feed(self._norm("pre_mlp", inside), step, inside))
+
+    def _with_laurel(self, x: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """Gemma 3n on one stream: beside the attention a low-rank residual."""
+        normed = self._norm("pre_mixer", x)
+        beside = laurel(normed, lambda y: self._norm("post_laurel", y), self.w)
+        mixed = self._norm("post_mixer", self._mix(normed, step, cache))
+        x = (x + mixed + beside) * 2**-0.5
+        return self._add("mlp", x, lambda y: self._feed(y, step, x))
 
     def _add(self, part: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         num = self.numerics
@@ -265,7 +344,8 @@ class _Layer:
         if num.residual_after_norm:
             x = normed
         kept, added = self._factors(part)
-        return x * kept + out * added if kept != 1.0 or added != 1.0 else x + out
+        x = x * kept + out * added if kept != 1.0 or added != 1.0 else x + out
+        return self._norm(f"sum_{part}", x)
 
     def _factors(self, part: str) -> tuple[float, float]:
         """Of the residual stream and of what is added to it."""
@@ -333,6 +413,8 @@ _KNOWN_EXTRA = frozenset(
         "router.expert_scale",
         "other.per_layer_gate",
         "other.per_layer_projection",
+        *ALTUP_ROLES,
+        *(f"other.hc_{part}_{name}" for part in ("attn", "ffn") for name in HC_NAMES),
     }
 )
 
@@ -357,6 +439,6 @@ def mixer_runner(mixer: Mixer, numerics: Numerics, weights: LayerWeights) -> Mix
         case ShortConv():
             return GatedShortConv(mixer, numerics, weights)
         case CompressedAttention():
-            raise UnsupportedError("compressed attention (DeepSeek-V4) has no forward pass yet")
+            return Compressed(mixer, numerics, weights)
         case _:
             assert_never(mixer)

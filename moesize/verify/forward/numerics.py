@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from moesize.core.attention import GroupedQueryAttention, LatentAttention
+from moesize.core.attention import (
+    CompressedAttention,
+    GroupedQueryAttention,
+    LatentAttention,
+)
 from moesize.readers.hf.view import ConfigView
 
 if TYPE_CHECKING:
@@ -26,7 +30,8 @@ NormKind = Literal[
     "layer_plain",  # LayerNorm without weight: OLMo
 ]
 # Where the norms over the hidden size of a layer stand, in the order of `Naming.norms`.
-# The last three are Gemma 4's, whose experts run beside the dense MLP.
+# Gemma 4's experts run beside the dense MLP; one is Gemma 3n's. The last
+# two follow the sum with the residual stream (OPT-350M).
 Slot = Literal[
     "pre_mixer",
     "post_mixer",
@@ -35,6 +40,9 @@ Slot = Literal[
     "post_dense",
     "post_experts",
     "pre_experts",
+    "post_laurel",
+    "sum_mixer",
+    "sum_mlp",
 ]
 Scoring = Literal["softmax", "sigmoid", "softmax_of_chosen", "sigmoid_of_chosen", "sqrt_softplus"]
 
@@ -120,14 +128,20 @@ class Numerics:
     temperature         (scale, floor): queries grow with their position (Llama 4: in layers
                         without rotation; Ministral 3: everywhere)
     positions_offset    of the first token: row of a learned table, or in that temperature
+    masked_windows      of every layer; 0 = none. A window that hides, and saves nothing (GPT-Neo)
     window_shift        added to a window of the spec, which may count as an engine does
     latent_eps          of the norms inside latent and lightning attention
     swiglu_limit, swiglu_alpha   the clamped activation of gpt-oss
     linear_...          the gated norm of linear attention and Mamba; its groups, its epsilon
+    decay_bound         least logarithm of a decay, of which a sigmoid takes a part (Ling 3.0)
     dt_limits           bounds of Mamba-2's time step
     multipliers         named factors of single families: embedding, residual, logits, ...
+    streams             parallel residual streams (DeepSeek-V4); stream_eps, stream_rounds of them
+    alternates          several streams, of which a layer computes on the active one (Gemma 3n)
+    scaled_correction   that one is scaled before the layer's own input is added
+    sparsity            of every layer: share of the gate that is cut off below a normal quantile
+    local_blocks        of keys that block-sparse attention always keeps (MiniMax-M3)
     layer_scalar        a stored factor of every layer's output (Gemma 4)
-    kv_source           the layer whose cache a layer reads; empty where none is shared
     """
 
     model_type: str = ""
@@ -152,6 +166,7 @@ class Numerics:
     temperature_everywhere: bool = False
     positions_offset: int = 0
     alibi: bool = False
+    masked_windows: tuple[int, ...] = ()
     window_shift: int = 0
     activation: str = "silu"
     swiglu_limit: float = 0.0
@@ -160,12 +175,20 @@ class Numerics:
     linear_norm_groups: int = 1
     linear_eps: float | None = None
     negative_eigenvalues: bool = False
+    decay_bound: float = 0.0
     dt_limits: tuple[float, float] = (0.0, float("inf"))
     routing: Routing = field(default_factory=Routing)
     embedding_norm: NormKind | Literal[""] = ""
     multipliers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    kv_source: tuple[int, ...] = ()
+    local_blocks: int = 1
     layer_scalar: bool = False
+    alternates: bool = False
+    active_stream: int = 0
+    scaled_correction: bool = True
+    sparsity: tuple[float, ...] = ()
+    streams: int = 0
+    stream_eps: float = 1e-6
+    stream_rounds: int = 20
     num_layers: int = 0
     notes: tuple[str, ...] = ()
 
@@ -206,6 +229,6 @@ def rotary_size(spec: ModelSpec, layer: int) -> int:
     for mixer in spec.block(spec.layout[layer]).mixers:
         if isinstance(mixer, GroupedQueryAttention):
             return mixer.head_dim
-        if isinstance(mixer, LatentAttention):
+        if isinstance(mixer, (LatentAttention, CompressedAttention)):
             return mixer.qk_rope_head_dim
     return 0

@@ -1,4 +1,4 @@
-"""Per-layer inputs of Gemma 4: every layer adds a small embedding of the token, gated.
+"""Per-layer inputs of Gemma 3n and 4: every layer adds a small embedding of the token, gated.
 
 L layers, P size of the embedding of one layer.
 """
@@ -28,7 +28,9 @@ def per_layer_inputs(
     size = spec.embedding.per_layer_size
     table = _needed(weights, "embedding.per_layer", "embedding")
     table = weights.rows(table, spec.embedding.per_layer_vocab_size)
-    looked_up = weights.look_up(table, step.tokens, step.reduce)
+    # Of tokens that the table does not have the first row is taken.
+    known = step.tokens.masked_fill(step.tokens >= spec.embedding.per_layer_vocab_size, 0)
+    looked_up = weights.look_up(table, known, step.reduce)
     looked_up = (looked_up * size**0.5).unflatten(-1, (-1, size))
     projection = _needed(weights, "other.per_layer_model_projection", "final")
     own = weights.own(projection, Shard(0, spec.num_layers * size))
@@ -45,8 +47,8 @@ def _needed(weights: Weights, role: str, section: str) -> Tensor:
     return found
 
 
-def add_per_layer_input(x: Tensor, own: Tensor, numerics: Numerics, w: LayerWeights) -> Tensor:
-    """x (B, T, H) with the layer's own input (B, T, P), gated by x."""
+def per_layer_update(x: Tensor, own: Tensor, numerics: Numerics, w: LayerWeights) -> Tensor:
+    """What the layer's own input (B, T, P), gated by x (B, T, H), adds to x."""
     gate = activation(numerics.activation)(f.linear(x, w.get("other.per_layer_gate")))
     out = f.linear(gate * own, w.get("other.per_layer_projection"))
-    return x + normalize(out, numerics.norm, w.get("norms.per_layer"), None, numerics.eps)
+    return normalize(out, numerics.norm, w.get("norms.per_layer"), None, numerics.eps)

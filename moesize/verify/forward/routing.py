@@ -58,7 +58,7 @@ def _only_best_groups(ranking: Tensor, routing: Routing) -> Tensor:
     """Experts of closed groups get a rank below all others."""
     grouped = ranking.unflatten(-1, (routing.groups, -1))
     if routing.group_score == "two_best":
-        worth = grouped.topk(2, dim=-1).values.sum(-1)
+        worth = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
     else:
         worth = grouped.amax(-1)
     best = worth.topk(routing.top_groups, dim=-1).indices

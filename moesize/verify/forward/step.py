@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moesize.core.errors import UnsupportedError
 from moesize.verify.forward.rotary import angles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from moesize.verify.forward.numerics import Numerics, Rope
 
@@ -27,6 +26,7 @@ class Step:
         *,
         query_block: int,
         reduce: Callable[[Tensor], Tensor],
+        kv_sources: Mapping[int, int],
     ) -> None:
         self.numerics = numerics
         self.tokens = tokens
@@ -35,6 +35,7 @@ class Step:
         self.positions = torch.arange(start, start + self.count, device=tokens.device)
         self.query_block = query_block
         self.reduce = reduce
+        self.kv_sources = kv_sources
         self.topk: Tensor | None = None  # choice of the last indexer, for layers that share it
         self.per_layer: Tensor | None = None  # inputs of every layer of its own (Gemma 4)
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
@@ -53,14 +54,9 @@ class Step:
 
     def publish_kv(self, layer: int, keys: Tensor, values: Tensor, first: int) -> None:
         """What layers without a cache of their own may read."""
-        if layer in self.numerics.kv_source:
+        if layer in self.kv_sources.values():
             self._kv[layer] = (keys, values, first)
 
     def shared_kv(self, layer: int) -> tuple[Tensor, Tensor, int]:
         """The cache that `layer` reads."""
-        source = self.numerics.kv_source[layer] if self.numerics.kv_source else -1
-        if source not in self._kv:
-            raise UnsupportedError(
-                f"layer {layer} reads the cache of layer {source}, which is not run"
-            )
-        return self._kv[source]
+        return self._kv[self.kv_sources[layer]]

@@ -22,16 +22,18 @@ from moesize.verify.forward.dequantize import dequantize, parts_of
 from moesize.verify.layouts import (
     TRANSPOSED,
     Section,
+    Woven,
     expert_layout,
-    is_per_group,
     local_units,
     sections_of,
     stored_apart,
+    woven,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from moesize.core.checkpoint import StoredEntry
     from moesize.core.model_spec import ModelSpec
     from moesize.core.weight_formats import WeightFormat
 
@@ -59,7 +61,7 @@ class Weights:
         self.rank, self.size = tp
         self.holds_slices = cut and self.size > 1
         self.family = spec.naming.partition("@")[0]
-        self.formats = _formats(spec)
+        self.formats = {} if spec.quantization is None else formats_of(published(spec))
 
     def layer(self, index: int) -> LayerWeights:
         """The weights of one decoder layer."""
@@ -67,8 +69,21 @@ class Weights:
 
     def outside(self, role: str, section: str) -> Tensor | None:
         """A tensor that stands outside the layers, or None."""
+        weight_format = self.formats.get((role, None))
+        if weight_format is not None:
+            module = module_name(self.spec.naming, role, section)
+            parts = parts_of(self.state, module)
+            return self.put(dequantize(parts, weight_format, self.device))
         raw = self.state.get(tensor_name(self.spec.naming, role, section))
         return None if raw is None else self.put(raw)
+
+    def outside_all(self, role: str, section: str) -> list[Tensor]:
+        """Equal tensors that stand outside the layers, numbered from 0 on."""
+        name = tensor_name(self.spec.naming, role, section)
+        found: list[Tensor] = []
+        while (own := name.replace("{index}", str(len(found)))) in self.state and own != name:
+            found.append(self.put(self.state[own]))
+        return found
 
     def put(self, raw: Tensor) -> Tensor:
         """On the device; real numbers in the type of the computation."""
@@ -284,25 +299,25 @@ class LayerWeights:
         if len(members) == 1:
             return raw
         key = members[1].shard
-        if key is not None and is_per_group(self.all.family, role, key.units):
-            return self._from_heads(role, raw, members)
+        found = None if key is None else woven(self.all.family, role, key.units)
+        if found is not None:
+            return self._from_groups(role, raw, members, found)
         rows = [self._rows(member) for member in members]
         return raw.split(rows)[[member.role for member in members].index(role)]
 
-    def _from_heads(self, role: str, raw: Tensor, members: Sequence[SpecTensor]) -> Tensor:
-        """q, k or v out of rows that stand group by group: queries, one key, one value."""
-        query, key = members[0], members[1]
-        assert key.shard is not None
-        size = key.shape[0] // key.shard.units
-        per_group = query.shape[0] // key.shape[0]
-        rows = raw.unflatten(0, (-1, per_group + 2, size))
-        part = role.removesuffix(".bias").rpartition(".")[2]
-        chosen = {
-            "q": rows[:, :per_group],
-            "k": rows[:, per_group : per_group + 1],
-            "v": rows[:, per_group + 1 :],
-        }[part]
-        return chosen.reshape(-1, *raw.shape[1:])
+    def _from_groups(
+        self, role: str, raw: Tensor, members: Sequence[SpecTensor], layout: Woven
+    ) -> Tensor:
+        """q, k or v out of rows that stand group by group."""
+        rows = {
+            part: member.shape[0] // layout.groups
+            for part, member in zip("qkv", members, strict=True)
+        }
+        parts = raw.unflatten(0, (-1, sum(rows.values()))).split(
+            [rows[part] for part in layout.order], dim=1
+        )
+        wanted = role.removesuffix(".bias").rpartition(".")[2]
+        return parts[layout.order.index(wanted)].reshape(-1, *raw.shape[1:])
 
     # --- Experts --------------------------------------------------------------------------------
 
@@ -354,13 +369,13 @@ class LayerWeights:
         return self._find(names[0])
 
 
-def _formats(spec: ModelSpec) -> dict[tuple[str, int], WeightFormat]:
-    """How each quantized matrix is stored, by role and layer."""
-    if spec.quantization is None:
-        return {}
+def formats_of(stored: Iterable[StoredEntry]) -> dict[tuple[str, int | None], WeightFormat]:
+    """How each quantized matrix is stored, by role and layer; None outside of layers."""
     return {
         (item.entry.tensor.role, layer): item.weight_format
-        for item in published(spec)
-        if item.is_quantized and item.weight_format is not None and item.entry.section == "layers"
-        for layer in item.entry.layers
+        for item in stored
+        if item.is_quantized
+        and item.weight_format is not None
+        and item.entry.section in ("layers", "final")
+        for layer in (item.entry.layers or (None,))
     }
