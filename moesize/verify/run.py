@@ -423,7 +423,8 @@ class _Run:
             return None
         if expected.peaks is None:
             return GIB
-        return max(expected.peaks.total - predict.weights(one).requested_bytes, 0)
+        most = max(expected.peaks.total, self._flops_total(one))
+        return max(most - predict.weights(one).requested_bytes, 0)
 
     def _expected(self, subject: Subject) -> _Expected:
         """Peaks with even routing, or why there are none."""
@@ -470,10 +471,21 @@ class _Run:
         share = _HOST_SHARE if self.meter.kind == "cpu" else _MARGIN_SHARE
         return max(_MARGIN_BYTES, round(share * free))
 
+    def _flops_total(self, subject: Subject) -> int:
+        """What counting FLOPs takes, where its prompt is longer than the run's own."""
+        tokens = predict.flop_tokens(subject)
+        if self.work.tokens * self.work.sequences >= tokens:
+            return 0
+        work = replace(self.work, tokens=tokens, sequences=1, decode_steps=1)
+        meter, routings = self.meter, predict.even(subject, work)
+        return predict.dry_peaks(
+            subject, work, routings, blocks=meter.counts_blocks, device=meter.kind
+        ).total
+
     def _refuse_when_too_large(self, subject: Subject, expected: _Expected) -> None:
         needed = predict.weights(subject).allocated_bytes
         if expected.peaks is not None:
-            needed = max(needed, expected.peaks.total)
+            needed = max(needed, expected.peaks.total, self._flops_total(subject))
         elif expected.runs:
             needed += predict.cache_bytes(subject, self.work, "static")
         free = self._free()

@@ -155,6 +155,21 @@ def test_memory_that_runs_out_is_a_result(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Traceback" not in shown.err
 
 
+def test_counting_flops_has_to_fit_as_well(tmp_path: Path) -> None:
+    """Its prompt has 64 tokens, whatever --tokens says."""
+    folder = write_config("dense GQA", tmp_path / "model")
+    short = ("--device", "cpu", "--tokens", "2", "--sequences", "1", "--decode-steps", "1")
+    free = call("verify", str(folder), *short, "--format", "json").json()
+    peak = next(t["predicted_bytes"] for t in free["terms"] if t["name"] == "peak")
+    limit = ("--limit-memory", str(peak + 1))
+    found = call("verify", str(folder), *short, *limit, "--layers", "all")
+    assert found.code == 3, found.out + found.err
+    assert "are predicted" in found.err
+    fewer = call("verify", str(folder), *short, *limit)
+    assert fewer.code == 0, fewer.out + fewer.err
+    assert "1 of 2 layers fit" in fewer.out
+
+
 def test_outside_the_tolerance_is_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moesize.verify import predict
 
