@@ -479,10 +479,8 @@ def print_verify(report: VerifyReport) -> None:
         if report.failure is not None:
             console.print(Text(_plain(words.failure_line(report)), style="bold"))
         console.print()
-        wide = console.width >= _WIDE
-        shown = [tuple(map(_plain, row)) for row in words.rows(report)]
-        headings = words.HEADINGS if wide else words.HEADINGS[:-1]
-        _print_cells(console, headings, [row if wide else row[:-1] for row in shown])
+        headings, shown = words.cells(report, console.width)
+        _print_cells(console, headings, [tuple(map(_plain, row)) for row in shown])
         if report.extrapolated:
             console.print()
             console.print(Text("the whole model, extrapolated from two runs", style="bold"))
@@ -551,6 +549,7 @@ _RIGHT = (
     "predicted",
     "measured",
     "error",
+    "tolerance",
 )
 
 

@@ -98,6 +98,12 @@ def test_hostile_and_missing_shards_are_bad_input(tmp_path: Path) -> None:
         (("--tp-rank", "8/8"), 2, "not one of 8"),
         (("--tp-rank", "x"), 2, "0/8"),
         (("--tokens", "0"), 2, "--tokens 0"),
+        # Their numbers alone would be 512 GiB.
+        (("--tokens", "1m", "--sequences", "65536"), 2, "in all"),
+        (("--limit-memory", "9" * 5000), 2, "has no unit"),
+        (("--tolerance", "nan"), 2, "--tolerance nan"),
+        (("--tp-rank", "0/3"), 3, "self_attn"),
+        (("--limit-memory", "64KiB"), 3, "64.00 KiB may be used"),
         (("--dtype", "int4"), 2, "--dtype"),
         (("--quant", "Q9_X"), 2, "Q9_X"),
         (("--quant", "Q4_K_M", "--tp-rank", "0/2"), 3, "GGUF"),
