@@ -29,7 +29,7 @@ from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
-from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint
+from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint, says_weights
 from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
 from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
@@ -236,7 +236,7 @@ def _folders(name: str, kind: str, shards: str | None) -> tuple[Path | None, dic
         folder = Path(shards).expanduser()
     elif shards is None and kind == "checkpoint":
         own = Path(name).expanduser()
-        if own.is_dir() and any(own.glob("*.safetensors")):
+        if own.is_dir() and says_weights(own):
             folder = own
     places = []
     if folder is not None:

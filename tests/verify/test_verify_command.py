@@ -122,6 +122,25 @@ def test_what_cannot_be_measured(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "word"),
+    [
+        ("pytorch_model.bin", "", "pickled weights"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b.safetensors"}}', "lacks"),
+        ("model.safetensors", "", "0 bytes"),
+    ],
+)
+def test_random_shards_never_stand_in_for_those_of_a_folder(
+    file: str, text: str, word: str, tmp_path: Path
+) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    (folder / file).write_text(text)
+    result = call("verify", str(folder), *SMALL)
+    assert (result.code, word in result.err) == (2, True), result.out + result.err
+    asked = call("verify", str(folder), *SMALL, "--synthetic")
+    assert asked.code == 0, asked.out + asked.err
+
+
 def test_layers_that_do_not_fit_are_extrapolated(tmp_path: Path) -> None:
     """Two runs; the whole model follows to the byte, since nothing else lies on a CPU."""
     folder = write_config("MLA MoE", tmp_path / "model", num_hidden_layers=8)
@@ -190,8 +209,8 @@ def test_table_and_markdown(tmp_path: Path) -> None:
     folder = write_config("sliding window", tmp_path / "model")
     wide = call("verify", str(folder), *SMALL, columns=140)
     assert "AGREES" in wide.out
-    assert "kv cache.static" in wide.out
-    assert "flops prefill" in wide.out
+    assert "KV cache, static" in wide.out
+    assert "FLOPs of prefill" in wide.out
     narrow = call("verify", str(folder), *SMALL, columns=60)
     assert max(len(line) for line in narrow.out.splitlines()) <= 80
     markdown = call("verify", str(folder), *SMALL, "--format", "markdown")
