@@ -55,15 +55,24 @@ def failure_line(report: VerifyReport) -> str:
 def setting_line(report: VerifyReport) -> str:
     """What was run."""
     if not report.sequences:  # block formats are loaded, not computed with
-        return f"{report.shards} shards, loaded as they are, torch {report.device.torch}"
+        return f"{_shards(report)}, loaded as they are, torch {report.device.torch}"
     engine = f"torch {report.device.torch}"
     if report.engine != "torch":
         engine = f"{report.engine} {report.engine_version}, {engine}"
     return (
         f"{plural(report.sequences, 'sequence')} x {plural(report.tokens, 'token')} and "
-        f"{plural(report.decode_steps, 'decode step')}, {report.dtype}, {report.shards} shards, "
+        f"{plural(report.decode_steps, 'decode step')}, {report.dtype}, {_shards(report)}, "
         f"{engine}"
     )
+
+
+def _shards(report: VerifyReport) -> str:
+    words = {
+        "synthetic": "synthetic shards",
+        "folder": "the folder's shards",
+        "hub": "shards of the hub",
+    }
+    return words.get(report.shards, f"{report.shards} shards")
 
 
 def speed_line(report: VerifyReport) -> str:
@@ -182,10 +191,16 @@ def flops_cells(row: Flops) -> tuple[str, ...]:
 def extrapolated_line(item: Extrapolation) -> str:
     """A term of the whole model."""
     return (
-        f"{label(item.name)}: {format_bytes(item.extrapolated_bytes)} extrapolated, "
-        f"{format_bytes(item.predicted_bytes)} predicted; fixed {format_bytes(item.fixed_bytes)}, "
-        f"{item.scale:.6f} a predicted byte"
+        f"{format_bytes(item.extrapolated_bytes)} = {format_bytes(item.fixed_bytes)} + "
+        f"{item.scale:.6f} x {format_bytes(item.predicted_bytes)} predicted"
     )
+
+
+def record_line(report: VerifyReport) -> str:
+    """Where the record is, and whether plans will speak of it."""
+    if report.saved_to and report.device.kind == "cpu":
+        return f"{report.saved_to} (plans quote records of GPUs only)"
+    return report.saved_to
 
 
 def _size(value: int | None) -> str:
@@ -206,7 +221,9 @@ def cells(report: VerifyReport, width: int) -> tuple[tuple[str, ...], list[tuple
     if width < _WITH_TOLERANCE:
         left_out.add(_TOLERANCE)
     kept = [i for i in range(len(HEADINGS)) if i not in left_out]
-    return tuple(HEADINGS[i] for i in kept), [tuple(row[i] for i in kept) for row in rows(report)]
+    first = "term [rank]" if report.ranks > 1 else HEADINGS[0]
+    headings = (first, *(HEADINGS[i] for i in kept[1:]))
+    return headings, [tuple(row[i] for i in kept) for row in rows(report)]
 
 
 def verify_markdown(report: VerifyReport) -> str:
@@ -225,7 +242,10 @@ def verify_markdown(report: VerifyReport) -> str:
         out += ["", f"Shards {speed_line(report)}."]
     if report.extrapolated:
         out += ["", "The whole model, extrapolated from two runs:", ""]
-        out += [f"- {_escape(extrapolated_line(item))}" for item in report.extrapolated]
+        out += [
+            f"- {_escape(f'{label(item.name)}: {extrapolated_line(item)}')}"
+            for item in report.extrapolated
+        ]
     if report.notes:
         out += ["", *(f"> {_escape(note)}" for note in report.notes)]
     return "\n".join(out)

@@ -29,7 +29,12 @@ from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
-from moesize.verify.safetensors_files import CheckpointFiles, open_checkpoint, says_weights
+from moesize.verify.safetensors_files import (
+    CheckpointFiles,
+    open_checkpoint,
+    refuse_pickle,
+    says_weights,
+)
 from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
 from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
@@ -200,6 +205,7 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
     if isinstance(model, ModelSpec):
         spec, kind = model, "spec"
     else:
+        refuse_pickle(model)
         spec, kind = resolve_model(model)
     if is_gguf_file(spec) and quant.strip().lower() in ("checkpoint", "auto"):
         raise UnsupportedError(

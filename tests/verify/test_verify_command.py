@@ -141,6 +141,12 @@ def test_random_shards_never_stand_in_for_those_of_a_folder(
     assert asked.code == 0, asked.out + asked.err
 
 
+def test_a_pickle_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(range(256)))
+    result = call("verify", str(tmp_path / "pytorch_model.bin"), *SMALL)
+    assert (result.code, "never read" in result.err) == (2, True), result.err
+
+
 def test_layers_that_do_not_fit_are_extrapolated(tmp_path: Path) -> None:
     """Two runs; the whole model follows to the byte, since nothing else lies on a CPU."""
     folder = write_config("MLA MoE", tmp_path / "model", num_hidden_layers=8)
