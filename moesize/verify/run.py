@@ -30,6 +30,7 @@ from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, VerifyReport
 from moesize.verify.safetensors_files import (
+    INDEX_NAME,
     CheckpointFiles,
     open_checkpoint,
     refuse_pickle,
@@ -571,13 +572,11 @@ class _Run:
     def _new_folder(self) -> Path:
         if self.settings.keep_shards is None:
             return Path(tempfile.mkdtemp(prefix=_PREFIX))
-        number = len(self.notes)
-        kept = Path(self.settings.keep_shards).expanduser()
-        folder = (
-            kept
-            if not (kept / "model.safetensors.index.json").exists()
-            else (kept.with_name(f"{kept.name}-{number}"))
-        )
+        # What is there is never written over: that of an earlier run, or of the first of two.
+        kept = Path(self.settings.keep_shards).expanduser().absolute()
+        folder, number = kept, 1
+        while (folder / INDEX_NAME).exists():
+            folder, number = kept.with_name(f"{kept.name}-{number}"), number + 1
         self.notes.append(f"shards kept in {folder}")
         return folder
 

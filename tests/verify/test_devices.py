@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import environment
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
 from moesize.core.units import GIB, MIB
@@ -17,7 +18,6 @@ from moesize.verify import devices
 from moesize.verify.caching_allocator import CachingAllocator
 from moesize.verify.devices import CpuMeter, LimitReached, TorchMeter, context_cost, find_meter
 from moesize.verify.live_bytes import LiveBytes
-from tests.running import environment
 
 
 def test_storages_are_counted_once_and_until_they_die() -> None:

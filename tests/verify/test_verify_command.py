@@ -65,6 +65,9 @@ def test_shards_of_a_folder_are_measured_as_synthetic_ones_are(tmp_path: Path) -
     assert second.code == 0, second.err
     assert second.json()["shards"] == "folder"
     assert second.json()["terms"] == first.json()["terms"]
+    for number in (1, 2):  # what was kept is never written over
+        again = call("verify", str(folder), *SMALL, "--keep-shards", str(kept), "--format", "json")
+        assert f"shards kept in {kept}-{number}" in again.json()["notes"]
 
 
 def test_hostile_and_missing_shards_are_bad_input(tmp_path: Path) -> None:
