@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
-from moesize.core.units import parse_count
+from moesize.core.units import format_bytes, parse_count
 from moesize.verify.report import SaidByFirst
 
 if TYPE_CHECKING:
@@ -53,6 +53,18 @@ def execute(
             )
     except SaidByFirst as end:
         return end.problem.exit_code
+    except (MemoryError, RuntimeError) as error:
+        # Where it runs out in a phase of the run, it is a result.
+        from moesize.verify.phases import out_of_memory
+
+        asked = out_of_memory(error)
+        if asked is None:
+            raise
+        raise EnvironmentProblem(
+            "memory ran out before anything was measured"
+            + (f": {format_bytes(asked)} more were asked for" if asked else ""),
+            "fewer --layers, --tokens or --sequences",
+        ) from None
     except _Stopped:
         several = "torchrun sends it when another rank has failed: see its output"
         raise EnvironmentProblem(
@@ -176,7 +188,5 @@ def _bars(*, quiet: bool) -> Iterator[_Progress]:
 
 def _amount(done: int, total: int, task: Any) -> str:
     """1.50 GiB of 2.00 GiB, 1.20 GB/s."""
-    from moesize.core.units import format_bytes
-
     text = format_bytes(done) + (f" of {format_bytes(total)}" if total else "")
     return text + (f", {task.speed / 1e9:.2f} GB/s" if (task.speed or 0) > 1e7 else "")

@@ -46,7 +46,8 @@ def failure_line(report: VerifyReport) -> str:
     asked = (
         "" if not failure.asked_bytes else f", {format_bytes(failure.asked_bytes)} more asked for"
     )
-    live = ", ".join(f"{name} {format_bytes(size)}" for name, size in failure.live.items())
+    parts = [f"{label(name)} {format_bytes(size)}" for name, size in failure.live.items() if size]
+    live = ", ".join(parts) or ("nothing" if failure.live else "")
     rest = f"live: {live}" if live else failure.message
     where = f" on rank {failure.rank}" if report.ranks > 1 else ""
     return f"memory ran out{where} in {failure.phase}{asked}; {rest}"

@@ -127,7 +127,8 @@ def out_of_memory(error: BaseException) -> int | None:
     return parse_bytes(said[1] + said[2].replace("bytes", "B"))
 
 
-_NO_MEMORY = ("not enough memory", "error: out of memory", "_ALLOC_FAILED")
+# The CPU's allocator (c10/core/impl/alloc_cpu.cpp; on Windows the second), CUDA's driver, cuBLAS.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_ALLOC_FAILED")
 
 
 class _Session:

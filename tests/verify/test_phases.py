@@ -6,8 +6,10 @@ import gc
 
 import pytest
 import torch
+from running import call
 
 from moesize.core.units import GIB, MIB
+from moesize.verify import run as verify_run
 from moesize.verify.devices import CpuMeter, LimitReached
 from moesize.verify.passes import Stopwatch
 from moesize.verify.phases import out_of_memory
@@ -33,7 +35,7 @@ from moesize.verify.terms import extrapolate
             # c10/core/impl/alloc_cpu.cpp
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
-                "memory: you tried to allocate 4096 bytes. Error code 12 (not enough memory)"
+                "memory: you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"
             ),
             4096,
         ),
@@ -109,3 +111,15 @@ def test_fixed_cost_and_cost_by_layer_are_told_apart() -> None:
     assert found.fixed_bytes == 7
     assert found.extrapolated_bytes == 10_107
     assert extrapolate(small, small, {"weights": 10_000}) == ()
+
+
+def test_memory_that_runs_out_before_the_run_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 4096 bytes.")
+
+    monkeypatch.setattr(verify_run, "free_before", no_memory)
+    result = call("verify", "qwen3-0.6b", "--device", "cpu")
+    assert (result.code, "4.00 KiB more" in result.err) == (3, True), result.err
+    assert "Traceback" not in result.err

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
 from moesize.cli_verify import _bars
-from moesize.renderers.verify import cells, label, peak_lines, rows, verify_markdown
-from moesize.verify.report import Device, Flops, Owned, Speed, Term, VerifyReport
+from moesize.renderers.verify import (
+    cells,
+    failure_line,
+    label,
+    peak_lines,
+    rows,
+    verify_markdown,
+)
+from moesize.verify.report import Device, Failure, Flops, Owned, Speed, Term, VerifyReport
 
 REPORT = VerifyReport(
     model="m",
@@ -90,6 +98,15 @@ def test_markdown_has_every_column_and_the_pace() -> None:
     assert {line.count("|") for line in table} == {8}
     assert "1 sequence x 2 tokens and 1 decode step," in lines[2]
     assert "Shards loaded at 1.50 GB/s." in lines
+
+
+def test_what_was_live_when_memory_ran_out() -> None:
+    live = {"weights": 2048, "kv_cache": 1024, "other": 0}
+    failed = replace(REPORT, failure=Failure("static prefill", 512, live, "no memory"))
+    assert failure_line(failed) == (
+        "memory ran out in static prefill, 512 B more asked for; live: weights 2.00 KiB, KV cache "
+        "1.00 KiB"
+    )
 
 
 class _Terminal(io.StringIO):
