@@ -88,7 +88,7 @@ def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, int], dict
     """The commit of a revision, the size of every file of it, the SHA-256 of the large ones."""
     from huggingface_hub import HfApi
 
-    with _Explained(repo, "its list of files", revision):
+    with _Explained(repo, "the list of files", revision):
         info: Any = HfApi().model_info(
             repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
         )

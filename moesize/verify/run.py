@@ -510,6 +510,12 @@ class _Run:
             needed += predict.cache_bytes(subject, self.work, "static")
         free = self._free()
         margin = self._margin(free)
+        if needed > free and free == self.settings.limit_bytes:
+            raise EnvironmentProblem(
+                f"{format_bytes(needed)} are predicted, and --limit-memory allows "
+                f"{format_bytes(free)}",
+                "fewer --layers, --tokens or --sequences; nothing was allocated",
+            )
         if needed + margin > free:
             raise EnvironmentProblem(
                 f"{format_bytes(needed)} are predicted and {format_bytes(margin)} are kept free, "
