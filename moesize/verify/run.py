@@ -121,6 +121,11 @@ def verify(
         from moesize.verify.other_engines import verify_with
 
         return verify_with(engine, source, work, settings, device=device, progress=progress)
+    if tokens * sequences > _MOST_IN_ALL:
+        raise InvalidInputError(
+            f"--tokens {tokens:,} x --sequences {sequences:,} are more than {_MOST_IN_ALL:,} "
+            "tokens in all"
+        )
     with distributed.session() as group:
         if group is not None:
             if tp_rank is not None:
@@ -183,11 +188,6 @@ def _workload(tokens: int, sequences: int, decode_steps: int, seed: int) -> Work
     ):
         if not least <= value <= most:
             raise InvalidInputError(f"{name} {value} is not in {least}..{most}")
-    if tokens * sequences > _MOST_IN_ALL:
-        raise InvalidInputError(
-            f"--tokens {tokens:,} x --sequences {sequences:,} are more than {_MOST_IN_ALL:,} "
-            "tokens in all"
-        )
     return Workload(tokens=tokens, sequences=sequences, decode_steps=decode_steps, seed=seed)
 
 
