@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from moesize.core.units import MIB
+from moesize.core.weight_formats import Mxfp4, Nvfp4, WeightFormat
 from moesize.verify import run as verify_run
 from moesize.verify.caching_allocator import CachingAllocator
-from moesize.verify.cuda_scratch import sort_scratch
+from moesize.verify.cuda_scratch import scratch, sort_scratch
 from moesize.verify.dry_run import DryRun
+from moesize.verify.forward.dequantize import dequantize
 from moesize.verify.passes import sampling_bytes
 from moesize.verify.report import Term, VerifyReport
 from verify.configs import FAMILIES, write_config
@@ -100,3 +103,56 @@ def test_segments_without_blocks_go_back() -> None:
     a.allocate(64 * MIB, 4)
     assert a.reserved == 66 * MIB
     assert a.peak_reserved == 86 * MIB
+
+
+def test_operands_that_a_kernel_copies() -> None:
+    """By hand from pytorch's cuBlasCommonArgs.h, Blas.cpp, ScanUtils.cuh and make_info."""
+    aten = torch.ops.aten
+
+    def taken(func: Any, *args: Any) -> tuple[int, ...]:
+        return scratch(func, args)
+
+    x = torch.empty(6, 8, device="meta", dtype=torch.bfloat16)
+    w = torch.empty(10, 8, device="meta", dtype=torch.bfloat16)
+    assert taken(aten.mm.default, x, w.T) == ()
+    assert taken(aten.mm.default, x[::2], w.T) == ()  # every second row is as good
+    assert taken(aten.mm.default, x[:, ::2], w.T[::2]) == (2 * 6 * 4, 2 * 4 * 10)
+    bias = torch.empty(10, device="meta", dtype=torch.bfloat16)
+    assert taken(aten.addmm.default, bias, x[:, ::2], w[:, :4].T) == (2 * 6 * 4,)
+    # A cache of 16 rows of which 5 are read: transposed and cut, as it is.
+    rows = torch.empty(3, 16, 8, device="meta")[:, :5]
+    q = torch.empty(3, 2, 8, device="meta")
+    assert taken(aten.bmm.default, q, rows.transpose(1, 2)) == ()
+    assert taken(aten.bmm.default, torch.empty(3, 2, 5, device="meta"), rows) == ()
+    # Every second number of a row: neither way of reading it fits.
+    assert taken(aten.bmm.default, q, torch.empty(3, 5, 16, device="meta")[..., ::2].mT) == (480,)
+    # Broadcast: a stride of 0.
+    assert taken(aten.bmm.default, q, torch.empty(3, 8, 1, device="meta").expand(3, 8, 4)) == (384,)
+    wide = torch.empty(4, 32, 64, 2, device="meta")
+    assert taken(aten.cumsum.default, wide, 2) == ()
+    assert taken(aten.cumsum.default, wide[:, :, ::2], 2) == (4 * wide.numel() // 2,)
+    picks = torch.empty(100, device="meta", dtype=torch.int32)
+    assert taken(aten.index.Tensor, wide, [None, picks]) == (800,)
+    assert taken(aten.index.Tensor, wide, [None, picks.long()]) == ()
+
+
+@pytest.mark.parametrize("weight_format", [Mxfp4(), Nvfp4()])
+def test_unpacking_takes_no_scratch_on_cuda(weight_format: WeightFormat) -> None:
+    """Four-bit numbers are looked up without a hidden copy of their indices."""
+    seen: list[tuple[object, int]] = []
+
+    def note(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+        seen.extend((func, size) for size in scratch(func, args))
+        return ()
+
+    groups = 4 if isinstance(weight_format, Mxfp4) else 8
+    parts = {
+        "weight": torch.empty(64, 64, dtype=torch.uint8, device="meta"),
+        "scale": torch.empty(64, groups, dtype=torch.uint8, device="meta"),
+        "global_scale": torch.empty(1, device="meta"),
+    }
+    with DryRun(scratch=note) as run:
+        out = dequantize(parts, weight_format, torch.device("meta"))
+    assert out.shape == (64, 128)
+    assert run.peak_bytes > 2 * out.numel() * 4
+    assert seen == []
