@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from moesize.core.errors import EnvironmentProblem
 from moesize.core.units import MIB
 from moesize.core.weight_formats import Mxfp4, Nvfp4, WeightFormat
 from moesize.verify import run as verify_run
 from moesize.verify.caching_allocator import CachingAllocator
 from moesize.verify.cuda_scratch import scratch, sort_scratch
+from moesize.verify.devices import Card
 from moesize.verify.dry_run import DryRun
+from moesize.verify.forward.caches import LayerCache
+from moesize.verify.forward.convolution import causal_conv
 from moesize.verify.forward.dequantize import dequantize
 from moesize.verify.passes import sampling_bytes
 from moesize.verify.report import Term, VerifyReport
@@ -24,7 +29,7 @@ from verify.stand_in import CONTEXT_BYTES, StandIn
 def report(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> VerifyReport:
     meter = StandIn()
     monkeypatch.setattr(verify_run, "find_meter", lambda device: meter)
-    monkeypatch.setattr(verify_run, "free_before", lambda device: meter.total)
+    monkeypatch.setattr(verify_run, "free_before", lambda device: Card(meter.total, meter.total))
     return verify_run.verify(
         str(folder), device="cuda", tokens=24, sequences=4, decode_steps=2, layers="all", **options
     )  # type: ignore[arg-type]
@@ -156,3 +161,54 @@ def test_unpacking_takes_no_scratch_on_cuda(weight_format: WeightFormat) -> None
     assert out.shape == (64, 128)
     assert run.peak_bytes > 2 * out.numel() * 4
     assert seen == []
+
+
+def test_an_allocator_set_otherwise_is_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    found = report(write_config("dense GQA", tmp_path / "model"), monkeypatch)
+    terms = {term.name: term for term in found.terms}
+    for name in ("weights.blocks", "weights.reserved", "load_peak", "prefill_peak", "peak"):
+        assert terms[name].predicted_bytes is None, name
+        assert terms[name].measured_bytes, name
+    for name in ("weights", "kv_cache.static", "logits_peak", "sampling_peak"):
+        assert terms[name].ok is True, name
+    assert any("expandable_segments" in note for note in found.notes)
+    assert found.agrees
+
+
+def test_a_kernel_that_fails_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An illegal access in the middle of a pass: no traceback, and no folder of shards stays."""
+
+    def fails(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    folder = write_config("dense GQA", tmp_path / "model")
+    monkeypatch.setattr("moesize.verify.forward.ForwardModel.logits", fails)
+    # The prediction runs the same code, on shapes.
+    nothing = verify_run._Expected(None, "not predicted here")
+    monkeypatch.setattr(verify_run._Run, "_expected", lambda self, subject: nothing)
+    monkeypatch.setattr(verify_run._Run, "_flops_total", lambda self, subject: 0)
+    with pytest.raises(EnvironmentProblem, match="NVIDIA H100 80GB HBM3: CUDA error: an"):
+        report(folder, monkeypatch)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_convolution_takes_no_workspace_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    conv1d = torch.nn.functional.conv1d
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.enabled)
+        return conv1d(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv1d", watched)
+    before = torch.backends.cudnn.enabled
+    causal_conv(torch.ones(1, 5, 2), torch.ones(2, 1, 4), None, LayerCache("static", 16))
+    assert seen == [False]
+    assert torch.backends.cudnn.enabled is before
