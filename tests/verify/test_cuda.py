@@ -143,7 +143,7 @@ def test_operands_that_a_kernel_copies() -> None:
 
 @pytest.mark.parametrize("weight_format", [Mxfp4(), Nvfp4()])
 def test_unpacking_takes_no_scratch_on_cuda(weight_format: WeightFormat) -> None:
-    """Four-bit numbers are looked up without a hidden copy of their indices."""
+    """Four-bit numbers are unpacked without indices, of which torch would copy those of 32 bits."""
     seen: list[tuple[object, int]] = []
 
     def note(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def test_unpacking_takes_no_scratch_on_cuda(weight_format: WeightFormat) -> None
     with DryRun(scratch=note) as run:
         out = dequantize(parts, weight_format, torch.device("meta"))
     assert out.shape == (64, 128)
-    assert run.peak_bytes > 2 * out.numel() * 4
+    assert run.peak_bytes > 4 * out.numel()
     assert seen == []
 
 

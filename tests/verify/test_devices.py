@@ -239,6 +239,7 @@ def test_settings_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of pytorch's c10/core/AllocatorConfig.h and its CUDA notes."""
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TORCH_CUBLAS_WORKSPACE_CACHE", raising=False)
     assert devices.allocator_settings() == ()
     for text, names in (
         ("expandable_segments:True", ("expandable_segments",)),
@@ -255,6 +256,9 @@ def test_settings_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
         assert devices.allocator_settings() == names, text
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "x" * 99 + ":1")
     assert devices.allocator_settings() == ("x" * 40,)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("TORCH_CUBLAS_WORKSPACE_CACHE", "0")
+    assert devices.allocator_settings() == ("TORCH_CUBLAS_WORKSPACE_CACHE",)
 
 
 def test_an_allocator_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +266,11 @@ def test_an_allocator_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(devices, "_accelerator", lambda: "cuda")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "cuda", api)
+    monkeypatch.setenv("TORCH_CUBLAS_WORKSPACE_CACHE", "")
+    monkeypatch.delenv("TORCH_CUBLAS_WORKSPACE_CACHE")
     assert find_meter("cuda").name == "NVIDIA H100 80GB HBM3"
+    # Later releases would take 32 MiB for each product and give them back.
+    assert os.environ["TORCH_CUBLAS_WORKSPACE_CACHE"] == "1"
     api.get_allocator_backend = lambda: "cudaMallocAsync"  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentProblem, match="cudaMallocAsync"):
         find_meter("cuda")
