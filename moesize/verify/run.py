@@ -499,14 +499,19 @@ class _Run:
         )
 
     def _free(self) -> int:
-        free = self.meter.free_bytes()
-        if self.group is not None and self.meter.kind == "cpu":
+        meter, limit = self.meter, self.settings.limit_bytes
+        free = meter.free_bytes()
+        if self.group is not None and meter.kind == "cpu":
             free //= self.group.ranks_of_host
-        limit = self.settings.limit_bytes
-        return free if limit is None else min(free, limit)
+        if limit is None:
+            return free
+        # The bound holds for all segments, cuBLAS's workspace among them.
+        held = meter.reading().reserved if meter.counts_blocks else 0
+        return min(free, max(0, limit - held))
 
     def _margin(self, free: int) -> int:
-        if self.settings.limit_bytes is not None and free == self.settings.limit_bytes:
+        if self.settings.limit_bytes == free and not self.meter.counts_blocks:
+            # Bytes are counted one by one there.
             return 0
         share = _HOST_SHARE if self.meter.kind == "cpu" else _MARGIN_SHARE
         return max(_MARGIN_BYTES, round(share * free))

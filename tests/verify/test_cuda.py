@@ -178,6 +178,16 @@ def test_an_allocator_set_otherwise_is_not_judged(
     assert found.agrees
 
 
+def test_a_bound_holds_for_segments_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fits its bound to the MiB in tensors would not in segments, workspace included."""
+    folder = write_config("dense GQA", tmp_path / "model")
+    peak = {term.name: term.predicted_bytes for term in report(folder, monkeypatch).terms}["peak"]
+    assert peak is not None
+    with pytest.raises(EnvironmentProblem, match="are kept free"):
+        report(folder, monkeypatch, limit_memory=peak + 33 * MIB)
+    assert report(folder, monkeypatch, limit_memory=peak + 300 * MIB).agrees
+
+
 def test_a_kernel_that_fails_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
