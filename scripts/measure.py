@@ -28,7 +28,7 @@ RUNS = (
     "mixtral-8x7b --layers 0-7 --quant gptq-4bit",
     "mixtral-8x7b --layers 0-7 --tp-rank 0/2",
     "deepseek-v3 --layers 0,3-4",
-    "deepseek-v3 --layers 0,3-6 --tp-rank 0/8",
+    "deepseek-v3 --layers 0,3-4 --tp-rank 0/8",
     "qwen3-next-80b-a3b --layers 0-7",
     "gpt-oss-120b --layers 0-7",
     "gemma-3-27b --layers 0-11",
