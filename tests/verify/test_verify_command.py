@@ -236,6 +236,17 @@ def test_stopping_it_cleans_up(number: signal.Signals, code: int, tmp_path: Path
     assert list(scratch.glob("moesize-verify-*")) == []
 
 
+def test_a_name_that_there_is_not_is_said_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moesize.__main__ import main\n"
+        "sys.exit(main(['verify', 'qwen2.5-7bb']))"
+    )
+    result = run(command=("-c", code))
+    assert result.code == 2
+    assert "did you mean qwen2.5-7b" in result.err
+
+
 def test_without_torch_it_says_so() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
