@@ -149,7 +149,8 @@ def _e2m1(packed: Tensor) -> Tensor:
     """Two values a byte, the low half first: (out, in / 2) bytes -> (out, in)."""
     table = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=packed.device)
     halves = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
-    return table[halves.int()]
+    # Not table[...]: that copies indices of 32 bits into 64, unseen by whoever counts operations.
+    return table.index_select(0, halves.flatten().int()).view(halves.shape)
 
 
 def _by_group(values: Tensor, scale: Tensor) -> Tensor:
