@@ -192,7 +192,8 @@ def _cache_terms(term: object, subject: Subject, work: Workload, found: Measured
 
 
 def _cache_why(subject: Subject, work: Workload, kind: str) -> str:
-    tokens = f"{work.sequences} sequences of {work.longest:,} tokens in {subject.dtype}"
+    several = "" if work.sequences == 1 else "s"
+    tokens = f"{work.sequences} sequence{several} of {work.longest:,} tokens in {subject.dtype}"
     how = "whole blocks of 16 tokens" if kind == "static" else "rows so far, windows cut"
     recurrent = any(
         mixer.state()
