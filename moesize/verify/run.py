@@ -18,7 +18,7 @@ from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
-from moesize.core.units import GIB, MIB, format_gib, parse_bytes
+from moesize.core.units import GIB, MIB, format_bytes, format_gib, parse_bytes
 from moesize.verify import distributed, predict
 from moesize.verify.devices import ContextCost, Meter, context_cost, find_meter, free_before
 from moesize.verify.forward import Numerics
@@ -49,6 +49,8 @@ _HOST_SHARE = 0.10
 _DISK_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
 _PREFIX = "moesize-verify-"
+# Sections of the inventory that no pass of text needs, in words.
+_LEFT_OUT = {"tower": "vision and audio towers", "mtp": "MTP layers"}
 
 
 def verify(
@@ -281,6 +283,7 @@ class _Run:
         subject = self._subject(large)
         expected = self._expected(subject)
         self._say_what_runs(expected)
+        self._say_what_is_left_out()
         self._refuse_when_too_large(subject, expected)
         # What torch has loaded for the dry run need not be looked through at every phase either.
         gc.collect()
@@ -343,6 +346,18 @@ class _Run:
             )
         elif self.numerics_note:
             self.notes.append(self.numerics_note)
+
+    def _say_what_is_left_out(self) -> None:
+        """Parts of the files that text alone does not need."""
+        held = dict.fromkeys(_LEFT_OUT, 0)
+        for item in self.source.stored:
+            if item.entry.section in held:
+                held[item.entry.section] += item.file_bytes
+        parts = [
+            f"{format_bytes(size)} of {_LEFT_OUT[name]}" for name, size in held.items() if size
+        ]
+        if parts:
+            self.notes.append(f"not loaded and in no figure: {' and '.join(parts)}")
 
     def _subject(self, selection: Selection) -> Subject:
         source = self.source
