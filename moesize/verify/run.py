@@ -74,6 +74,8 @@ _MOST_TOKENS = 1 << 20
 # Their numbers alone take memory before anything is predicted.
 _MOST_IN_ALL = 1 << 24
 _PREFIX = "moesize-verify-"
+# Sections of the inventory that no pass of text needs, in words.
+_LEFT_OUT = {"tower": "vision and audio towers", "mtp": "MTP layers"}
 
 
 @device_problems()
@@ -318,6 +320,7 @@ class _Run:
         subject = self._subject(large)
         expected = self._expected(subject)
         self._say_what_runs(expected)
+        self._say_what_is_left_out()
         self._refuse_when_too_large(subject, expected)
         self._check_types(subject, computes=expected.runs)
         # What torch has loaded for the dry run need not be looked through at every phase either.
@@ -403,6 +406,18 @@ class _Run:
             )
         elif self.numerics_note:
             self.notes.append(self.numerics_note)
+
+    def _say_what_is_left_out(self) -> None:
+        """Parts of the files that text alone does not need."""
+        held = dict.fromkeys(_LEFT_OUT, 0)
+        for item in self.source.stored:
+            if item.entry.section in held:
+                held[item.entry.section] += item.file_bytes
+        parts = [
+            f"{format_bytes(size)} of {_LEFT_OUT[name]}" for name, size in held.items() if size
+        ]
+        if parts:
+            self.notes.append(f"not loaded and in no figure: {' and '.join(parts)}")
 
     def _subject(self, selection: Selection) -> Subject:
         source = self.source
