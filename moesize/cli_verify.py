@@ -37,6 +37,7 @@ def execute(
     if synthetic and shards not in (None, "synthetic"):
         raise InvalidInputError("--synthetic and --shards name different shards")
     ranks = _ranks(tp_rank)
+    _check_name(model)
     verify = _loaded()
     quiet = os.environ.get("RANK", "0").strip("0") != ""
     try:
@@ -64,6 +65,14 @@ def execute(
         return 0
     _print(report, output)
     return 0 if report.agrees else 1
+
+
+def _check_name(model: str) -> None:
+    """A name that there is not is said before torch is loaded, which takes seconds."""
+    from moesize.catalog import resolve_model
+
+    if "/" not in model and not model.lower().endswith((".gguf", ".yaml", ".yml", ".json")):
+        resolve_model(model)
 
 
 def _loaded() -> Callable[..., VerifyReport]:
@@ -142,22 +151,41 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def _bars(*, quiet: bool) -> Iterator[_Progress]:
-    """Bars on a terminal's stderr: counts of bytes, and phases by name. Silent elsewhere."""
+    """Bars on a terminal's stderr: bytes of what is written, fetched and loaded, and the phase that
+    runs now. Silent elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield _silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
+        phases: list[Any] = []  # none or one: there may be thousands of decode steps
 
         def step(what: str, done: int, total: int) -> None:
+            if not done:  # a phase begins, of loading as well
+                if not phases:
+                    phases.append(bars.add_task(what, total=None, amount=""))
+                bars.update(phases[0], description=what)
+                return
+            if phases:
+                bars.remove_task(phases.pop())
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], advance=done)
+                tasks[what] = bars.add_task(what, total=None, amount="")
+            task = bars.tasks[bars.task_ids.index(tasks[what])]
+            seen = int(task.completed) + done
+            bars.update(
+                tasks[what], advance=done, total=total or None, amount=_amount(seen, total, task)
+            )
 
         yield step
+
+
+def _amount(done: int, total: int, task: Any) -> str:
+    """1.50 GiB of 2.00 GiB, 1.20 GB/s."""
+    from moesize.core.units import format_bytes
+
+    text = format_bytes(done) + (f" of {format_bytes(total)}" if total else "")
+    return text + (f", {task.speed / 1e9:.2f} GB/s" if (task.speed or 0) > 1e7 else "")

@@ -150,12 +150,12 @@ def setting_line(plan: Plan) -> str:
         parts.append("expert parallel")
     if settings.get("speculation"):
         guess = settings["speculation"]
-        parts.append(f"{guess['method']} with {_plural(guess['num_tokens'], 'guess', 'guesses')}")
+        parts.append(f"{guess['method']} with {plural(guess['num_tokens'], 'guess', 'guesses')}")
     if settings.get("lora_rank"):
-        parts.append(f"{_plural(settings['max_loras'], 'LoRA')} of rank {settings['lora_rank']}")
+        parts.append(f"{plural(settings['max_loras'], 'LoRA')} of rank {settings['lora_rank']}")
     parts += [
         f"context {settings['context']:,}{star('context')}",
-        _plural(settings["concurrency"], "sequence") + star("concurrency"),
+        plural(settings["concurrency"], "sequence") + star("concurrency"),
         f"KV {settings['kv_dtype']}{star('kv_dtype')}",
     ]
     if share is not None:
@@ -174,7 +174,7 @@ def _server_settings(plan: Plan, star: Callable[[str], str]) -> str:
     slots = settings["max_num_seqs"]
     shared = " sharing it" if own["kv_unified"] and slots > 1 else ""
     parts += [
-        _plural(slots, "slot") + shared + star("max_num_seqs"),
+        plural(slots, "slot") + shared + star("max_num_seqs"),
         f"KV {settings['kv_dtype']}{star('kv_dtype')}",
         settings["attention_backend"],
     ]
@@ -234,7 +234,7 @@ def experts_line(plan: Plan) -> str:
     mean, busiest = decode["balanced"], decode["busiest"]
     text = (
         f"{balance['experts']}{extra} on {balance['ranks']} ranks: {held} each; a step of "
-        f"{_plural(decode['tokens'], 'token')} brings {mean['rows']:,.1f} rows and reads "
+        f"{plural(decode['tokens'], 'token')} brings {mean['rows']:,.1f} rows and reads "
         f"{mean['distinct_experts']:,.1f} experts per rank and layer"
     )
     if balance["skew"] > 1:
@@ -280,7 +280,7 @@ def longest_line(plan: Plan) -> str:
         return ""
     if plan.fits and kv.max_context <= settings["context"]:
         return ""
-    many = _plural(settings["concurrency"], "sequence")
+    many = plural(settings["concurrency"], "sequence")
     return f"the longest context that fits {many} here is {kv.max_context:,} tokens"
 
 
@@ -289,7 +289,7 @@ def cost_lines(plan: Plan) -> list[str]:
     compute, lines = plan.compute, []
     if compute:
         equivalent = compute["dense_equivalent"]
-        text = f"{_flops(compute['decode_flops_per_token'])} per decoded token"
+        text = f"{flops_text(compute['decode_flops_per_token'])} per decoded token"
         if equivalent["ratio"] > 1.005:
             text += f"; {equivalent['ratio']:.1f} x as many if every expert were used"
         lines.append(text)
@@ -331,12 +331,14 @@ def explain_rows(items: Sequence[MemoryItem]) -> list[dict[str, Any]]:
     ]
 
 
-def _plural(count: int, noun: str, nouns: str = "") -> str:
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """1 token, 2 tokens."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"
 
 
-def _flops(count: float) -> str:
+def flops_text(count: float, digits: int = 1) -> str:
+    """42.7 GFLOP."""
     for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
         if count >= unit:
-            return f"{count / unit:,.1f} {name}"
+            return f"{count / unit:,.{digits}f} {name}"
     return f"{count:,.0f} FLOP"

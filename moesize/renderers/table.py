@@ -479,19 +479,17 @@ def print_verify(report: VerifyReport) -> None:
         if report.failure is not None:
             console.print(Text(_plain(words.failure_line(report)), style="bold"))
         console.print()
-        wide = console.width >= _WIDE
-        shown = [tuple(map(_plain, row)) for row in words.rows(report)]
-        headings = words.HEADINGS if wide else words.HEADINGS[:-1]
-        _print_cells(console, headings, [row if wide else row[:-1] for row in shown])
+        headings, shown = words.cells(report, console.width)
+        _print_cells(console, headings, [tuple(map(_plain, row)) for row in shown])
         if report.extrapolated:
             console.print()
             console.print(Text("the whole model, extrapolated from two runs", style="bold"))
-            for item in report.extrapolated:
-                console.print(Text("  " + words.extrapolated_line(item)))
+            whole = [(words.label(i.name), words.extrapolated_line(i)) for i in report.extrapolated]
+            console.print(_facts(whole))
         facts = [(f"peak of {phase}", text) for phase, text in words.peak_lines(report)]
         facts += [("run", words.setting_line(report)), ("speed", words.speed_line(report))]
         facts += [("note" if not i else "", note) for i, note in enumerate(report.notes)]
-        facts += [("record", report.saved_to)]
+        facts += [("record", words.record_line(report))]
         console.print()
         console.print(_facts([(label, _plain(text)) for label, text in facts]))
 
@@ -551,6 +549,7 @@ _RIGHT = (
     "predicted",
     "measured",
     "error",
+    "tolerance",
 )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moesize.core.units import format_bytes, format_count
+from moesize.core.units import format_bytes
+from moesize.renderers.lines import flops_text, plural
 
 if TYPE_CHECKING:
     from moesize.verify.report import Extrapolation, Flops, Term, VerifyReport
 
-HEADINGS = ("term", "predicted", "measured", "error", "", "why")
+HEADINGS = ("term", "predicted", "measured", "error", "tolerance", "", "why")
+_TOLERANCE = HEADINGS.index("tolerance")
+# Columns of a terminal from which on reasons, and tolerances, are shown.
+_WITH_WHY = 100
+_WITH_TOLERANCE = 70
 
 
 def verdict_word(report: VerifyReport) -> str:
@@ -50,14 +55,24 @@ def failure_line(report: VerifyReport) -> str:
 def setting_line(report: VerifyReport) -> str:
     """What was run."""
     if not report.sequences:  # block formats are loaded, not computed with
-        return f"{report.shards} shards, loaded as they are, torch {report.device.torch}"
+        return f"{_shards(report)}, loaded as they are, torch {report.device.torch}"
     engine = f"torch {report.device.torch}"
     if report.engine != "torch":
         engine = f"{report.engine} {report.engine_version}, {engine}"
     return (
-        f"{report.sequences:,} sequences x {report.tokens:,} tokens and {report.decode_steps:,} "
-        f"steps, {report.dtype}, {report.shards} shards, {engine}"
+        f"{plural(report.sequences, 'sequence')} x {plural(report.tokens, 'token')} and "
+        f"{plural(report.decode_steps, 'decode step')}, {report.dtype}, {_shards(report)}, "
+        f"{engine}"
     )
+
+
+def _shards(report: VerifyReport) -> str:
+    words = {
+        "synthetic": "synthetic shards",
+        "folder": "the folder's shards",
+        "hub": "shards of the hub",
+    }
+    return words.get(report.shards, f"{report.shards} shards")
 
 
 def speed_line(report: VerifyReport) -> str:
@@ -79,8 +94,10 @@ def speed_line(report: VerifyReport) -> str:
     return text
 
 
-# Parts of a peak that are smaller than this share of it are summed up.
-_LEAST_SHARE = 0.002
+# Parts of a peak that are smaller than this share of what it has beyond weights are summed up, and
+# predictions shown beside parts that are off by this share of all of it.
+_LEAST_SHARE = 0.05
+_LEAST_OFF = 0.002
 
 
 def peak_lines(report: VerifyReport) -> list[tuple[str, str]]:
@@ -89,21 +106,30 @@ def peak_lines(report: VerifyReport) -> list[tuple[str, str]]:
     for phase in dict.fromkeys(item.phase for item in report.attribution):
         items = [item for item in report.attribution if item.phase == phase]
         total = sum(item.measured_bytes for item in items)
+        beyond = sum(item.measured_bytes for item in items if item.owner != "weights")
         shown, rest = [], 0
         for item in items:
             predicted = item.predicted_bytes
             off = 0 if predicted is None else abs(item.measured_bytes - predicted)
-            if max(item.measured_bytes, off) < _LEAST_SHARE * total:
+            small = item.measured_bytes < _LEAST_SHARE * beyond
+            if small and off < _LEAST_OFF * total:
                 rest += item.measured_bytes
                 continue
-            text = f"{item.owner.replace('_', ' ')} {format_bytes(item.measured_bytes)}"
-            if predicted is not None and off >= _LEAST_SHARE * total:
+            text = f"{label(item.owner)} {format_bytes(item.measured_bytes)}"
+            if predicted is not None and off >= _LEAST_OFF * total:
                 text += f" ({format_bytes(predicted)} predicted)"
             shown.append(text)
         if rest:
             shown.append(f"others {format_bytes(rest)}")
         out.append((phase, ", ".join(shown)))
     return out
+
+
+def label(name: str) -> str:
+    """The name of a term in words: kv_cache.static -> KV cache, static."""
+    words = name.replace("_", " ").replace("kv cache", "KV cache")
+    # Names of an engine's own figures begin with its name.
+    return words if words.startswith("vllm.") else words.replace(".", ", ")
 
 
 def mark(ok: bool | None) -> str:
@@ -116,16 +142,37 @@ def error_text(error: float | None) -> str:
     return "" if error is None else "0" if error == 0 else f"{error:+.2%}"
 
 
+def tolerance_text(term: Term) -> str:
+    """Share by which the measurement may differ; 0: to the byte; nothing without a prediction."""
+    if term.predicted_bytes is None:
+        return ""
+    if {term.low_bytes, term.high_bytes} - {None, term.predicted_bytes}:
+        return "band"
+    return f"{100 * term.tolerance:g} %" if term.tolerance else "0"
+
+
+def _why(term: Term) -> str:
+    """What the prediction rests on, with the band where there is one."""
+    if tolerance_text(term) != "band":
+        return term.why
+    low, high = term.low_bytes or 0, term.high_bytes
+    band = f"at least {format_bytes(low)}"
+    if high is not None:
+        band = f"{format_bytes(low)} to {format_bytes(high)}" if low else f"up to {_size(high)}"
+    return f"{term.why}; {band}"
+
+
 def term_cells(term: Term, ranks: int) -> tuple[str, ...]:
     """One row."""
-    name = term.name.replace("_", " ")
+    name = label(term.name)
     return (
         f"{name} [{term.rank}]" if ranks > 1 else name,
         _size(term.predicted_bytes),
         _size(term.measured_bytes),
         error_text(term.error),
+        tolerance_text(term),
         mark(term.ok),
-        term.why,
+        _why(term),
     )
 
 
@@ -134,20 +181,26 @@ def flops_cells(row: Flops) -> tuple[str, ...]:
     seen = row.measured + row.unseen
     why = "one sequence, by torch's counter"
     if row.unseen:
-        why += f", and {format_count(row.unseen)} that it cannot see"
+        why += f", and {flops_text(row.unseen)} that it cannot see"
     return (
-        f"flops {row.phase}", format_count(row.predicted), format_count(seen),
-        error_text(row.error), mark(row.ok), why,
+        f"FLOPs of {row.phase}", flops_text(row.predicted, 2), flops_text(seen, 2),
+        error_text(row.error), f"{100 * row.tolerance:g} %", mark(row.ok), why,
     )  # fmt: skip
 
 
 def extrapolated_line(item: Extrapolation) -> str:
     """A term of the whole model."""
     return (
-        f"{item.name.replace('_', ' ')}: {format_bytes(item.extrapolated_bytes)} extrapolated, "
-        f"{format_bytes(item.predicted_bytes)} predicted; fixed {format_bytes(item.fixed_bytes)}, "
-        f"{item.scale:.6f} a predicted byte"
+        f"{format_bytes(item.extrapolated_bytes)} = {format_bytes(item.fixed_bytes)} + "
+        f"{item.scale:.6f} x {format_bytes(item.predicted_bytes)} predicted"
     )
+
+
+def record_line(report: VerifyReport) -> str:
+    """Where the record is, and whether plans will speak of it."""
+    if report.saved_to and report.device.kind == "cpu":
+        return f"{report.saved_to} (plans quote records of GPUs only)"
+    return report.saved_to
 
 
 def _size(value: int | None) -> str:
@@ -162,6 +215,17 @@ def rows(report: VerifyReport) -> list[tuple[str, ...]]:
     ]
 
 
+def cells(report: VerifyReport, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows for a terminal of so many columns."""
+    left_out = {len(HEADINGS) - 1} if width < _WITH_WHY else set()
+    if width < _WITH_TOLERANCE:
+        left_out.add(_TOLERANCE)
+    kept = [i for i in range(len(HEADINGS)) if i not in left_out]
+    first = "term [rank]" if report.ranks > 1 else HEADINGS[0]
+    headings = (first, *(HEADINGS[i] for i in kept[1:]))
+    return headings, [tuple(row[i] for i in kept) for row in rows(report)]
+
+
 def verify_markdown(report: VerifyReport) -> str:
     """Headline, terms, the whole model, notes."""
     from moesize.renderers.markdown import _escape
@@ -169,14 +233,19 @@ def verify_markdown(report: VerifyReport) -> str:
     out = [f"### {verdict_word(report)}: {_escape(title(report))}", "", setting_line(report), ""]
     if report.failure is not None:
         out += [_escape(failure_line(report)), ""]
-    out += ["| term | predicted | measured | error | | why |", "|---|---:|---:|---:|---|---|"]
+    out += ["| " + " | ".join(HEADINGS) + " |", "|---|---:|---:|---:|---:|---|---|"]
     out += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows(report)]
     if report.attribution:
         out += ["", "Whose bytes the peaks are:", ""]
         out += [f"- {_escape(phase)}: {_escape(text)}" for phase, text in peak_lines(report)]
+    if speed_line(report):
+        out += ["", f"Shards {speed_line(report)}."]
     if report.extrapolated:
         out += ["", "The whole model, extrapolated from two runs:", ""]
-        out += [f"- {_escape(extrapolated_line(item))}" for item in report.extrapolated]
+        out += [
+            f"- {_escape(f'{label(item.name)}: {extrapolated_line(item)}')}"
+            for item in report.extrapolated
+        ]
     if report.notes:
         out += ["", *(f"> {_escape(note)}" for note in report.notes)]
     return "\n".join(out)

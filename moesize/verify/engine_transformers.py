@@ -23,7 +23,7 @@ import torch
 from moesize.core.attention import GroupedQueryAttention, LatentAttention
 from moesize.core.errors import EnvironmentProblem, MoesizeError, UnsupportedError
 from moesize.core.hf_transformers import TransformersRules, prompt_peak, state_sizes
-from moesize.core.units import format_bytes, format_gib
+from moesize.core.units import format_bytes
 from moesize.core.weight_formats import number_bytes
 from moesize.engines import engine_rules
 from moesize.verify import predict
@@ -109,15 +109,15 @@ def _check_room(job: Job, place: Place, rules: TransformersRules) -> None:
     needed = held + cache_bytes(subject.spec, rules, work) + prompt
     if needed > place.free_bytes:
         raise EnvironmentProblem(
-            f"weights, cache and a prompt take up to {format_gib(needed)}, and "
-            f"{format_gib(place.free_bytes)} are free",
+            f"weights, cache and a prompt take up to {format_bytes(needed)}, and "
+            f"{format_bytes(place.free_bytes)} are free",
             "fewer --tokens or --sequences; nothing was loaded",
         )
     free = CpuMeter().free_bytes()
     if place.meter.kind != "cpu" and held > free:
         raise EnvironmentProblem(
-            f"transformers loads {format_gib(held)} into the host's memory first, and "
-            f"{format_gib(free)} are free there",
+            f"transformers loads {format_bytes(held)} into the host's memory first, and "
+            f"{format_bytes(free)} are free there",
             "fewer --layers with --synthetic; --engine torch loads onto the GPU",
         )
 

@@ -108,7 +108,10 @@ class FileTensor(NamedTuple):
         out = []
         start = 0
         for piece in self.pieces:
-            first, end = piece.cut(rank, size)
+            try:
+                first, end = piece.cut(rank, size)
+            except UnsupportedError as problem:
+                raise UnsupportedError(f"{self.name}: {problem.message}", problem.hint) from None
             out.append((start + first, start + end))
             start += piece.length
         return out

@@ -23,7 +23,7 @@ from moesize.catalog import is_gguf_path
 from moesize.core.allocator import total_allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.quantization import find_scheme
-from moesize.core.units import MIB, format_gib
+from moesize.core.units import MIB, format_bytes
 from moesize.readers.gguf.header import GgufFile, block_of, open_gguf
 from moesize.readers.gguf.tensors import (
     check_against,
@@ -463,7 +463,7 @@ def _within(
     used += sum(cost[layer] for layer in needed)
     if used > free:
         raise EnvironmentProblem(
-            f"{format_gib(used)} are to be loaded, and {format_gib(max(0, free))} may be used",
+            f"{format_bytes(used)} are to be loaded, and {format_bytes(max(0, free))} may be used",
             "choose fewer --layers; nothing was allocated",
         )
     chosen = set(needed)

@@ -20,7 +20,7 @@ from moesize.core.errors import (
     InvalidInputError,
     MoesizeError,
 )
-from moesize.core.units import format_gib
+from moesize.core.units import format_bytes
 from moesize.files import listed
 from moesize.verify.safetensors_files import (
     INDEX_NAME,
@@ -156,8 +156,8 @@ def _check_room(repo: str, needed: int, cache_dir: Path | None) -> None:
     free = shutil.disk_usage(folder).free
     if needed and free < needed + _SPARE_BYTES:
         raise EnvironmentProblem(
-            f"{repo}: {format_gib(needed)} are to be downloaded and {format_gib(free)} are free "
-            f"in {folder}",
+            f"{repo}: {format_bytes(needed)} are to be downloaded and {format_bytes(free)} are "
+            f"free in {folder}",
             "choose fewer layers with --layers, or another cache with HF_HOME",
         )
 

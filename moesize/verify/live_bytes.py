@@ -37,6 +37,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here. torch would wrap every operation for it, and import its
+        compiler at the first one (torch/utils/_python_dispatch.py): seconds that a load's pace
+        would count, and a folder of its own beside the shards."""
+        return False
+
     def reset_peak(self) -> None:
         """The peak is counted from here on."""
         self.peak_bytes = self.live_bytes

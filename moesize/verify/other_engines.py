@@ -26,7 +26,7 @@ from moesize.core.errors import (
     MoesizeError,
     UnsupportedError,
 )
-from moesize.core.units import format_gib
+from moesize.core.units import format_bytes
 from moesize.verify import predict
 from moesize.verify.forward import Numerics
 from moesize.verify.phases import Progress, silent
@@ -220,8 +220,8 @@ def _subject(
     needed = _needed(whole, work)
     if needed > room:
         raise EnvironmentProblem(
-            f"weights and cache alone take {format_gib(needed)}, and {format_gib(free_bytes)} are "
-            f"free, of which {_SHARE:.0%} are used",
+            f"weights and cache alone take {format_bytes(needed)}, and {format_bytes(free_bytes)} "
+            f"are free, of which {_SHARE:.0%} are used",
             "fewer --tokens or --sequences, or --layers 0-N of synthetic shards; nothing was done",
         )
     return whole, config
@@ -247,7 +247,7 @@ def _most_that_fit(whole: Subject, work: Workload, room: int, least: int) -> int
             return count
     raise EnvironmentProblem(
         f"the first {least} layers, with one of every kind among them, do not fit "
-        f"{format_gib(room)}",
+        f"{format_bytes(room)}",
         "fewer --tokens or --sequences; --engine torch measures single layers",
     )
 

@@ -18,7 +18,7 @@ from moesize.core.checkpoint import StoredEntry, published, with_scheme
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
-from moesize.core.units import GIB, MIB, format_gib, parse_bytes
+from moesize.core.units import GIB, MIB, format_bytes, parse_bytes
 from moesize.verify import distributed, predict
 from moesize.verify.devices import (
     ContextCost,
@@ -39,7 +39,13 @@ from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
 from moesize.verify.report import Device, Speed, Term, VerifyReport
-from moesize.verify.safetensors_files import CODES, CheckpointFiles, open_checkpoint
+from moesize.verify.safetensors_files import (
+    CODES,
+    CheckpointFiles,
+    open_checkpoint,
+    refuse_pickle,
+    says_weights,
+)
 from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
 from moesize.verify.terms import (
@@ -65,7 +71,11 @@ _HOST_SHARE = 0.10
 # Of a disk as well: logs of others are written to it.
 _DISK_SHARE = 0.10
 _MOST_TOKENS = 1 << 20
+# Their numbers alone take memory before anything is predicted.
+_MOST_IN_ALL = 1 << 24
 _PREFIX = "moesize-verify-"
+# Sections of the inventory that no pass of text needs, in words.
+_LEFT_OUT = {"tower": "vision and audio towers", "mtp": "MTP layers"}
 
 
 @device_problems()
@@ -102,6 +112,8 @@ def verify(
     if engine not in ENGINES:
         raise InvalidInputError(f"--engine {engine[:40]!r} is unknown", f"one of {ENGINES}")
     work = _workload(tokens, sequences, decode_steps, seed)
+    if tolerance is not None and not 0 <= tolerance <= 1:  # nan is neither
+        raise InvalidInputError(f"--tolerance {tolerance} is not in 0..1")
     if save:
         check_writable()
     if wants_gguf(model, shards, quant):
@@ -193,12 +205,18 @@ def _workload(tokens: int, sequences: int, decode_steps: int, seed: int) -> Work
     ):
         if not least <= value <= most:
             raise InvalidInputError(f"{name} {value} is not in {least}..{most}")
+    if tokens * sequences > _MOST_IN_ALL:
+        raise InvalidInputError(
+            f"--tokens {tokens:,} x --sequences {sequences:,} are more than {_MOST_IN_ALL:,} "
+            "tokens in all"
+        )
     return Workload(tokens=tokens, sequences=sequences, decode_steps=decode_steps, seed=seed)
 
 
 def _size(value: int | str | None) -> int | None:
     if isinstance(value, str):
-        value = int(value) if value.isascii() and value.isdigit() else parse_bytes(value)
+        bare = value.isascii() and value.isdigit() and len(value) < 20
+        value = int(value) if bare else parse_bytes(value)
     if value is not None and value <= 0:
         raise InvalidInputError(f"--limit-memory {value} is no size")
     return value
@@ -210,6 +228,7 @@ def _source(model: str | ModelSpec, shards: str | None, quant: str) -> Source:
     if isinstance(model, ModelSpec):
         spec, kind = model, "spec"
     else:
+        refuse_pickle(model)
         spec, kind = resolve_model(model)
     if is_gguf_file(spec) and quant.strip().lower() in ("checkpoint", "auto"):
         raise UnsupportedError(
@@ -246,7 +265,7 @@ def _folders(name: str, kind: str, shards: str | None) -> tuple[Path | None, dic
         folder = Path(shards).expanduser()
     elif shards is None and kind == "checkpoint":
         own = Path(name).expanduser()
-        if own.is_dir() and any(own.glob("*.safetensors")):
+        if own.is_dir() and says_weights(own):
             folder = own
     places = []
     if folder is not None:
@@ -301,6 +320,7 @@ class _Run:
         subject = self._subject(large)
         expected = self._expected(subject)
         self._say_what_runs(expected)
+        self._say_what_is_left_out()
         self._refuse_when_too_large(subject, expected)
         self._check_types(subject, computes=expected.runs)
         # What torch has loaded for the dry run need not be looked through at every phase either.
@@ -366,7 +386,10 @@ class _Run:
         """What the config says, and what is to be said of it."""
         source = self.source
         if source.config is None:
-            note = "no config.json: epsilons, scales and rotation are neutral ones"
+            note = (
+                "no config.json: epsilons, scales and rotation are neutral ones, on which no byte "
+                "depends"
+            )
             return Numerics.neutral(source.spec), note
         try:
             return Numerics.from_config(source.config, source.spec), ""
@@ -383,6 +406,18 @@ class _Run:
             )
         elif self.numerics_note:
             self.notes.append(self.numerics_note)
+
+    def _say_what_is_left_out(self) -> None:
+        """Parts of the files that text alone does not need."""
+        held = dict.fromkeys(_LEFT_OUT, 0)
+        for item in self.source.stored:
+            if item.entry.section in held:
+                held[item.entry.section] += item.file_bytes
+        parts = [
+            f"{format_bytes(size)} of {_LEFT_OUT[name]}" for name, size in held.items() if size
+        ]
+        if parts:
+            self.notes.append(f"not loaded and in no figure: {' and '.join(parts)}")
 
     def _subject(self, selection: Selection) -> Subject:
         source = self.source
@@ -537,8 +572,8 @@ class _Run:
         margin = self._margin(free)
         if needed + margin > free:
             raise EnvironmentProblem(
-                f"{format_gib(needed)} are predicted and {format_gib(margin)} are kept free, but "
-                f"only {format_gib(free)} are free on {self.meter.name}",
+                f"{format_bytes(needed)} are predicted and {format_bytes(margin)} are kept free, "
+                f"but only {format_bytes(free)} are free on {self.meter.name}",
                 "fewer --layers, --tokens or --sequences; nothing was allocated",
             )
 

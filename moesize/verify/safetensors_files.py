@@ -291,6 +291,18 @@ def align_names(expected: Iterable[str], there: Iterable[str]) -> dict[str, str]
     return {**found, **best}
 
 
+def says_weights(folder: Path) -> bool:
+    """Whether a folder's names say that weights are in it: shards, their index, or pickles.
+
+    Such a folder is opened, and what is wrong with it said; random shards in its place would pass
+    for its own.
+    """
+    return any(
+        entry.name.endswith((".safetensors", INDEX_NAME)) or entry.suffix.lower() in _PICKLES
+        for entry in folder.iterdir()
+    )
+
+
 def open_checkpoint(path: Path, needed: Iterable[str] | None = None) -> CheckpointFiles:
     """The files of a folder (or one file) of safetensors, by its index where there is one.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from moesize.core.allocator import allocated_bytes
 from moesize.core.errors import EnvironmentProblem, InvalidInputError
 from moesize.core.records import dataclass
-from moesize.core.units import format_gib, round_up
+from moesize.core.units import format_bytes, round_up
 from moesize.verify.file_tensors import FileTensor, file_tensors
 
 if TYPE_CHECKING:
@@ -190,15 +190,15 @@ def choose_layers(
     written += sum(files.values())
     if used > budget_bytes:
         raise EnvironmentProblem(
-            f"one layer of each of {len(required)} kinds and what stands outside of them take "
-            f"{format_gib(used)}, and {format_gib(max(0, budget_bytes))} may be used",
-            "choose layers yourself with --layers, or a rank of more with --tp",
+            f"{_one_of_each(required)} and what stands outside of them take "
+            f"{format_bytes(used)}, and {format_bytes(max(0, budget_bytes))} may be used",
+            "choose layers yourself with --layers, or a rank of more with --tp-rank",
         )
     room = written if disk_bytes is None else disk_bytes
     if written > room:
         raise EnvironmentProblem(
-            f"shards of one layer of each of {len(required)} kinds take {format_gib(written)}, and "
-            f"{format_gib(max(0, room))} of the disk may be used",
+            f"shards of {_one_of_each(required)} take {format_bytes(written)}, and "
+            f"{format_bytes(max(0, room))} of the disk may be used",
             "name a folder on a larger disk with --keep-shards, or set TMPDIR",
         )
     chosen = set(required)
@@ -213,6 +213,10 @@ def choose_layers(
     fewer = _fewer(chosen, required, outside=outside)
     small = None if fewer is None else Selection(fewer, outside, rank, size)
     return LayerChoice(large, small, kinds, len(chosen) == len(kinds))
+
+
+def _one_of_each(required: list[int]) -> str:
+    return "one layer" if len(required) == 1 else f"one layer of each of {len(required)} kinds"
 
 
 def _fewer(chosen: set[int], required: list[int], *, outside: bool) -> tuple[int, ...] | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moesize.core.checkpoint import matrix_shape
 from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.inventory import moe_of
-from moesize.core.units import MIB, format_gib, round_up
+from moesize.core.units import MIB, format_bytes, round_up
 from moesize.core.weight_formats import (
     BitsAndBytes4Bit,
     BitsAndBytesInt8,
@@ -337,7 +337,7 @@ def _check_room(folder: Path, total: int, weights: Sequence[str]) -> None:
     free = shutil.disk_usage(folder).free
     if free < total + _SPARE_BYTES:
         raise EnvironmentProblem(
-            f"{folder}: {format_gib(total)} are to be written and {format_gib(free)} are free",
+            f"{folder}: {format_bytes(total)} are to be written and {format_bytes(free)} are free",
             "choose fewer layers with --layers, or another folder",
         )
 

@@ -192,7 +192,8 @@ def _cache_terms(term: object, subject: Subject, work: Workload, found: Measured
 
 
 def _cache_why(subject: Subject, work: Workload, kind: str) -> str:
-    tokens = f"{work.sequences} sequences of {work.longest:,} tokens in {subject.dtype}"
+    several = "" if work.sequences == 1 else "s"
+    tokens = f"{work.sequences} sequence{several} of {work.longest:,} tokens in {subject.dtype}"
     how = "whole blocks of 16 tokens" if kind == "static" else "rows so far, windows cut"
     recurrent = any(
         mixer.state()
@@ -216,6 +217,7 @@ def _peak_terms(
     assert callable(term)
     own, embedding = subject.selection, subject.spec.embedding
     rows = (embedding.head_vocab_size or embedding.vocab_size) // own.size
+    width = embedding.size or subject.spec.hidden_size
     static, growing = found.static, found.growing
     shapes = no_peaks or "the same pass on shapes alone"
     routed = ""
@@ -255,10 +257,9 @@ def _peak_terms(
         else term(
             "logits_peak",
             logits_bytes(
-                work.sequences, rows, embedding.size or subject.spec.hidden_size,
-                subject.torch_dtype.itemsize,
-                softcap=bool(subject.numerics.logit_softcap),
-                copies_head=subject.dtype != subject.spec.dtype,
+                work.sequences, rows, softcap=bool(subject.numerics.logit_softcap),
+                copied_head=0 if subject.dtype == subject.spec.dtype
+                else rows * width * subject.torch_dtype.itemsize,
             ),
             static and static.logits,
             f"{'12' if subject.numerics.logit_softcap else '8'} * S * V with V = {rows:,}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from moesize.verify.devices import (
     find_meter,
 )
 from moesize.verify.live_bytes import LiveBytes
+from tests.running import environment
 
 
 def test_storages_are_counted_once_and_until_they_die() -> None:
@@ -320,3 +323,16 @@ def test_a_context_beside_other_processes_is_compared_with_nothing() -> None:
     known = context_cost(meter, 79 * GIB)
     assert known is not None
     assert known.known
+
+
+def test_counting_imports_no_compiler() -> None:
+    """torch's takes seconds to import, which the first load of a process would be charged with."""
+    code = (
+        "import sys, torch; from moesize.verify.live_bytes import LiveBytes\n"
+        "with LiveBytes() as live: held = torch.empty(1000, dtype=torch.uint8)\n"
+        "print(live.live_bytes, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1000", "False"]

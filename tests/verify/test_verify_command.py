@@ -98,6 +98,12 @@ def test_hostile_and_missing_shards_are_bad_input(tmp_path: Path) -> None:
         (("--tp-rank", "8/8"), 2, "not one of 8"),
         (("--tp-rank", "x"), 2, "0/8"),
         (("--tokens", "0"), 2, "--tokens 0"),
+        # Their numbers alone would be 512 GiB.
+        (("--tokens", "1m", "--sequences", "65536"), 2, "in all"),
+        (("--limit-memory", "9" * 5000), 2, "has no unit"),
+        (("--tolerance", "nan"), 2, "--tolerance nan"),
+        (("--tp-rank", "0/3"), 3, "self_attn"),
+        (("--limit-memory", "64KiB"), 3, "64.00 KiB may be used"),
         (("--dtype", "int4"), 2, "--dtype"),
         (("--quant", "Q9_X"), 2, "Q9_X"),
         (("--quant", "Q4_K_M", "--tp-rank", "0/2"), 3, "GGUF"),
@@ -114,6 +120,31 @@ def test_what_cannot_be_measured(
     result = call("verify", str(folder), *given, *arguments)
     assert (result.code, word in result.err) == (code, True), result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "word"),
+    [
+        ("pytorch_model.bin", "", "pickled weights"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b.safetensors"}}', "lacks"),
+        ("model.safetensors", "", "0 bytes"),
+    ],
+)
+def test_random_shards_never_stand_in_for_those_of_a_folder(
+    file: str, text: str, word: str, tmp_path: Path
+) -> None:
+    folder = write_config("dense GQA", tmp_path / "model")
+    (folder / file).write_text(text)
+    result = call("verify", str(folder), *SMALL)
+    assert (result.code, word in result.err) == (2, True), result.out + result.err
+    asked = call("verify", str(folder), *SMALL, "--synthetic")
+    assert asked.code == 0, asked.out + asked.err
+
+
+def test_a_pickle_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(range(256)))
+    result = call("verify", str(tmp_path / "pytorch_model.bin"), *SMALL)
+    assert (result.code, "never read" in result.err) == (2, True), result.err
 
 
 def test_layers_that_do_not_fit_are_extrapolated(tmp_path: Path) -> None:
@@ -184,8 +215,8 @@ def test_table_and_markdown(tmp_path: Path) -> None:
     folder = write_config("sliding window", tmp_path / "model")
     wide = call("verify", str(folder), *SMALL, columns=140)
     assert "AGREES" in wide.out
-    assert "kv cache.static" in wide.out
-    assert "flops prefill" in wide.out
+    assert "KV cache, static" in wide.out
+    assert "FLOPs of prefill" in wide.out
     narrow = call("verify", str(folder), *SMALL, columns=60)
     assert max(len(line) for line in narrow.out.splitlines()) <= 80
     markdown = call("verify", str(folder), *SMALL, "--format", "markdown")
@@ -234,6 +265,17 @@ def test_stopping_it_cleans_up(number: signal.Signals, code: int, tmp_path: Path
     assert process.returncode == code, err
     assert b"Traceback" not in err
     assert list(scratch.glob("moesize-verify-*")) == []
+
+
+def test_a_name_that_there_is_not_is_said_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moesize.__main__ import main\n"
+        "sys.exit(main(['verify', 'qwen2.5-7bb']))"
+    )
+    result = run(command=("-c", code))
+    assert result.code == 2
+    assert "did you mean qwen2.5-7b" in result.err
 
 
 def test_without_torch_it_says_so() -> None:
@@ -353,3 +395,13 @@ def test_a_quantized_head_is_unpacked() -> None:
     # Two copies of the head in float32 at the most, and one at the least.
     head = 512 * spec.hidden_size * 4
     assert head < (logits.measured_bytes or 0) < 3 * head
+
+
+def test_what_is_not_loaded_is_said() -> None:
+    """Gemma 3 4B: SigLIP has 416,866,032 parameters, the projector 1152 x 2560 and 1152 more."""
+    report = verify_run.verify(
+        small("gemma-3-4b"), device="cpu", layers=(0,), tokens=4, sequences=1, decode_steps=1
+    )
+    said = next(note for note in report.notes if note.startswith("not loaded"))
+    size = (416_866_032 + 1152 * 2560 + 1152) * 2
+    assert f"{size / 2**20:.2f} MiB of vision and audio towers" in said
