@@ -37,6 +37,7 @@ def execute(
     if synthetic and shards not in (None, "synthetic"):
         raise InvalidInputError("--synthetic and --shards name different shards")
     ranks = _ranks(tp_rank)
+    _check_name(model)
     verify = _loaded()
     quiet = os.environ.get("RANK", "0").strip("0") != ""
     try:
@@ -76,6 +77,14 @@ def execute(
         return 0
     _print(report, output)
     return 0 if report.agrees else 1
+
+
+def _check_name(model: str) -> None:
+    """A name that there is not is said before torch is loaded, which takes seconds."""
+    from moesize.catalog import resolve_model
+
+    if "/" not in model and not model.lower().endswith((".gguf", ".yaml", ".yml", ".json")):
+        resolve_model(model)
 
 
 def _loaded() -> Callable[..., VerifyReport]:

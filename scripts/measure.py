@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+# How long a run may take to remove its shards.
+_GRACE_S = 60.0
 ROOT = Path(__file__).resolve().parent.parent
 # One layer of every kind and a few more where a model is larger than a card; a whole model where
 # one card of 80 GB holds it.
@@ -26,7 +28,7 @@ RUNS = (
     "mixtral-8x7b --layers 0-7 --quant gptq-4bit",
     "mixtral-8x7b --layers 0-7 --tp-rank 0/2",
     "deepseek-v3 --layers 0,3-4",
-    "deepseek-v3 --layers 0,3-6 --tp-rank 0/8",
+    "deepseek-v3 --layers 0,3-4 --tp-rank 0/8",
     "qwen3-next-80b-a3b --layers 0-7",
     "gpt-oss-120b --layers 0-7",
     "gemma-3-27b --layers 0-11",
@@ -68,17 +70,26 @@ def _measured(line: str, passed_on: list[str], folder: Path, until: float) -> bo
         return False
     command = [sys.executable, "-m", "moesize", "verify", *line.split(), *passed_on, "--save"]
     begin = time.monotonic()
+    child = subprocess.Popen(command, env={**os.environ, "MOESIZE_RECEIPTS": str(folder.resolve())})
     try:
-        code = subprocess.run(
-            command,
-            env={**os.environ, "MOESIZE_RECEIPTS": str(folder.resolve())},
-            timeout=left,
-            check=False,
-        ).returncode
+        code = child.wait(left)
     except subprocess.TimeoutExpired:
         code = -1
+    finally:
+        _end(child)
     print(f"exit code {code}, {time.monotonic() - begin:.0f} s: {line}", flush=True)
     return code == 0
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Politely first: a run that is killed leaves its shards behind, tens of GB."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 if __name__ == "__main__":

@@ -22,15 +22,52 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from moesize.core.errors import EnvironmentProblem, InvalidInputError
+from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.units import MIB, format_bytes
 from moesize.verify.live_bytes import LiveBytes
 from moesize.verify.owners import History, Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 KINDS = ("cuda", "xpu", "mps", "cpu")
+# What errors of drivers and libraries hold, beside torch's own class for them (2.8 and later).
+_DRIVER_WORDS = (
+    "CUDA error", "CUDA driver", "CUDA-capable", "CUDA unknown error", "CUBLAS_STATUS", "CUSOLVER",
+    "cuDNN error", "NVML", "HIP error", "hipError", "ROCm", "MPS backend", "MPS device",
+    "Level Zero", "level_zero", "UR_RESULT", "SYCL", "available free memory",
+)  # fmt: skip
+
+
+@contextmanager
+def device_problems(where: str = "") -> Iterator[None]:
+    """What a driver or a kernel refuses is an EnvironmentProblem of one line.
+
+    Memory that runs out where nothing is measured yet is one, too.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        kind = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+        text = str(error)
+        known = any(word in text for word in _DRIVER_WORDS)
+        if not known and not isinstance(error, (kind, torch.OutOfMemoryError)):
+            raise
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        first = lines[0][:300].rstrip(".") if lines else type(error).__name__
+        # Frames would keep tensors alive.
+        error.__traceback__ = None
+        raise EnvironmentProblem(f"{where or 'the device'}: {first}", _advice(text)) from None
+
+
+def _advice(text: str) -> str:
+    if "no kernel image" in text:
+        return "this torch build has no kernels for this device: install one that names its class"
+    if "out of memory" in text:
+        return "something else holds the device's memory"
+    if "busy" in text or "unavailable" in text:
+        return "is another process using the device alone?"
+    return "does the vendor's own tool (nvidia-smi, rocm-smi, xpu-smi) show a device in order?"
 
 
 class Reading(NamedTuple):
@@ -125,7 +162,57 @@ def find_meter(device: str = "auto") -> Meter:
     count = torch.accelerator.device_count()
     if number >= count:
         raise EnvironmentProblem(f"there is no {kind}:{number}; {count} devices are visible")
-    return TorchMeter(kind, number, getattr(torch, kind))
+    if number:
+        # What names no device, such as page-locked memory, would make a context on the first one.
+        torch.accelerator.set_device_index(number)
+    if kind == "cuda":
+        # Releases after 2.13 take cuBLAS's workspace anew for each product: 32 MiB on top of every
+        # small peak (pytorch aten/src/ATen/cuda/CublasHandlePool.cpp). It is kept as it was.
+        os.environ.setdefault(_KEPT_WORKSPACE, "1")
+    api = getattr(torch, kind)
+    _check_counting(api)
+    return TorchMeter(kind, number, api)
+
+
+def _check_counting(api: Any) -> None:
+    """The caching allocator is there, and counts. Raises EnvironmentProblem."""
+    for name in ("PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_NO_HIP_MEMORY_CACHING"):
+        if os.environ.get(name):
+            raise EnvironmentProblem(f"with {name} torch counts no memory", f"unset {name}")
+    backend = getattr(api, "get_allocator_backend", lambda: "native")()
+    if backend != "native":
+        raise EnvironmentProblem(
+            f"torch's allocator is {str(backend)[:40]}, which counts no bytes of tensors",
+            "take `backend:...` out of PYTORCH_ALLOC_CONF (or PYTORCH_CUDA_ALLOC_CONF)",
+        )
+
+
+_KEPT_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+# Of pytorch c10/core/AllocatorConfig.h and c10/cuda/CUDAAllocatorConfig.h: those that leave blocks
+# and segments as they are. Any other setting may change them.
+_HARMLESS = (
+    "backend", "per_process_memory_fraction", "throw_on_cudamalloc_oom",
+    "release_lock_on_cudamalloc", "release_lock_on_hipmalloc", "graph_capture_record_stream_reuse",
+)  # fmt: skip
+
+
+def allocator_settings() -> tuple[str, ...]:
+    """Names of settings in the environment that make blocks others than predicted."""
+    found: dict[str, None] = {}
+    for variable in _SETTINGS:
+        text = os.environ.get(variable, "").replace("[", ",").replace("]", ",")
+        for part in text.split(","):
+            name, _, value = (word.strip() for word in part.partition(":"))
+            # A list of divisions has lost its brackets above.
+            off = value.lower() in ("", "false", "0") and name != "roundup_power2_divisions"
+            plain = name.isascii() and name.isidentifier()
+            harmless = name in _HARMLESS or name.startswith("pinned_")
+            if plain and not off and not harmless:
+                found[name[:40]] = None
+    if os.environ.get(_KEPT_WORKSPACE, "1") != "1":
+        found[_KEPT_WORKSPACE] = None
+    return tuple(found)
 
 
 def _local_rank() -> int:
@@ -451,6 +538,31 @@ def _cgroup_used() -> int:
     return max(0, used - cached)
 
 
+# --- Types ----------------------------------------------------------------------------------------
+
+
+def check_types(device: torch.device, types: Iterable[torch.dtype], *, computes: bool) -> None:
+    """The device holds tensors of these types, and with `computes` turns them into float32.
+
+    Raises UnsupportedError: Metal has no 8-bit floats, old releases of it no bfloat16.
+    """
+    for dtype in types:
+        try:
+            one = torch.empty(1, dtype=dtype, device=device)
+            if computes and dtype.is_floating_point:
+                one.float()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, getattr(torch, "AcceleratorError", ())):
+                raise
+            name = str(dtype).removeprefix("torch.")
+            raise UnsupportedError(
+                f"{device.type} devices have no {name} in torch {torch.__version__}",
+                "take --device cpu, --dtype float16 or another scheme with --quant",
+            ) from None
+
+
 # --- The context ----------------------------------------------------------------------------------
 
 
@@ -489,13 +601,37 @@ def context_cost(meter: Meter, free_before: int | None = None) -> ContextCost | 
     product = matrix @ matrix
     meter.synchronize()
     after = max(0, total - meter.free_bytes() - meter.reading().reserved)
+    # A product with a bias goes another way (cuBLASLt, hipBLASLt), which may keep a workspace of
+    # its own: not to be taken for one of the first pass.
+    product = torch.nn.functional.linear(matrix, matrix, matrix[0])
+    meter.synchronize()
     del matrix, product
     workspace = max(0, meter.reading().allocated - before.allocated)
     return ContextCost(first, max(0, after - first), free_before is not None, workspace)
 
 
-def free_before(device: str) -> int | None:
-    """Free memory of the card that `device` means, asked of the driver before CUDA is touched.
+class Card(NamedTuple):
+    """Memory of a card as the driver's tools say."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+# What the driver keeps for itself is in the tools' total and not in CUDA's: 0.5 % of 80 GB, 5 % of
+# 4 GB. More is another card: a part of one (MIG), or CUDA counts cards in another order.
+_SAME_CARD = 0.10
+
+
+def free_of(meter: Meter, card: Card | None) -> int | None:
+    """What was free on the meter's device, if `card` is that device."""
+    if card is None or meter.kind != "cuda":
+        return None
+    total = meter.total_bytes()
+    return card.free_bytes if abs(card.total_bytes - total) <= _SAME_CARD * total else None
+
+
+def free_before(device: str) -> Card | None:
+    """Memory of the card that `device` means, asked of the driver before CUDA is touched.
 
     By NVML (extra `nvidia-ml-py`), else by nvidia-smi, which says whole MiB; None without both.
     """
@@ -506,11 +642,11 @@ def free_before(device: str) -> int | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     name = visible[index].strip() if index < len(visible) else ""
     name = name or str(index)
-    found = _nvml_free(name)
-    return _smi_free(name) if found is None else found
+    found = _nvml_card(name)
+    return _smi_card(name) if found is None else found
 
 
-def _nvml_free(name: str) -> int | None:
+def _nvml_card(name: str) -> Card | None:
     try:
         import pynvml
     except ImportError:
@@ -521,22 +657,26 @@ def _nvml_free(name: str) -> int | None:
             handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
         else:
             handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    except (pynvml.NVMLError, ValueError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return Card(int(memory.free), int(memory.total))
+    except (pynvml.NVMLError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _smi_free(name: str) -> int | None:
+def _smi_card(name: str) -> Card | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    command = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits", f"--id={name}"]
+    asked = "--query-gpu=memory.free,memory.total"
+    command = [tool, asked, "--format=csv,noheader,nounits", f"--id={name}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    said = answer.stdout.strip()
-    return int(said) * MIB if _is_number(said) else None
+    said = [word.strip() for word in answer.stdout.strip().split(",")]
+    if len(said) != 2 or not all(map(_is_number, said)):
+        return None
+    return Card(int(said[0]) * MIB, int(said[1]) * MIB)
 
 
 def _is_number(text: str) -> bool:

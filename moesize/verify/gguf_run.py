@@ -317,7 +317,8 @@ def verify_gguf(
     Raises as `moesize.verify.run.verify` does.
     """
     from moesize.catalog import resolve_model
-    from moesize.verify.devices import find_meter
+    from moesize.verify.devices import allocator_settings, find_meter
+    from moesize.verify.terms import blocks_note, without_blocks
 
     if tp_rank not in (None, (0, 1)) or os.environ.get("WORLD_SIZE", "1") != "1":
         raise UnsupportedError(
@@ -358,6 +359,10 @@ def verify_gguf(
         found = verify_gguf_terms(
             spec, scheme, file, meter, layers=chosen, tolerance=tolerance, progress=progress
         )
+        settings = allocator_settings() if meter.counts_blocks else ()
+        if settings:
+            notes.append(blocks_note(settings))
+            found = found._replace(terms=without_blocks(found.terms))
         speed = speed_of(
             found.requested_bytes, found.load_gb_per_s, found.cached_share,
             meter.device, file.paths[0], meter.free_bytes(),

@@ -181,24 +181,14 @@ def _sampled(model: ForwardModel, last: Tensor, watch: Stopwatch, name: str) -> 
     return logits, watch.requested_peak
 
 
-def logits_bytes(
-    sequences: int,
-    rows: int,
-    hidden: int,
-    element: int,
-    *,
-    softcap: bool = False,
-    copies_head: bool = False,
-) -> int:
-    """Peak of logits: `max(8 * S * V, S * (H + V) * element)` bytes; 12 * S * V with a softcap.
+def logits_bytes(sequences: int, rows: int, *, softcap: bool = False, copied_head: int = 0) -> int:
+    """Peak of logits: `8 * S * V` bytes, with a softcap `12 * S * V`.
 
     The product as float32 stands beside its scaled copy (in 16 bits beside the product itself,
-    which is less), or the scaled hidden states beside the product. A softcap holds three. A head
-    that is stored in another type than the computation's is copied: V * H * element more.
+    which is less). A softcap holds three. copied_head: bytes of a head that is stored in another
+    type than the computation's, and copied.
     """
-    wide = (12 if softcap else 8) * sequences * rows
-    copy = rows * hidden * element if copies_head else 0
-    return copy + max(wide, sequences * (hidden + rows) * element)
+    return copied_head + (12 if softcap else 8) * sequences * rows
 
 
 def sampling_bytes(sequences: int, rows: int, kind: str = "cpu") -> int:

@@ -20,16 +20,27 @@ from moesize.core.model_spec import ModelSpec
 from moesize.core.quantization import FAMILY_WORDS, find_scheme, resolve_family
 from moesize.core.units import GIB, MIB, format_bytes, parse_bytes
 from moesize.verify import distributed, predict
-from moesize.verify.devices import ContextCost, Meter, context_cost, find_meter, free_before
+from moesize.verify.devices import (
+    ContextCost,
+    Meter,
+    allocator_settings,
+    check_types,
+    context_cost,
+    device_problems,
+    find_meter,
+    free_before,
+    free_of,
+)
 from moesize.verify.forward import Numerics
 from moesize.verify.gguf_run import verify_gguf, wants_gguf
-from moesize.verify.loading import speed_of
+from moesize.verify.loading import speed_of, torch_dtype
 from moesize.verify.passes import Workload
 from moesize.verify.phases import Measured, Progress, measure, silent
 from moesize.verify.predict import DTYPES, DryPeaks, Subject
 from moesize.verify.receipts import check_writable, spec_hash
-from moesize.verify.report import Device, Speed, VerifyReport
+from moesize.verify.report import Device, Speed, Term, VerifyReport
 from moesize.verify.safetensors_files import (
+    CODES,
     INDEX_NAME,
     CheckpointFiles,
     open_checkpoint,
@@ -38,7 +49,14 @@ from moesize.verify.safetensors_files import (
 )
 from moesize.verify.selection import Selection, choose_layers, num_layers, parse_layers
 from moesize.verify.synthetic import write_synthetic
-from moesize.verify.terms import attribution, extrapolate, flops_of, terms_of
+from moesize.verify.terms import (
+    attribution,
+    blocks_note,
+    extrapolate,
+    flops_of,
+    terms_of,
+    without_blocks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,8 +75,11 @@ _MOST_TOKENS = 1 << 20
 # Their numbers alone take memory before anything is predicted.
 _MOST_IN_ALL = 1 << 24
 _PREFIX = "moesize-verify-"
+# Sections of the inventory that no pass of text needs, in words.
+_LEFT_OUT = {"tower": "vision and audio towers", "mtp": "MTP layers"}
 
 
+@device_problems()
 def verify(
     model: str | ModelSpec,
     *,
@@ -134,16 +155,18 @@ def verify(
                 )
             settings = settings._replace(tp_rank=(group.rank, group.size))
             progress = group.checking(progress or silent)
-        free = free_before(device)
-        meter = find_meter(device)
-        context = context_cost(meter, free)
+        with device_problems():
+            card = free_before(device)
+            meter = find_meter(device)
+            context = context_cost(meter, free_of(meter, card))
         if group is not None:
             group.connect(meter)
         # Cycles are collected at each phase; what was there before need not be looked through.
         gc.collect()
         gc.freeze()
         try:
-            return _Run(source, work, settings, meter, group, context, progress).report()
+            with device_problems(meter.name):
+                return _Run(source, work, settings, meter, group, context, progress).report()
         finally:
             gc.unfreeze()
 
@@ -298,7 +321,9 @@ class _Run:
         subject = self._subject(large)
         expected = self._expected(subject)
         self._say_what_runs(expected)
+        self._say_what_is_left_out()
         self._refuse_when_too_large(subject, expected)
+        self._check_types(subject, computes=expected.runs)
         # What torch has loaded for the dry run need not be looked through at every phase either.
         gc.collect()
         gc.freeze()
@@ -327,6 +352,7 @@ class _Run:
             context=self._constant(), tolerance=self.settings.tolerance,
             no_peaks=expected.why, with_passes=expected.runs,
         )  # fmt: skip
+        terms = self._as_set(terms)
         if self.group is not None:
             terms = (*self.group.terms(self.meter), *terms)
         report = self._report(part, found, terms, speed)
@@ -337,7 +363,25 @@ class _Run:
             report = self.group.gathered(report)
         return self._saved(report)
 
+    def _as_set(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        """The terms, without predictions of blocks where the allocator is set otherwise."""
+        settings = allocator_settings() if self.meter.counts_blocks else ()
+        if settings:
+            self.notes.append(blocks_note(settings))
+            return without_blocks(terms)
+        return terms
+
     # --- Before ---
+
+    def _check_types(self, subject: Subject, *, computes: bool) -> None:
+        """Types of the shards and of the computation. Raises UnsupportedError."""
+        meter = self.meter
+        if meter.kind == "cpu":
+            return
+        spec, own = subject.spec, subject.selection
+        codes = {CODES.get(t.dtype, "") for t in own.tensors(spec, subject.stored)} - {""}
+        types = [torch_dtype(code) for code in sorted(codes)]
+        check_types(meter.device, [*types, subject.torch_dtype], computes=computes)
 
     def _numerics(self) -> tuple[Numerics, str]:
         """What the config says, and what is to be said of it."""
@@ -363,6 +407,18 @@ class _Run:
             )
         elif self.numerics_note:
             self.notes.append(self.numerics_note)
+
+    def _say_what_is_left_out(self) -> None:
+        """Parts of the files that text alone does not need."""
+        held = dict.fromkeys(_LEFT_OUT, 0)
+        for item in self.source.stored:
+            if item.entry.section in held:
+                held[item.entry.section] += item.file_bytes
+        parts = [
+            f"{format_bytes(size)} of {_LEFT_OUT[name]}" for name, size in held.items() if size
+        ]
+        if parts:
+            self.notes.append(f"not loaded and in no figure: {' and '.join(parts)}")
 
     def _subject(self, selection: Selection) -> Subject:
         source = self.source
@@ -479,14 +535,19 @@ class _Run:
         )
 
     def _free(self) -> int:
-        free = self.meter.free_bytes()
-        if self.group is not None and self.meter.kind == "cpu":
+        meter, limit = self.meter, self.settings.limit_bytes
+        free = meter.free_bytes()
+        if self.group is not None and meter.kind == "cpu":
             free //= self.group.ranks_of_host
-        limit = self.settings.limit_bytes
-        return free if limit is None else min(free, limit)
+        if limit is None:
+            return free
+        # The bound holds for all segments, cuBLAS's workspace among them.
+        held = meter.reading().reserved if meter.counts_blocks else 0
+        return min(free, max(0, limit - held))
 
     def _margin(self, free: int) -> int:
-        if self.settings.limit_bytes is not None and free == self.settings.limit_bytes:
+        if self.settings.limit_bytes == free and not self.meter.counts_blocks:
+            # Bytes are counted one by one there.
             return 0
         share = _HOST_SHARE if self.meter.kind == "cpu" else _MARGIN_SHARE
         return max(_MARGIN_BYTES, round(share * free))

@@ -1,7 +1,7 @@
 """A CUDA device that is not there: tensors on the CPU, counted as CUDA's allocator would give them.
 
 What a real device does besides is played: a context, the workspace that cuBLAS keeps from its first
-product on, scratch of the sort, free memory that falls by segments.
+product on, scratch of the sort, of CUB and of narrow indices, free memory that falls by segments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moesize.core.units import GIB, MIB
+from moesize.core.units import GIB, KIB, MIB
 from moesize.verify.caching_allocator import CachingAllocator
 from moesize.verify.devices import Reading
 from moesize.verify.live_bytes import LiveBytes
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CONTEXT_BYTES = 500 * MIB
 # Hopper: 4,096 KiB eight times (pytorch aten/src/ATen/cuda/CublasHandlePool.cpp).
 WORKSPACE_BYTES = 32 * MIB
+# Of CUB, while unique and nonzero run.
+TEMPORARY_BYTES = 32 * KIB
 
 
 class Memory:
@@ -82,6 +84,14 @@ class _Counted(LiveBytes):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        aten = torch.ops.aten
+        if func in (aten.nonzero.default, aten._unique2.default):
+            self._taken(TEMPORARY_BYTES)
+        if func is aten.index.Tensor:
+            # TensorAdvancedIndexingUtils.h, make_info: indices of 32 bits are copied.
+            for index in args[1]:
+                if index is not None and index.dtype == torch.int32:
+                    self._taken(8 * index.numel())
         if func is torch.ops.aten.sort.default and args[0].shape[-1] > 4096:
             rows, count = args[0].shape[0], args[0].numel()
             assert 1 < rows < 128, "only this way of sorting is played"
@@ -91,6 +101,11 @@ class _Counted(LiveBytes):  # type: ignore[no-untyped-call]
             for key, size in ((-1, 8), (-2, 8), (-3, 4), (-4, 12)):
                 self._count(-size * count, key)
         return out
+
+    def _taken(self, size: int) -> None:
+        """What a kernel takes and gives back."""
+        self._count(size, -9)
+        self._count(-size, -9)
 
 
 class StandIn:
@@ -142,7 +157,7 @@ class StandIn:
         self.history.stop()
 
     def limit(self, size_bytes: int) -> None:
-        raise NotImplementedError
+        self.bound = size_bytes
 
     def release(self) -> None:
         gc.collect()

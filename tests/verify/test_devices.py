@@ -12,11 +12,18 @@ import pytest
 import torch
 from running import environment
 
-from moesize.core.errors import EnvironmentProblem, InvalidInputError
+from moesize.core.errors import EnvironmentProblem, InvalidInputError, UnsupportedError
 from moesize.core.units import GIB, MIB
 from moesize.verify import devices
 from moesize.verify.caching_allocator import CachingAllocator
-from moesize.verify.devices import CpuMeter, LimitReached, TorchMeter, context_cost, find_meter
+from moesize.verify.devices import (
+    Card,
+    CpuMeter,
+    LimitReached,
+    TorchMeter,
+    context_cost,
+    find_meter,
+)
 from moesize.verify.live_bytes import LiveBytes
 
 
@@ -177,19 +184,111 @@ def test_free_memory_is_asked_of_the_driver_before_cuda_is_touched(
     """nvidia-smi where NVML's package is not installed; the card by the number torch will use."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
-        '#!/bin/sh\ncase "$*" in *--id=3*) echo 81079;; *--id=GPU-ab*) echo x;; *) exit 9;; esac\n'
+        '#!/bin/sh\ncase "$*" in *--id=3*) echo 81079, 81559;; '
+        "*--id=GPU-ab*) echo x;; *) exit 9;; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(devices, "_nvml_free", lambda name: None)
+    monkeypatch.setattr(devices, "_nvml_card", lambda name: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,GPU-ab")
-    assert devices.free_before("cuda:1") == 81079 * MIB
+    assert devices.free_before("cuda:1") == (81079 * MIB, 81559 * MIB)
     assert devices.free_before("cuda") is None
     assert devices.free_before("cuda:2") is None
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert devices.free_before("auto") == 81079 * MIB
+    assert devices.free_before("auto") == (81079 * MIB, 81559 * MIB)
     assert devices.free_before("cpu") is None
     assert devices.free_before("cuda:x") is None
+
+
+def test_another_card_says_nothing_of_this_one() -> None:
+    """MIG: the tools name the whole card, CUDA an instance of 10 GB. Or cards in another order."""
+    meter = TorchMeter("cuda", 0, FakeCuda())  # 80 GiB
+    assert devices.free_of(meter, Card(79 * GIB, 81 * GIB)) == 79 * GIB
+    assert devices.free_of(meter, Card(79 * GIB, 141 * GIB)) is None
+    assert devices.free_of(meter, Card(9 * GIB, 10 * GIB)) is None
+    assert devices.free_of(meter, None) is None
+    assert devices.free_of(CpuMeter(), Card(79 * GIB, 81 * GIB)) is None
+
+
+def test_an_error_of_the_device_is_one_line() -> None:
+    """Texts as torch 2.13 and 2.6 have them; what is no error of a device goes on as it is."""
+    kernel = (
+        "CUDA error: no kernel image is available for execution on the device\n"
+        "Search for `cudaErrorNoKernelImageForDevice' in the documentation\n"
+    )
+    with pytest.raises(EnvironmentProblem) as caught, devices.device_problems("Tesla K80"):
+        raise RuntimeError(kernel)
+    assert caught.value.exit_code == 3
+    assert caught.value.message == (
+        "Tesla K80: CUDA error: no kernel image is available for execution on the device"
+    )
+    assert "torch build" in caught.value.hint
+    with pytest.raises(EnvironmentProblem, match="illegal memory"), devices.device_problems():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(EnvironmentProblem), devices.device_problems():
+        raise TypeError(
+            "Trying to convert Float8_e4m3fn to the MPS backend but it does not have support for "
+            "that dtype."
+        )
+    with pytest.raises(EnvironmentProblem, match="out of memory"), devices.device_problems():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), devices.device_problems():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(InvalidInputError), devices.device_problems():
+        raise InvalidInputError("a file")
+
+
+def test_settings_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of pytorch's c10/core/AllocatorConfig.h and its CUDA notes."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TORCH_CUBLAS_WORKSPACE_CACHE", raising=False)
+    assert devices.allocator_settings() == ()
+    for text, names in (
+        ("expandable_segments:True", ("expandable_segments",)),
+        ("expandable_segments:False,pinned_use_background_threads:True", ()),
+        ("backend:native, per_process_memory_fraction:0.5", ()),
+        (
+            "roundup_power2_divisions:[256:1,512:2,>:8],max_split_size_mb:128",
+            ("roundup_power2_divisions", "max_split_size_mb"),
+        ),
+        ("garbage_collection_threshold:0.8", ("garbage_collection_threshold",)),
+        (",,:::[[\x00", ()),
+    ):
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", text.replace("\x00", "?"))
+        assert devices.allocator_settings() == names, text
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "x" * 99 + ":1")
+    assert devices.allocator_settings() == ("x" * 40,)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("TORCH_CUBLAS_WORKSPACE_CACHE", "0")
+    assert devices.allocator_settings() == ("TORCH_CUBLAS_WORKSPACE_CACHE",)
+
+
+def test_an_allocator_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = FakeCuda()
+    monkeypatch.setattr(devices, "_accelerator", lambda: "cuda")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "cuda", api)
+    monkeypatch.setenv("TORCH_CUBLAS_WORKSPACE_CACHE", "")
+    monkeypatch.delenv("TORCH_CUBLAS_WORKSPACE_CACHE")
+    assert find_meter("cuda").name == "NVIDIA H100 80GB HBM3"
+    # Later releases would take 32 MiB for each product and give them back.
+    assert os.environ["TORCH_CUBLAS_WORKSPACE_CACHE"] == "1"
+    api.get_allocator_backend = lambda: "cudaMallocAsync"  # type: ignore[attr-defined]
+    with pytest.raises(EnvironmentProblem, match="cudaMallocAsync"):
+        find_meter("cuda")
+    api.get_allocator_backend = lambda: "native"  # type: ignore[attr-defined]
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with pytest.raises(EnvironmentProblem, match="counts no memory"):
+        find_meter("cuda")
+
+
+def test_types_that_a_device_lacks() -> None:
+    types = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint8, torch.int32)
+    devices.check_types(torch.device("cpu"), types, computes=True)
+    if not torch.backends.mps.is_built():
+        with pytest.raises(UnsupportedError, match="mps devices have no bfloat16"):
+            devices.check_types(torch.device("mps"), types, computes=True)
 
 
 def test_a_workspace_is_no_part_of_the_context() -> None:

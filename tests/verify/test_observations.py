@@ -375,12 +375,13 @@ def test_a_run_is_quoted_and_its_context_used(
 ) -> None:
     """A stand-in for an H100 whose context takes 500 MiB."""
     from moesize.verify import run as verify_run
+    from moesize.verify.devices import Card
     from verify.configs import write_config
     from verify.stand_in import CONTEXT_BYTES, StandIn
 
     meter = StandIn()
     monkeypatch.setattr(verify_run, "find_meter", lambda device: meter)
-    monkeypatch.setattr(verify_run, "free_before", lambda device: meter.total)
+    monkeypatch.setattr(verify_run, "free_before", lambda device: Card(meter.total, meter.total))
     folder = write_config("dense GQA", tmp_path / "model")
     report = verify_run.verify(
         str(folder), device="cuda", tokens=24, sequences=2, decode_steps=2, layers="all", save=True,

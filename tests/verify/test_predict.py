@@ -85,15 +85,17 @@ def test_cache_of_windows_and_ranks() -> None:
     assert predict.cache_bytes(latent, long, "growing") == 301 * 576 * 2
 
 
-def test_logits_and_sampling_follow_their_formulas() -> None:
-    rows, count = 1000, 5
+@pytest.mark.parametrize("rows", [1000, 16])
+def test_logits_and_sampling_follow_their_formulas(rows: int) -> None:
+    """Also where a rank's part of the vocabulary is narrower than the hidden states."""
+    count = 5
     live = LiveBytes()
     with live:
         hidden, head = torch.randn(count, 1, 64), torch.randn(rows, 64)
         live.reset_peak()
         before = live.live_bytes
-        logits = torch.nn.functional.linear(hidden * 1.0, head).float() * 1.0
-        assert live.peak_bytes - before == logits_bytes(count, rows, 64, 4)
+        logits = torch.nn.functional.linear(hidden, head).float() * 1.0
+        assert live.peak_bytes - before == logits_bytes(count, rows)
         live.reset_peak()
         before = live.live_bytes
         tokens = sample_tokens(logits[:, 0])

@@ -270,6 +270,17 @@ def test_stopping_it_cleans_up(number: signal.Signals, code: int, tmp_path: Path
     assert list(scratch.glob("moesize-verify-*")) == []
 
 
+def test_a_name_that_there_is_not_is_said_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moesize.__main__ import main\n"
+        "sys.exit(main(['verify', 'qwen2.5-7bb']))"
+    )
+    result = run(command=("-c", code))
+    assert result.code == 2
+    assert "did you mean qwen2.5-7b" in result.err
+
+
 def test_without_torch_it_says_so() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -387,3 +398,13 @@ def test_a_quantized_head_is_unpacked() -> None:
     # Two copies of the head in float32 at the most, and one at the least.
     head = 512 * spec.hidden_size * 4
     assert head < (logits.measured_bytes or 0) < 3 * head
+
+
+def test_what_is_not_loaded_is_said() -> None:
+    """Gemma 3 4B: SigLIP has 416,866,032 parameters, the projector 1152 x 2560 and 1152 more."""
+    report = verify_run.verify(
+        small("gemma-3-4b"), device="cpu", layers=(0,), tokens=4, sequences=1, decode_steps=1
+    )
+    said = next(note for note in report.notes if note.startswith("not loaded"))
+    size = (416_866_032 + 1152 * 2560 + 1152) * 2
+    assert f"{size / 2**20:.2f} MiB of vision and audio towers" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as f
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moesize.verify.forward.caches import LayerCache
 
 
@@ -24,4 +27,20 @@ def causal_conv(
     joined = torch.cat((state, columns), dim=-1)
     cache.states[name] = joined[..., joined.shape[-1] - (kernel - 1) :].clone()
     weight = weight.reshape(channels, 1, kernel)
-    return f.conv1d(joined, weight, bias, groups=channels).transpose(1, 2)
+    with _torch_kernels():
+        return f.conv1d(joined, weight, bias, groups=channels).transpose(1, 2)
+
+
+@contextmanager
+def _torch_kernels() -> Iterator[None]:
+    """Without cuDNN and MIOpen, which take a workspace of a size that they choose themselves.
+
+    torch's own kernel for a channel by itself takes none (pytorch DepthwiseConv2d.cu).
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled
+    cudnn.enabled = False
+    try:
+        yield
+    finally:
+        cudnn.enabled = before

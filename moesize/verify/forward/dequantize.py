@@ -35,8 +35,6 @@ from moesize.core.weight_formats import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# E2M1, by its 4 bits: sign, two of exponent, one of mantissa.
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Names that packers give one part of a matrix, in the order they are looked for.
 _NAMES: dict[str, tuple[str, ...]] = {
     "weight": (".weight", "_blocks", ".weight_packed", ".qweight"),
@@ -146,10 +144,20 @@ def _e8m0(scale: Tensor) -> Tensor:
 
 
 def _e2m1(packed: Tensor) -> Tensor:
-    """Two values a byte, the low half first: (out, in / 2) bytes -> (out, in)."""
-    table = torch.tensor([*_E2M1, *(-v for v in _E2M1)], device=packed.device)
+    """Two values a byte, the low half first: (out, in / 2) bytes -> (out, in).
+
+    Not by a table: indices of 32 bits are copied into 64 unseen (pytorch
+    TensorAdvancedIndexingUtils.h), and 64 are 16 times what is stored.
+    """
     halves = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
-    return table[halves.int()]
+    # As half precision: the sign at bit 15, two bits of exponent from bit 10 on, one of mantissa
+    # before it. Its exponents are counted from 15 and those of E2M1 from 1.
+    signs = halves.to(torch.int16)
+    del halves
+    numbers = (signs & 0x7).bitwise_left_shift_(9)
+    numbers.bitwise_or_(signs.bitwise_and_(0x8).bitwise_left_shift_(12))
+    del signs
+    return numbers.view(torch.float16).float().mul_(2.0**14)
 
 
 def _by_group(values: Tensor, scale: Tensor) -> Tensor:
