@@ -216,8 +216,7 @@ def _workload(tokens: int, sequences: int, decode_steps: int, seed: int) -> Work
 
 def _size(value: int | str | None) -> int | None:
     if isinstance(value, str):
-        bare = value.isascii() and value.isdigit() and len(value) < 20
-        value = int(value) if bare else parse_bytes(value)
+        value = parse_bytes(value)
     if value is not None and value <= 0:
         raise InvalidInputError(f"--limit-memory {value} is no size")
     return value

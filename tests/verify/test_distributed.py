@@ -250,7 +250,7 @@ def test_ranks_run_the_layers_that_fit_all_of_them(ranks: Ranks, tmp_path: Path)
     known = {t["name"]: t["measured_bytes"] for t in alone["terms"]}
     assert len(alone["layers"]) == 8
     first = ranks.start(0, folder, *long, "--layers", "auto")
-    limit = ("--limit-memory", str(known["peak"] * 7 // 10))
+    limit = ("--limit-memory", f"{known['peak'] * 7 // 10}B")
     second = ranks.start(1, folder, *long, "--layers", "auto", *limit)
     out, _ = ended(first, 0)
     ended(second, 0)
@@ -303,7 +303,7 @@ def test_memory_that_runs_out_on_one_rank_is_a_result(ranks: Ranks, folder: Path
     weights = next(t for t in alone["terms"] if t["name"] == "weights")["measured_bytes"]
     first = ranks.start(0, folder)
     second = ranks.start(
-        1, folder, "--limit-memory", str(weights + 30_000), fault="no check before the run"
+        1, folder, "--limit-memory", f"{weights + 30_000}B", fault="no check before the run"
     )
     out, err = ended(first, 1)
     assert ended(second, 0) == ("", "")

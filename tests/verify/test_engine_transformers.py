@@ -200,14 +200,14 @@ def test_what_fails_in_the_library_is_one_line(tmp_path: Path) -> None:
 def test_memory_that_runs_out_is_a_result(tmp_path: Path) -> None:
     """853,248 bytes of weights and 26,624 of cache fit 90 % of a million; the prompt does not."""
     folder = write_config("dense GQA", tmp_path / "model")
-    result = verify(folder, "--limit-memory", "1000000", "--format", "json")
+    result = verify(folder, "--limit-memory", "1000000B", "--format", "json")
     assert result.code == 1, result.err
     failure = result.json()["failure"]
     assert failure["phase"] == "prefill"
     assert failure["asked_bytes"] > 0
     assert failure["live"]["weights"] >= 853_248
     assert terms(result)["after_free"]["measured_bytes"] == 0
-    assert "OUT OF MEMORY" in verify(folder, "--limit-memory", "1000000").out
+    assert "OUT OF MEMORY" in verify(folder, "--limit-memory", "1000000B").out
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_fewer_layers_are_a_config_with_fewer(standin: Standin, tmp_path: Path) 
     whole = verify(folder, "--format", "json").json()
     assert whole["spec_sha256"] == result.json()["spec_sha256"]
     # 33.55 MB stand outside of the layers and each of them takes 0.31: two fit 90 % of 38 MB.
-    some = verify(folder, "--limit-memory", "38000000", "--format", "json")
+    some = verify(folder, "--limit-memory", "38000000B", "--format", "json")
     assert some.json()["layers"] == [0, 1], some.err
     middle = verify(folder, "--layers", "1-2")
     assert (middle.code, "--layers 0-1" in middle.err) == (3, True)

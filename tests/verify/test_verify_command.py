@@ -104,6 +104,7 @@ def test_hostile_and_missing_shards_are_bad_input(tmp_path: Path) -> None:
         # Their numbers alone would be 512 GiB.
         (("--tokens", "1m", "--sequences", "65536"), 2, "in all"),
         (("--limit-memory", "9" * 5000), 2, "has no unit"),
+        (("--limit-memory", "20"), 2, "has no unit"),
         (("--tolerance", "nan"), 2, "--tolerance nan"),
         (("--tp-rank", "0/3"), 3, "self_attn"),
         (("--limit-memory", "64KiB"), 3, "64.00 KiB may be used"),
@@ -155,7 +156,7 @@ def test_layers_that_do_not_fit_are_extrapolated(tmp_path: Path) -> None:
     folder = write_config("MLA MoE", tmp_path / "model", num_hidden_layers=8)
     whole = call("verify", str(folder), *SMALL, "--layers", "all", "--format", "json").json()
     peak = next(t for t in whole["terms"] if t["name"] == "peak")["measured_bytes"]
-    limit = str(peak * 6 // 10)
+    limit = f"{peak * 6 // 10}B"
     result = call("verify", str(folder), *SMALL, "--limit-memory", limit, "--format", "json")
     document = result.json()
     assert result.code == 0, result.err
@@ -175,7 +176,7 @@ def test_memory_that_runs_out_is_a_result(tmp_path: Path, monkeypatch: pytest.Mo
     folder = write_config("dense GQA", tmp_path / "model")
     whole = call("verify", str(folder), *SMALL, "--format", "json").json()
     weights = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
-    limit = ("--layers", "all", "--limit-memory", str(weights + 30_000))
+    limit = ("--layers", "all", "--limit-memory", f"{weights + 30_000}B")
     result = call("verify", str(folder), *SMALL, *limit, "--format", "json")
     assert result.code == 1
     failure = result.json()["failure"]
@@ -195,7 +196,7 @@ def test_counting_flops_has_to_fit_as_well(tmp_path: Path) -> None:
     short = ("--device", "cpu", "--tokens", "2", "--sequences", "1", "--decode-steps", "1")
     free = call("verify", str(folder), *short, "--format", "json").json()
     peak = next(t["predicted_bytes"] for t in free["terms"] if t["name"] == "peak")
-    limit = ("--limit-memory", str(peak + 1))
+    limit = ("--limit-memory", f"{peak + 1}B")
     found = call("verify", str(folder), *short, *limit, "--layers", "all")
     assert found.code == 3, found.out + found.err
     assert "are predicted" in found.err
@@ -360,7 +361,7 @@ def test_layers_of_a_model_without_passes_are_extrapolated(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(facts))
     whole = call("verify", str(tmp_path), *SMALL, "--format", "json").json()
     weights = next(t for t in whole["terms"] if t["name"] == "weights")["measured_bytes"]
-    limit = ("--limit-memory", str(weights // 2))
+    limit = ("--limit-memory", f"{weights // 2}B")
     document = call("verify", str(tmp_path), *SMALL, *limit, "--format", "json").json()
     assert 2 <= len(document["layers"]) < 12
     (item,) = document["extrapolated"]
