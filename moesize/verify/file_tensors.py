@@ -365,7 +365,7 @@ def _names(spec: ModelSpec, weight_format: WeightFormat) -> _Names:
     method = spec.quantization.method if spec.quantization is not None else ""
     if isinstance(weight_format, GroupInt):
         return _BY_METHOD["gptq"]
-    if method == "mxfp4":
+    if method == "mxfp4" and isinstance(weight_format, Mxfp4):
         return _BY_METHOD["gpt_oss"]
     found = _BY_METHOD["compressed-tensors"] if method == "compressed-tensors" else _Names()
     if isinstance(weight_format, PackQuantized) or (

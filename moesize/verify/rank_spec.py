@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from moesize.core.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from moesize.core.errors import UnsupportedError
 from moesize.core.feed_forward import DenseMlp, FeedForward
-from moesize.core.model_spec import Block, LayerRun, ModelSpec
+from moesize.core.model_spec import Block, ExtraTensor, LayerRun, ModelSpec
 from moesize.core.recurrent import (
     GatedDeltaNet,
     KimiDeltaAttention,
@@ -55,6 +55,7 @@ def rank_spec(spec: ModelSpec, layers: Sequence[int], size: int = 1) -> ModelSpe
         mtp=None,
         towers=(),
         embedding=embedding,
+        extra=tuple(_extra(tensor, size) for tensor in spec.extra),
     )
 
 
@@ -65,7 +66,18 @@ def _block(block: Block, size: int) -> Block:
         block,
         mixers=tuple(rank_mixer(mixer, size) for mixer in block.mixers),
         feed_forwards=tuple(_feed_forward(part, size) for part in block.feed_forwards),
+        extra=tuple(_extra(tensor, size) for tensor in block.extra),
     )
+
+
+def _extra(tensor: ExtraTensor, size: int) -> ExtraTensor:
+    """A tensor that no kind describes, with the rows (`out`) or columns (`in`) of one rank."""
+    if size == 1 or not tensor.split:
+        return tensor
+    rows, *columns = tensor.shape
+    if tensor.split == "out":
+        return replace(tensor, shape=(units_of_rank(rows, size), *columns))
+    return replace(tensor, shape=(rows, units_of_rank(columns[0], size), *columns[1:]))
 
 
 def rank_mixer(mixer: Mixer, size: int) -> Mixer:

@@ -69,7 +69,7 @@ class Content(NamedTuple):
     """What fills a tensor.
 
     kind   normal (mean a, deviation b), uniform (a to b), bits, exponents (E8M0 near a),
-           groups (index // a), modulo (index % a), ramp (a to b), values
+           groups (index in the row // a), modulo (index % a), ramp (a to b), values
     """
 
     kind: str
@@ -165,6 +165,11 @@ def _planned(spec: ModelSpec, tensor: FileTensor, fact: _Fact) -> Iterator[Plann
         content = _plain_content(spec, tensor, fact)
     else:
         content = _quantized_content(tensor, fact, weight_format)
+    if content.kind == "values":
+        # Of stacked experts each has its own.
+        content = content._replace(
+            values=content.values * (prod(tensor.shape) // len(content.values))
+        )
     yield PlannedTensor(tensor.name, dtype, tensor.shape, content)
     if isinstance(weight_format, BitsAndBytes4Bit) and tensor.name.endswith(".weight"):
         yield _quant_state(tensor, fact, weight_format)
@@ -259,12 +264,16 @@ def _scale_content(tensor: FileTensor, size: float, weight_format: WeightFormat)
 
 
 def _quant_state(tensor: FileTensor, fact: _Fact, weight_format: BitsAndBytes4Bit) -> PlannedTensor:
-    """The JSON text beside a matrix of bitsandbytes, which no engine keeps on the device."""
+    """The JSON text beside a matrix of bitsandbytes, which no engine keeps on the device.
+
+    Of stacked experts one text says what each of them is.
+    """
+    size = prod(tensor.shape[-2:])
     state = {
         "quant_type": "nf4",
         "blocksize": weight_format.block_elements,
         "dtype": "bfloat16",
-        "shape": [2 * prod(tensor.shape) // fact.inputs, fact.inputs],
+        "shape": [2 * size // fact.inputs, fact.inputs],
     }
     if weight_format.nested:
         state |= {"nested_blocksize": weight_format.nested_block_elements, "nested_offset": 0.0}
@@ -434,7 +443,8 @@ def _exact(tensor: PlannedTensor) -> bytes | None:
     content, count = tensor.content, prod(tensor.shape)
     match content.kind:
         case "groups":
-            return array("i", (i // int(content.a) for i in range(count))).tobytes()
+            row = tensor.shape[-1]
+            return array("i", (i % row // int(content.a) for i in range(count))).tobytes()
         case "modulo":
             return array("i", (i % int(content.a) for i in range(count))).tobytes()
         case "values":

@@ -409,3 +409,32 @@ def test_what_is_not_loaded_is_said() -> None:
     said = next(note for note in report.notes if note.startswith("not loaded"))
     size = (416_866_032 + 1152 * 2560 + 1152) * 2
     assert f"{size / 2**20:.2f} MiB of vision and audio towers" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "rank"),
+    [
+        # Experts in one tensor: words, group indices and quantization states of each of them.
+        ("gpt-oss-20b", "gptq-4bit", None),
+        ("gpt-oss-20b", "w4a16", None),
+        ("gpt-oss-20b", "nf4", None),
+        ("gpt-oss-20b", "nf4-dq", None),
+        ("gpt-oss-20b", "int8", None),
+        # Conv1D holds (in, out), quantized matrices (out, in).
+        ("gpt2", "fp8", None),
+        ("gpt2", "gptq-4bit", (0, 2)),
+        # A projection outside of the layers that ranks share.
+        ("gemma-3n-e2b", "checkpoint", (0, 2)),
+    ],
+)
+def test_other_schemes_and_ranks(name: str, quant: str, rank: tuple[int, int] | None) -> None:
+    """To the byte and the operation, of layouts that few published files have."""
+    report = verify_run.verify(
+        small(name, experts=3), device="cpu", layers=(0,), tokens=4, sequences=1, decode_steps=1,
+        quant=quant, tp_rank=rank,
+    )  # fmt: skip
+    assert report.agrees
+    found = {term.name: term for term in report.terms}
+    for term_name in ("weights", "prefill_peak", "decode_peak", "logits_peak"):
+        assert found[term_name].measured_bytes == found[term_name].predicted_bytes is not None
+    assert [phase.error for phase in report.flops] == [0.0, 0.0]

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from moesize.core.weight_formats import WeightFormat
 
 
+# Parts of a quantized matrix that stacked experts have once.
+_FOR_ALL = ("quant_state", "reciprocal")
+
+
 class Weights:
     """A checkpoint's tensors on a device, as seen by one rank of tensor parallelism.
 
@@ -197,7 +201,8 @@ class LayerWeights:
         name = self._fill(tensor_name(naming, role))
         module = self._fill(module_name(naming, role))
         raw = self._unpacked(role, name, module)
-        if self.all.family in TRANSPOSED and raw.dim() == 2 and self.tensors[role].matmul:
+        plain = self.all.formats.get((role, self.index)) is None
+        if self.all.family in TRANSPOSED and plain and raw.dim() == 2 and self.tensors[role].matmul:
             return raw.T
         return raw
 
@@ -346,7 +351,10 @@ class LayerWeights:
         if part.endswith(".bias"):
             raw = self.all.put(self._first_of(module + ".bias", module + "_bias")[index])
         elif weight_format is not None:
-            parts = {key: value[index] for key, value in parts_of(self.all.state, module).items()}
+            found = parts_of(self.all.state, module)
+            parts = {
+                key: value if key in _FOR_ALL else value[index] for key, value in found.items()
+            }
             raw = self._dequantized(role, parts, weight_format)
         else:
             whole = self._first_of(module, module + ".weight")
