@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 HEADINGS = ("term", "predicted", "measured", "error", "tolerance", "", "why")
 _TOLERANCE = HEADINGS.index("tolerance")
-# Columns of a terminal from which on reasons, and tolerances, are shown.
+_PREDICTED = HEADINGS.index("predicted")
+# Columns of a terminal from which on reasons, tolerances, predictions are shown: the error and the
+# verdict tell what was predicted where there is no room for it.
 _WITH_WHY = 100
 _WITH_TOLERANCE = 70
+_WITH_PREDICTED = 60
 
 
 def verdict_word(report: VerifyReport) -> str:
@@ -221,6 +224,8 @@ def cells(report: VerifyReport, width: int) -> tuple[tuple[str, ...], list[tuple
     left_out = {len(HEADINGS) - 1} if width < _WITH_WHY else set()
     if width < _WITH_TOLERANCE:
         left_out.add(_TOLERANCE)
+    if width < _WITH_PREDICTED:
+        left_out.add(_PREDICTED)
     kept = [i for i in range(len(HEADINGS)) if i not in left_out]
     first = "term [rank]" if report.ranks > 1 else HEADINGS[0]
     headings = (first, *(HEADINGS[i] for i in kept[1:]))

@@ -79,6 +79,7 @@ def test_columns_of_a_terminal(width: int, last: str) -> None:
     headings, shown = cells(REPORT, width)
     assert headings[-1] == last
     assert ("tolerance" in headings) is (width >= 80)
+    assert ("predicted" in headings) is (width >= 80)
     assert {len(row) for row in shown} == {len(headings)}
 
 
