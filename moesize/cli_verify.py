@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ def _check_name(model: str) -> None:
 
 
 def _loaded() -> Callable[..., VerifyReport]:
+    # Torch asks for NumPy when it is first used, and says on two lines that it does without.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         from moesize.verify.run import verify
     except ModuleNotFoundError as error:

@@ -282,6 +282,18 @@ def test_a_name_that_there_is_not_is_said_before_torch_is_loaded() -> None:
     assert "did you mean qwen2.5-7b" in result.err
 
 
+def test_without_numpy_nothing_is_said(tmp_path: Path) -> None:
+    """The extra does not bring it; torch warns twice of that."""
+    folder = write_config("dense GQA", tmp_path / "model")
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from moesize.__main__ import main\n"
+        f"sys.exit(main(['verify', {str(folder)!r}, '--device', 'cpu', '--tokens', '8']))"
+    )
+    result = run(command=("-c", code))
+    assert (result.code, result.err) == (0, "")
+
+
 def test_without_torch_it_says_so() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
